@@ -1,0 +1,142 @@
+"""Every field there is, with its default: a DiT-S/2 on digits. Other configs change what differs.
+
+A choice is a `name` and one subsection per alternative; only the named one is used.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """The defaults."""
+  config = ConfigDict()
+  config.seed = 0  # Of initialisation, data order and training noise.
+  config.space = 'pixel'  # 'pixel'. ('latent' is reserved for autoencoder latents.)
+  config.num_classes = 10  # Labels of the data, or 0: unconditional.
+  config.dtype = (
+    'auto'  # Activations: 'float32', 'bfloat16', 'auto' (float32 on CPU, else bfloat16).
+  )
+
+  config.data = ConfigDict()
+  config.data.name = 'digits'  # A module of diffusion_jax/data.
+  config.data.dir = 'data'  # Where prepared data and evaluation classifiers are kept.
+  config.data.flip = False  # Mirror half of the training images.
+  config.data.digits = ConfigDict()
+  config.data.digits.holdout_size = 297  # Of 1,797 images, the same share of every class.
+  config.data.digits.split_seed = 0
+
+  time = dict(
+    time_distribution='uniform',  # Of training times: 'uniform', 'logit_normal'.
+    logit_mean=0.0,  # Of logit_normal; higher is noisier.
+    logit_std=1.0,
+  )
+  config.schedule = ConfigDict()
+  config.schedule.name = 'cosine'  # A module of diffusion_jax/diffusion/schedules.
+  config.schedule.linear = ConfigDict(
+    dict(num_timesteps=1000, beta_start=1e-4, beta_end=0.02, **time)
+  )
+  config.schedule.quadratic = ConfigDict(
+    dict(num_timesteps=1000, beta_start=8.5e-4, beta_end=0.012, **time)
+  )
+  config.schedule.cosine = ConfigDict(
+    dict(num_timesteps=1000, offset=0.008, max_beta=0.999, **time)
+  )
+  config.schedule.straight = ConfigDict(time)
+
+  config.process = ConfigDict()
+  config.process.prediction = 'v'  # 'eps', 'x0', 'v', 'velocity'.
+
+  config.loss = ConfigDict()
+  config.loss.label_drop = 0.1  # Share of labels hidden in training; guidance needs > 0.
+  config.loss.weighting = 'none'  # 'none', 'min_snr'.
+  config.loss.min_snr_gamma = 5.0
+
+  config.model = ConfigDict()
+  config.model.name = 'dit'  # A module of diffusion_jax/models.
+  config.model.dit = ConfigDict()
+  config.model.dit.patch_size = 2
+  config.model.dit.hidden_size = 384  # A multiple of num_heads and of 4.
+  config.model.dit.depth = 12
+  config.model.dit.num_heads = 6
+  config.model.dit.mlp_ratio = 4.0
+  config.model.unet = ConfigDict()
+  config.model.unet.channels = 64  # Of the first level, a multiple of 32.
+  config.model.unet.channel_mult = (1, 2)  # Channels of each level, in units of `channels`.
+  config.model.unet.num_res_blocks = 2  # A level, one more on the way up.
+  config.model.unet.attention_resolutions = (4,)  # Sides of feature maps, in pixels.
+  config.model.unet.num_heads = 4
+  config.model.unet.dropout = 0.1
+
+  config.optimizer = ConfigDict()  # AdamW.
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.warmup_steps = 100
+  config.optimizer.decay = 'cosine'  # 'cosine' to 0 at train.num_steps, or 'constant'.
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 1.0  # Of the global gradient; 0 does not clip.
+
+  config.train = ConfigDict()
+  config.train.num_steps = 1000
+  config.train.batch_size = 128  # Over all devices and hosts.
+  config.train.ema_decay = 0.9999
+  config.train.log_every_steps = 50
+  config.train.holdout_every_steps = 500  # Loss on held-out data, with the EMA parameters.
+  config.train.preview_every_steps = 500
+  config.train.max_skipped = 10  # Non-finite steps in a row after which training stops.
+
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every_steps = 500
+  config.checkpoint.keep_newest = 2
+  config.checkpoint.keep_best = 1
+  config.checkpoint.best_metric = 'holdout_loss'  # As of the last measurement before the save.
+  config.checkpoint.best_mode = 'min'  # 'min', 'max'.
+
+  config.sampler = ConfigDict()
+  config.sampler.name = 'ddim'  # A module of diffusion_jax/diffusion/samplers.
+  config.sampler.ddim = ConfigDict(dict(eta=0.0))  # 0: deterministic, 1: like DDPM.
+  config.sampler.ddpm = ConfigDict(dict(variance='fixed_small'))  # 'fixed_small', 'fixed_large'.
+
+  config.sample = ConfigDict()
+  config.sample.name = ''  # Folder below DIR/samples; '' is made from sampler, steps and scale.
+  config.sample.checkpoint = 'latest'  # 'latest', 'best' or a step.
+  config.sample.num_samples = 1000
+  config.sample.batch_size = 250  # Does not change the images.
+  config.sample.num_steps = 50  # Up to the schedule's num_timesteps.
+  config.sample.spacing = 'trailing'  # 'trailing', 'leading', 'linspace'.
+  config.sample.cfg_scale = 1.0  # 1: no guidance.
+  config.sample.clip_x0 = False  # To [-1, 1]; pixel space only.
+  config.sample.labels = ()  # Labels in turn; (): i mod num_classes for sample i.
+  config.sample.seed = 0
+  config.sample.ema = True  # The averaged parameters, or the raw ones.
+  config.sample.grid_columns = 10  # Of grid.png and the previews; rows are classes, 10 at most.
+  config.sample.gif_frames = 25
+
+  config.eval = ConfigDict()
+  config.eval.features = ConfigDict()
+  config.eval.features.name = 'dataset_classifier'  # A module of diffusion_jax/evaluation/features.
+  config.eval.features.dataset_classifier = ConfigDict()
+  config.eval.features.dataset_classifier.channels = (32, 64)  # Of its levels.
+  config.eval.features.dataset_classifier.feature_size = 64
+  config.eval.features.dataset_classifier.num_steps = 600
+  config.eval.features.dataset_classifier.batch_size = 128
+  config.eval.features.dataset_classifier.learning_rate = 2e-3
+  config.eval.features.dataset_classifier.seed = 0
+  config.eval.features.pixels = ConfigDict(dict(pixel_range=255.0))  # Pixels scaled to 0..range.
+  config.eval.metrics = ('fid', 'inception_score', 'label_accuracy')  # Of diffusion_jax/evaluation.
+  config.eval.fid = ConfigDict()
+  config.eval.inception_score = ConfigDict(dict(splits=10))
+  config.eval.label_accuracy = ConfigDict()
+  config.eval.real_baseline = True  # Measure real training images against the reference too.
+
+  config.mesh = ConfigDict()  # Devices along each axis; -1 is what is left.
+  config.mesh.data = -1
+  config.mesh.fsdp = 1
+  config.mesh.tensor = 1
+  # (regular expression, (axis or '' a dimension)): the first one found in an array's path decides
+  # how it is cut, for example ('mlp_in/kernel', ('', 'fsdp', 'tensor')). No rule: a copy each.
+  config.mesh.rules = ()
+
+  config.logging = ConfigDict()
+  config.logging.wandb_project = ''  # '' is off; otherwise needs `pip install wandb`.
+  return config

@@ -1,0 +1,1 @@
+"""Train, sample and measure class-conditional image diffusion models in JAX."""

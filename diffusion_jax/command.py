@@ -1,0 +1,96 @@
+"""From the command line to a stage: every mistake in a flag is one message."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.fields import unknown
+
+STAGES = Path(__file__).parent / 'stages'
+USAGE = 'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train]'
+
+
+def modes() -> list[str]:
+  """The files of diffusion_jax/stages."""
+  return sorted(path.stem for path in STAGES.glob('*.py') if path.stem != '__init__')
+
+
+def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The resolved config as a plain mapping, and the fields set by flags (path -> value).
+
+  Raises: InputError for anything wrong with the command line or the config file.
+  """
+  from ml_collections import config_flags
+
+  try:
+    rest = values(argv)[1:]
+    if rest:
+      raise InputError(f'arguments without a flag: {" ".join(rest)}\n{USAGE}')
+    if values['config'].value is None:
+      raise InputError(f'--config is missing\n{USAGE}')
+    config = values['config'].value.to_dict()
+    overrides = dict(config_flags.get_override_values(values['config']))
+  except OSError as error:
+    path = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), '')
+    found = sorted(str(p) for p in Path('configs').glob('*.py'))
+    if not Path(path.split(':')[0]).is_file():
+      raise InputError(unknown('--config: no such file', path, found)) from error
+    raise InputError(f'--config={path}: {error}') from error
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    raise InputError(_first_lines(error)) from error
+  return config, overrides
+
+
+def _first_lines(error: Exception) -> str:
+  text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+  lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+  return lines[-1] if lines and 'Traceback' in str(text) else ' '.join(lines)
+
+
+def run_mode(
+  mode: str, config: Mapping[str, Any], overrides: Mapping[str, Any], workdir, *, as_json: bool
+) -> None:
+  """Checks the mode, the work directory and the config, then runs the stage.
+
+  Raises: errors.Stop with what the user is told and the exit code.
+  """
+  if mode not in modes():
+    raise InputError(unknown('--mode', mode, modes()))
+  if as_json and mode != 'describe':
+    raise InputError(f'--json: got --mode={mode}, allowed only with --mode=describe')
+  stage = importlib.import_module(f'diffusion_jax.stages.{mode}')
+  folder = Path(workdir).expanduser().absolute() if workdir else None
+  if folder is None and mode != 'describe':
+    raise InputError(f'--workdir is missing\n{USAGE}')
+  if mode == 'train':
+    require_writable(folder)
+  elif folder is not None and stored.has_checkpoint(folder):
+    config = stored.merged(folder, config, overrides)
+  elif mode != 'describe':
+    raise InputError(
+      f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '
+      f'the same command with --mode=train'
+    )
+  experiment = create(config)
+  if mode == 'describe':
+    stage.run(experiment, folder, as_json=as_json)
+  else:
+    stage.run(experiment, folder)
+
+
+def require_writable(folder: Path) -> None:
+  """Makes the folder. Raises: InputError if nothing can be written there."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.probe-{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    raise InputError(f'--workdir={folder}: cannot write there ({error.strerror})') from error

@@ -1,0 +1,49 @@
+"""Network and labels -> Denoiser, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+
+The scale here is the one most codebases use, uncond + scale * (cond - uncond): 1 is no guidance
+(the paper's w is scale - 1). The order is: guide, clip x0, derive eps again from the clipped x0.
+"""
+
+import jax.numpy as jnp
+
+from diffusion_jax.diffusion.losses import Network
+from diffusion_jax.diffusion.process import Process
+from diffusion_jax.types import Array, Denoiser, Prediction
+
+
+def make_denoiser(
+  network: Network,
+  process: Process,
+  labels: Array,
+  *,
+  null_label: int,
+  cfg_scale: float,
+  clip_x0: bool,
+) -> Denoiser:
+  """A denoiser for a batch with these labels (B,) int32.
+
+  cfg_scale 1 costs one forward pass; any other one pass over a doubled batch, in which each
+  example's two rows are neighbours, so that a batch sharded over devices stays where it is.
+  """
+
+  def denoise(x_t: Array, t: Array) -> Prediction:
+    time = jnp.broadcast_to(process.schedule.network_time(t), labels.shape)
+    if cfg_scale == 1:
+      prediction = process.to_prediction(network(x_t, time, labels), x_t, t)
+    else:
+      pairs = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
+      output = network(jnp.repeat(x_t, 2, axis=0), jnp.repeat(time, 2), pairs)
+      output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
+      cond = process.to_prediction(output[:, 0], x_t, t)
+      uncond = process.to_prediction(output[:, 1], x_t, t)
+      prediction = Prediction(
+        uncond.x0 + cfg_scale * (cond.x0 - uncond.x0),
+        uncond.eps + cfg_scale * (cond.eps - uncond.eps),
+      )
+    if clip_x0:
+      n = process.level(t, x_t)
+      x0 = jnp.clip(prediction.x0, -1, 1)
+      prediction = Prediction(x0, (x_t - n.alpha * x0) / n.sigma)
+    return prediction
+
+  return denoise

@@ -1,0 +1,47 @@
+"""The denoising loss: x0, t, eps -> x_t -> network -> weighted squared error, in this order."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.diffusion.process import Process
+from diffusion_jax.randomness import fold_in_each, normal_each
+from diffusion_jax.types import Array
+
+WEIGHTINGS = ('none', 'min_snr')
+Network = Callable[[Array, Array, Array], Array]  # (x_t, network time (B,), labels (B,)) -> output
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoisingLoss:
+  """Mean squared error of the network's target (Ho et al. 2020, Eq. 14), optionally min-SNR weighted.
+
+  null_label stands for "no class"; label_drop is the share of training labels replaced by it
+  (Ho & Salimans 2022, arXiv:2207.12598, Algorithm 1).
+  """
+
+  process: Process
+  null_label: int
+  label_drop: float
+  weighting: str
+  min_snr_gamma: float
+
+  def __call__(
+    self, network: Network, x0: Array, labels: Array, keys: Array, *, train: bool
+  ) -> Array:
+    """x0 (B,H,W,C) float32 in [-1, 1] or latents, labels (B,) int32, keys (B,) -> (B,) float32."""
+    t_keys, eps_keys, drop_keys = (fold_in_each(keys, purpose) for purpose in range(3))
+    t = jax.vmap(lambda key: self.process.schedule.sample_t(key, ()))(t_keys)  # (B,)
+    eps = normal_each(eps_keys, x0.shape[1:])
+    if train and self.label_drop > 0:
+      dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_drop))(drop_keys)
+      labels = jnp.where(dropped, self.null_label, labels)
+    x_t = self.process.corrupt(x0, eps, t)
+    output = network(x_t, self.process.schedule.network_time(t), labels)
+    error = jnp.square(output.astype(jnp.float32) - self.process.target(x0, eps, t))
+    loss = jnp.mean(error, axis=range(1, error.ndim))  # (B,)
+    if train and self.weighting == 'min_snr':
+      loss = loss * self.process.min_snr_weight(t, self.min_snr_gamma)
+    return loss

@@ -1,0 +1,15 @@
+"""Between stored uint8 images and the network's [-1, 1]."""
+
+import jax.numpy as jnp
+
+from diffusion_jax.types import Array
+
+
+def from_uint8(images: Array) -> Array:
+  """0..255 -> [-1, 1] float32."""
+  return images.astype(jnp.float32) / 127.5 - 1
+
+
+def to_uint8(x: Array) -> Array:
+  """floor(127.5 x + 128) clipped to 0..255: each level has the same width."""
+  return jnp.clip(jnp.floor(127.5 * x + 128), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,63 @@
+"""DDPM ancestral sampling (Ho et al. 2020, arXiv:2006.11239, Eq. 6-7), between any two times s < t.
+
+With alpha_ts = alpha_t / alpha_s and sigma_ts^2 = sigma_t^2 - alpha_ts^2 sigma_s^2, the forward
+process has q(x_t | x_s) = N(alpha_ts x_s, sigma_ts^2), and its posterior q(x_s | x_t, x0) has
+  mean      alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s sigma_ts^2 / sigma_t^2 x0
+  variance  sigma_s^2 sigma_ts^2 / sigma_t^2
+(Kingma et al. 2021, arXiv:2107.00630, Appendix A). For neighbours t, s of a discrete schedule
+sigma_ts^2 is beta_t, and these are DDPM's equations.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from diffusion_jax.randomness import normal_each
+from diffusion_jax.types import Array, Denoiser, NoiseLevel, NoiseSchedule, PyTree
+
+VARIANCES = ('fixed_small', 'fixed_large')
+
+
+def step_variance(n_t: NoiseLevel, n_s: NoiseLevel) -> Array:
+  """sigma_ts^2, the noise that the forward process adds from s to t; beta_t between neighbours."""
+  return n_t.sigma**2 - (n_t.alpha / n_s.alpha * n_s.sigma) ** 2
+
+
+def posterior_variance(n_t: NoiseLevel, n_s: NoiseLevel) -> Array:
+  """Variance of q(x_s | x_t, x0): 'fixed small', and DDIM's at eta = 1."""
+  return n_s.sigma**2 / n_t.sigma**2 * step_variance(n_t, n_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPM:
+  """variance: 'fixed_small' (the posterior's) or 'fixed_large' (sigma_ts^2); none in the last step."""
+
+  schedule: NoiseSchedule
+  variance: str
+
+  def init(self, x_T: Array) -> PyTree:
+    """Nothing is carried."""
+    del x_T
+    return ()
+
+  def step(
+    self, keys: Array, x_t: Array, t: Array, s: Array, denoise: Denoiser, carry: PyTree
+  ) -> tuple[Array, PyTree]:
+    """x_t (B,H,W,C) float32 at scalar t -> x_s at scalar s < t; keys (B,)."""
+    n_t, n_s = self.schedule(t), self.schedule(s)
+    sigma2_ts = step_variance(n_t, n_s)
+    mean = (
+      n_t.alpha / n_s.alpha * n_s.sigma**2 / n_t.sigma**2 * x_t
+      + n_s.alpha * sigma2_ts / n_t.sigma**2 * denoise(x_t, t).x0
+    )
+    variance = posterior_variance(n_t, n_s) if self.variance == 'fixed_small' else sigma2_ts
+    variance = jnp.where(n_s.sigma > 0, variance, 0)
+    noise = normal_each(keys, x_t.shape[1:]).astype(x_t.dtype)
+    return mean + jnp.sqrt(variance) * noise, carry
+
+
+def build(*, schedule: NoiseSchedule, variance: str) -> DDPM:
+  """Raises: ValueError for an unknown variance."""
+  if variance not in VARIANCES:
+    raise ValueError(f'variance: got {variance!r}, allowed {VARIANCES}')
+  return DDPM(schedule, variance)

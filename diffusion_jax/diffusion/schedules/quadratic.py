@@ -1,0 +1,25 @@
+"""Betas whose square roots are linear, as in latent diffusion (Rombach et al. 2022, arXiv:2112.10752)."""
+
+import numpy as np
+
+from diffusion_jax.diffusion.schedules.base import DiscreteSchedule, TimeDistribution
+
+
+def build(
+  *,
+  num_timesteps: int,
+  beta_start: float,
+  beta_end: float,
+  time_distribution: str,
+  logit_mean: float,
+  logit_std: float,
+) -> DiscreteSchedule:
+  """sqrt(beta) evenly spaced from sqrt(beta_start) to sqrt(beta_end) over num_timesteps."""
+  if not 0 < beta_start <= beta_end < 1:
+    raise ValueError(
+      f'beta_start, beta_end: got {beta_start}, {beta_end}, allowed 0 < start <= end < 1'
+    )
+  betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
+  return DiscreteSchedule.from_betas(
+    betas, TimeDistribution(time_distribution, logit_mean, logit_std)
+  )

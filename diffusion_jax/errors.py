@@ -1,0 +1,31 @@
+"""What a run can stop with, each with the exit code that main.py returns."""
+
+
+class Stop(Exception):
+  """A message for the user instead of a traceback, and the exit code that goes with it."""
+
+  exit_code = 1
+
+
+class InputError(Stop):
+  """The command, the config or the user's files are not usable as they are."""
+
+  exit_code = 2
+
+
+class DamagedError(Stop):
+  """Data or checkpoints on disk are not what was written."""
+
+  exit_code = 3
+
+
+class DivergedError(Stop):
+  """Training produced non-finite losses and stopped."""
+
+  exit_code = 4
+
+
+class Interrupted(Stop):
+  """A signal arrived and a checkpoint was written; the same command goes on."""
+
+  exit_code = 75

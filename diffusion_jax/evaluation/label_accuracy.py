@@ -1,0 +1,17 @@
+"""Share of samples that a classifier gives the label that they were made for."""
+
+import numpy as np
+
+from diffusion_jax.evaluation.types import FeatureSet, Metric
+
+
+def build() -> Metric:
+  """{'label_accuracy'} in 0..1; nothing where the features come without class logits."""
+
+  def metric(samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    del reference
+    if samples.logits is None:
+      return {}
+    return {'label_accuracy': float(np.mean(samples.logits.argmax(axis=1) == samples.labels))}
+
+  return metric

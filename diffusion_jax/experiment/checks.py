@@ -1,0 +1,111 @@
+"""What no single field can say: combinations that cannot work, each as one line."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.runtime.mesh import batch_shards
+
+MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
+
+
+def _attempt(build: Callable, problems: list[str]):
+  try:
+    return build()
+  except InputError as error:
+    problems.append(str(error))
+  return None
+
+
+def config_problems(experiment: Experiment) -> list[str]:
+  """Problems that the config alone shows."""
+  config, problems = experiment.config, []
+  schedule = _attempt(lambda: experiment.schedule, problems)
+  if schedule is not None:
+    _attempt(lambda: experiment.sampler, problems)
+    problems += _grid_problems(experiment)
+  _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=jnp.float32), problems)
+  _attempt(experiment.metrics, problems)
+  problems += _label_problems(experiment)
+  if config.space == 'latent':
+    problems.append(
+      "config.space: got 'latent', which needs an autoencoder, and this version has none; "
+      "allowed 'pixel'"
+    )
+    if config.sample.clip_x0:
+      problems.append(
+        'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
+        'bounded by 1 and clipping destroys the sample'
+      )
+  if config.optimizer.warmup_steps > config.train.num_steps:
+    problems.append(
+      f'config.optimizer.warmup_steps: got {config.optimizer.warmup_steps}, allowed up to '
+      f'config.train.num_steps {config.train.num_steps}'
+    )
+  return problems
+
+
+def _grid_problems(experiment: Experiment) -> list[str]:
+  sample, prediction = experiment.config.sample, experiment.config.process.prediction
+  try:
+    times = experiment.schedule.grid(sample.num_steps, sample.spacing)
+  except ValueError as error:
+    return [f'config.sample.{error}']
+  if prediction != 'eps':
+    return []
+  alpha, sigma = (float(x) for x in experiment.schedule(jnp.float32(times[0])))
+  log_snr = 2 * math.log(alpha / sigma) if alpha > 0 else -math.inf
+  if alpha > 0 and (log_snr >= MIN_LOG_SNR_EPS or sample.clip_x0):
+    return []
+  return [
+    f"config.process.prediction: got 'eps', but sampling with config.schedule.name "
+    f'{experiment.config.schedule.name!r} starts at log SNR {log_snr:.1f}, where eps '
+    + ('does not determine x0' if alpha == 0 else 'errors are amplified beyond use')
+    + "; allowed 'v', 'x0', 'velocity'"
+    + ('' if alpha == 0 else f', or clip_x0, or a schedule that ends above {MIN_LOG_SNR_EPS:g}')
+  ]
+
+
+def _label_problems(experiment: Experiment) -> list[str]:
+  config, problems = experiment.config, []
+  if config.sample.cfg_scale != 1:
+    got = f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 '
+    if config.num_classes == 0:
+      problems.append(got + '(no guidance), because the model is unconditional (num_classes 0)')
+    elif config.loss.label_drop == 0:
+      problems.append(got + 'unless the model also learns without labels (loss.label_drop > 0)')
+  wrong = [y for y in config.sample.labels if not 0 <= y < max(config.num_classes, 1)]
+  if wrong:
+    allowed = f'0..{config.num_classes - 1}' if config.num_classes else 'none: it has no classes'
+    problems.append(f'config.sample.labels: got {wrong}, allowed {allowed}')
+  return problems
+
+
+def data_problems(experiment: Experiment) -> list[str]:
+  """Problems that only the data or the devices show."""
+  config, problems = experiment.config, []
+  source = _attempt(lambda: experiment.train_data, problems)
+  if source is not None:
+    count = len(source.label_names)
+    if config.num_classes not in (0, count):
+      problems.append(
+        f'config.num_classes: got {config.num_classes}, allowed {count} (labels of data source '
+        f'{config.data.source.name!r}) or 0 (unconditional)'
+      )
+  mesh = _attempt(lambda: experiment.mesh, problems)
+  if mesh is not None:
+    shards = batch_shards(mesh)
+    for section in ('train', 'sample'):
+      size = getattr(config, section).batch_size
+      if size % shards:
+        nearest = max(shards, round(size / shards) * shards)
+        problems.append(
+          f'config.{section}.batch_size: got {size}, allowed multiples of the {shards} devices '
+          f'that share a batch (nearest {nearest})'
+        )
+  if source is not None and mesh is not None:
+    _attempt(lambda: experiment.abstract_state, problems)
+  return problems

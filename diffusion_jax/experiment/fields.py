@@ -1,0 +1,151 @@
+"""Reading a nested mapping into frozen dataclasses, with every problem noted and none raised.
+
+A problem is one line, `config.path: got X, allowed Y`. The dataclass says what is allowed: the
+annotation is the type, `where(...)` a condition. A field of type Choice is a plug-in: the name of a
+module that defines `build`, and the subsection of that name, whose keys are build's parameters.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """A plug-in: diffusion_jax.PACKAGE.NAME, called as build(**options, **what the code adds)."""
+
+  package: str
+  name: str
+  options: Mapping[str, Any]
+  path: str
+
+  def build(self, **derived) -> Any:
+    """Raises: InputError for options that build refuses with a ValueError."""
+    try:
+      return load_plugin(self.package, self.name).build(**self.options, **derived)
+    except ValueError as error:
+      raise InputError(f'{self.path}.{self.name}.{error}') from error
+
+
+def where(ok: Callable[[Any], bool], allowed: str):
+  """A field whose value must satisfy ok; `allowed` says what that is."""
+  return dataclasses.field(metadata={'ok': ok, 'allowed': allowed})
+
+
+def one_of(*values):
+  """A field with one of these values."""
+  return dataclasses.field(metadata={'values': values})
+
+
+def choice(package: str, derived: Sequence[str] = ()):
+  """A Choice among the modules of diffusion_jax.`package`; the code adds the `derived` arguments."""
+  return dataclasses.field(metadata={'package': package, 'derived': tuple(derived)})
+
+
+def plugin_names(package: str) -> list[str]:
+  """The modules of diffusion_jax.`package` that define `build`."""
+  folder = Path(__file__).parents[1].joinpath(*package.split('.'))
+  names = (module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg)
+  return sorted(n for n in names if '\ndef build(' in (folder / f'{n}.py').read_text())
+
+
+def load_plugin(package: str, name: str) -> Any:
+  """The module diffusion_jax.PACKAGE.NAME."""
+  return importlib.import_module(f'diffusion_jax.{package}.{name}')
+
+
+def unknown(what: str, got: str, allowed: Sequence[str]) -> str:
+  """'what: got X, allowed A, B (nearest A)'."""
+  close = difflib.get_close_matches(str(got), [str(name) for name in allowed], n=1)
+  nearest = f' (nearest {close[0]!r})' if close else ''
+  return f'{what}: got {got!r}, allowed {", ".join(map(str, allowed))}{nearest}'
+
+
+def read(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
+  """An instance of the dataclass `cls`, or None if there were problems, which are appended."""
+  if not isinstance(mapping, Mapping):
+    problems.append(f'{path}: got {mapping!r}, allowed a section; see configs/base.py')
+    return None
+  before, values = len(problems), {}
+  known, hints = set(), typing.get_type_hints(cls)
+  for field in dataclasses.fields(cls):
+    name, hint = field.name, hints[field.name]
+    if (
+      hint is Choice and name not in mapping
+    ):  # The section is a choice with more fields beside it.
+      known |= {'name', *plugin_names(field.metadata['package'])}
+      values[name] = _read_choice(mapping, field.metadata, path, problems)
+      continue
+    known.add(name)
+    if name not in mapping:
+      problems.append(f'{path}.{name}: missing; configs/base.py has it')
+    elif hint == tuple[Choice, ...]:  # Names here, the subsection of each beside them.
+      package = field.metadata['package']
+      known |= set(plugin_names(package))
+      sections = [{'name': n, n: mapping.get(n, {})} for n in mapping[name]]
+      choices = [_read_choice(s, field.metadata, path, problems) for s in sections]
+      values[name] = tuple(choices)
+    elif hint is Choice:
+      section, inner = mapping[name], f'{path}.{name}'
+      values[name] = _read_choice(section, field.metadata, inner, problems)
+      extra = sorted(set(section) - {'name', *plugin_names(field.metadata['package'])})
+      problems += [f'{inner}.{key}: no such choice or field' for key in extra]
+    elif dataclasses.is_dataclass(hint):
+      values[name] = read(hint, mapping[name], f'{path}.{name}', problems)
+    else:
+      values[name] = _read_value(mapping[name], hint, f'{path}.{name}', problems, field.metadata)
+  for name in sorted(set(mapping) - known):
+    problems.append(unknown(f'{path}: unknown field', name, sorted(known)))
+  return cls(**values) if len(problems) == before else None
+
+
+def _read_choice(section: Mapping, metadata: Mapping, path: str, problems: list[str]) -> Choice:
+  package, names = metadata['package'], plugin_names(metadata['package'])
+  name = section.get('name')
+  if name not in names:
+    problems.append(unknown(f'{path}.name', name, names))
+    return None
+  parameters = inspect.signature(load_plugin(package, name).build, eval_str=True).parameters
+  wanted = {n: p.annotation for n, p in parameters.items() if n not in metadata['derived']}
+  given, path_of = section.get(name, {}), f'{path}.{name}'
+  options = {}
+  for key, annotation in wanted.items():
+    if key not in given:
+      problems.append(f'{path_of}.{key}: missing; configs/base.py has it')
+    else:
+      options[key] = _read_value(given[key], annotation, f'{path_of}.{key}', problems)
+  for key in sorted(set(given) - set(wanted)):
+    problems.append(unknown(f'{path_of}: unknown field', key, sorted(wanted)))
+  return Choice(package, name, options, path)
+
+
+def _read_value(value, hint, path: str, problems: list[str], metadata: Mapping = {}) -> Any:
+  if isinstance(value, list):
+    value = tuple(value)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value)
+  if not _fits(value, hint):
+    expected = getattr(hint, '__name__', str(hint)) if not typing.get_args(hint) else str(hint)
+    problems.append(f'{path}: got {value!r}, allowed type {expected}')
+  elif 'values' in metadata and value not in metadata['values']:
+    problems.append(unknown(path, value, metadata['values']))
+  elif 'ok' in metadata and not metadata['ok'](value):
+    problems.append(f'{path}: got {value!r}, allowed {metadata["allowed"]}')
+  return value
+
+
+def _fits(value, hint) -> bool:
+  if typing.get_origin(hint) is tuple:
+    item = typing.get_args(hint)[0]
+    return isinstance(value, tuple) and all(_fits(v, item) for v in value)
+  if hint in (int, float) and isinstance(value, bool):
+    return False
+  return hint is Any or isinstance(value, hint)

@@ -1,0 +1,143 @@
+"""The sections of a config, as frozen dataclasses. configs/base.py explains every field."""
+
+import dataclasses
+from typing import Any
+
+from diffusion_jax.experiment.fields import Choice, choice, one_of, where
+
+COUNT = (lambda n: n >= 1, '>= 1')
+NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
+SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """config.data"""
+
+  source: Choice = choice('data', ['split'])
+  dir: str = where(bool, 'a folder')
+  flip: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """config.process"""
+
+  prediction: str = one_of('eps', 'x0', 'v', 'velocity')
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """config.loss"""
+
+  label_drop: float = where(*SHARE)
+  weighting: str = one_of('none', 'min_snr')
+  min_snr_gamma: float = where(lambda x: x > 0, '> 0')
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """config.optimizer"""
+
+  learning_rate: float = where(lambda x: x > 0, '> 0')
+  warmup_steps: int = where(*NOT_NEGATIVE)
+  decay: str = one_of('cosine', 'constant')
+  b1: float = where(*SHARE)
+  b2: float = where(*SHARE)
+  eps: float = where(lambda x: x > 0, '> 0')
+  weight_decay: float = where(*NOT_NEGATIVE)
+  clip_norm: float = where(*NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """config.train"""
+
+  num_steps: int = where(*COUNT)
+  batch_size: int = where(*COUNT)
+  ema_decay: float = where(*SHARE)
+  log_every_steps: int = where(*COUNT)
+  holdout_every_steps: int = where(*COUNT)
+  preview_every_steps: int = where(*COUNT)
+  max_skipped: int = where(*COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """config.checkpoint"""
+
+  every_steps: int = where(*COUNT)
+  keep_newest: int = where(*COUNT)
+  keep_best: int = where(*NOT_NEGATIVE)
+  best_metric: str = where(bool, 'the name of a metric')
+  best_mode: str = one_of('min', 'max')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """config.sample"""
+
+  name: str = where(lambda n: '/' not in n and not n.startswith('.'), "a file name or ''")
+  checkpoint: str = where(
+    lambda c: c in ('latest', 'best') or c.isdigit(), "'latest', 'best' or a step"
+  )
+  num_samples: int = where(*COUNT)
+  batch_size: int = where(*COUNT)
+  num_steps: int = where(*COUNT)
+  spacing: str = one_of('trailing', 'leading', 'linspace')
+  cfg_scale: float = where(*NOT_NEGATIVE)
+  clip_x0: bool
+  labels: tuple[int, ...]
+  seed: int = where(*NOT_NEGATIVE)
+  ema: bool
+  grid_columns: int = where(*COUNT)
+  gif_frames: int = where(lambda n: n >= 2, '>= 2')
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """config.eval"""
+
+  features: Choice = choice('evaluation.features', ['train', 'holdout', 'cache_dir'])
+  metrics: tuple[Choice, ...] = choice('evaluation')
+  real_baseline: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """config.mesh"""
+
+  data: int
+  fsdp: int
+  tensor: int
+  rules: tuple[tuple[Any, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Logging:
+  """config.logging"""
+
+  wandb_project: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The whole config."""
+
+  seed: int = where(*NOT_NEGATIVE)
+  space: str = one_of('pixel', 'latent')
+  num_classes: int = where(*NOT_NEGATIVE)
+  dtype: str = one_of('auto', 'float32', 'bfloat16')
+  data: Data
+  schedule: Choice = choice('diffusion.schedules')
+  process: Process
+  loss: Loss
+  model: Choice = choice('models', ['out_channels', 'num_classes', 'dtype'])
+  optimizer: Optimizer
+  train: Train
+  checkpoint: Checkpoint
+  sampler: Choice = choice('diffusion.samplers', ['schedule'])
+  sample: Sample
+  eval: Eval
+  mesh: Mesh
+  logging: Logging

@@ -1,0 +1,115 @@
+"""DIR/config.json: what a work directory was trained with, against what the command line asks."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import DamagedError, InputError
+
+FILE = 'config.json'
+# A checkpoint means nothing under another value of these.
+FIXED = ('seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'train.batch_size')
+# The command line decides these for every mode; training decided the others.
+FREE = ('sampler', 'sample', 'eval', 'mesh', 'logging', 'dtype', 'data.dir')
+
+
+def has_checkpoint(workdir: Path) -> bool:
+  """Whether anything was trained here."""
+  folder = workdir / 'checkpoints'
+  return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
+
+
+def load(workdir: Path) -> dict[str, Any]:
+  """The stored mapping, lists as tuples.
+
+  Raises: InputError if there is none, DamagedError if it is not JSON.
+  """
+  path = workdir / FILE
+  try:
+    return _tuples(json.loads(path.read_text()))
+  except FileNotFoundError as error:
+    raise InputError(f'{path}: not found, so nothing was trained in {workdir}') from error
+  except ValueError as error:
+    raise DamagedError(f'{path}: not JSON ({error})') from error
+
+
+def save(workdir: Path, mapping: Mapping[str, Any]) -> None:
+  """Writes the mapping beside and renames."""
+  temporary = workdir / (FILE + '.tmp')
+  temporary.write_text(json.dumps(mapping, indent=2) + '\n')
+  os.replace(temporary, workdir / FILE)
+
+
+def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+  """The stored config with the FREE parts of the given one; overrides are the flags of the command.
+
+  Raises: InputError for a flag that contradicts what was trained.
+  """
+  trained = load(workdir)
+  given = _tuples(json.loads(json.dumps(given)))
+  problems = []
+  for path, value in sorted(overrides.items()):
+    if not _under(path, FREE) and _get(trained, path) != _get(given, path):
+      problems.append(
+        f'--config.{path}: got {value!r}, but {workdir} was trained with {_get(trained, path)!r}; '
+        'leave the flag out, or train in another workdir'
+      )
+  if problems:
+    raise InputError('\n'.join(problems))
+  for path in FREE:
+    if path != 'data.dir' or path in overrides:
+      _set(trained, path, _get(given, path))
+  return trained
+
+
+def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
+  """What differs from the stored config and does not void the checkpoint: 'path: old -> new'.
+
+  Raises: InputError for a difference that does.
+  """
+  old = dict(_leaves(load(workdir)))
+  new = dict(_leaves(_tuples(json.loads(json.dumps(given)))))
+  differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
+  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE)]
+  if fatal:
+    lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
+    advice = f'go on with the same values, or train in another workdir than {workdir}'
+    raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
+  return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in differing if not _under(p, FREE)]
+
+
+def _under(path: str, roots: tuple[str, ...]) -> bool:
+  return any(path == root or path.startswith(root + '.') for root in roots)
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """(path, value) of what is in force: of a choice only the named alternative."""
+  name = mapping.get('name')
+  chosen = isinstance(mapping.get(name), Mapping)
+  for key, value in mapping.items():
+    if isinstance(value, Mapping):
+      if not chosen or key == name:
+        yield from _leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def _get(mapping: Mapping[str, Any], path: str) -> Any:
+  for key in path.split('.'):
+    mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
+  return mapping
+
+
+def _set(mapping: dict[str, Any], path: str, value: Any) -> None:
+  *parents, last = path.split('.')
+  for key in parents:
+    mapping = mapping[key]
+  mapping[last] = value
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,166 @@
+"""Diffusion transformer with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748).
+
+The blocks are scanned: their parameters are stacked along a leading axis of length `depth`, and the
+time to compile does not grow with it.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.models.layers import (
+  ConditionEmbedding,
+  attend,
+  require_divisible,
+  require_positive,
+)
+from diffusion_jax.types import Array
+
+SINUSOID_WIDTH = 256
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros
+
+
+def patchify(x: Array, patch_size: int) -> Array:
+  """(B, H, W, C) -> (B, H/p W/p, p p C): rows of patches, each ordered (row, column, channel)."""
+  batch, height, width, channels = x.shape
+  p = patch_size
+  x = x.reshape(batch, height // p, p, width // p, p, channels)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, p * p * channels)
+
+
+def unpatchify(tokens: Array, patch_size: int, height: int, width: int) -> Array:
+  """The inverse of patchify: (B, H/p W/p, p p C) -> (B, H, W, C)."""
+  batch, p = tokens.shape[0], patch_size
+  x = tokens.reshape(batch, height // p, width // p, p, p, -1)
+  return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, -1)
+
+
+def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
+  """Frozen 2-D sinusoids, the column's half first, each [sin, cos]: (rows columns, width) float32."""
+  quarter = width // 4
+  frequencies = 1 / 10_000 ** (np.arange(quarter) / quarter)
+  row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing='ij')
+  halves = []
+  for coordinate in (column, row):
+    angles = coordinate.reshape(-1, 1) * frequencies  # (rows columns, width/4)
+    halves += [np.sin(angles), np.cos(angles)]
+  return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+  """x (1 + scale) + shift: x (B, N, d); shift, scale (B, d)."""
+  return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def layer_norm(dtype) -> nn.LayerNorm:
+  """LayerNorm without affine parameters; statistics in float32."""
+  return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
+
+
+class AdaLNZero(nn.Module):
+  """Condition c (B, d) -> `num_outputs` vectors (B, d), all zero at initialisation."""
+
+  num_outputs: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, c: Array) -> list[Array]:
+    width = self.num_outputs * c.shape[-1]
+    h = nn.Dense(width, dtype=self.dtype, kernel_init=zeros, name='modulation')(nn.silu(c))
+    return jnp.split(h, self.num_outputs, axis=-1)
+
+
+class DiTBlock(nn.Module):
+  """Attention and MLP, each modulated before and gated after (Figure 3, adaLN-Zero)."""
+
+  num_heads: int
+  mlp_ratio: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array, c: Array) -> tuple[Array, None]:
+    """x (B, N, d), c (B, d) -> x; None is the scan's per-block output."""
+    width = x.shape[-1]
+
+    def dense(features, name):
+      return nn.Dense(features, dtype=self.dtype, kernel_init=xavier, name=name)
+
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
+    h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
+    h = attend(dense(3 * width, 'qkv')(h), self.num_heads)  # (B, N, d)
+    x = x + gate_a[:, None] * dense(width, 'attention_out')(h)
+    h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)
+    h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in')(h), approximate=True)
+    x = x + gate_m[:, None] * dense(width, 'mlp_out')(h)
+    return x, None
+
+
+class DiT(nn.Module):
+  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32."""
+
+  patch_size: int
+  hidden_size: int
+  depth: int
+  num_heads: int
+  mlp_ratio: float
+  out_channels: int
+  num_classes: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, time: Array, y: Array, *, train: bool = False) -> Array:
+    """Raises: ValueError if patch_size does not divide the height and width."""
+    del train  # The published DiT has no dropout.
+    p, (height, width) = self.patch_size, x.shape[1:3]
+    if height % p or width % p:
+      allowed = [q for q in range(1, min(height, width) + 1) if height % q == width % q == 0]
+      raise ValueError(f'patch_size: got {p}, allowed for {height}x{width} images: {allowed}')
+    tokens = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier, name='patch_in')(
+      patchify(x, p)
+    )  # (B, N, d)
+    positions = position_embedding(height // p, width // p, self.hidden_size)
+    tokens = tokens + jnp.asarray(positions, self.dtype)
+    c = ConditionEmbedding(
+      self.hidden_size, SINUSOID_WIDTH, self.num_classes, self.dtype, name='condition'
+    )(time, y)  # (B, d)
+
+    blocks = nn.scan(
+      DiTBlock,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      length=self.depth,
+      in_axes=nn.broadcast,
+    )(self.num_heads, self.mlp_ratio, self.dtype, name='blocks')
+    tokens, _ = blocks(tokens, c)
+
+    shift, scale = AdaLNZero(2, self.dtype, name='final_adaln')(c)
+    tokens = modulate(layer_norm(self.dtype)(tokens), shift, scale)
+    tokens = nn.Dense(
+      p * p * self.out_channels, dtype=self.dtype, kernel_init=zeros, name='patch_out'
+    )(tokens)  # (B, N, p p out_channels)
+    return unpatchify(tokens, p, height, width).astype(jnp.float32)
+
+
+def build(
+  *,
+  patch_size: int,
+  hidden_size: int,
+  depth: int,
+  num_heads: int,
+  mlp_ratio: float,
+  out_channels: int,
+  num_classes: int,
+  dtype: jnp.dtype,
+) -> DiT:
+  """Raises: ValueError for sizes that do not fit each other."""
+  require_positive(
+    patch_size=patch_size,
+    hidden_size=hidden_size,
+    depth=depth,
+    num_heads=num_heads,
+    mlp_ratio=mlp_ratio,
+  )
+  require_divisible('hidden_size', hidden_size, 'num_heads', num_heads)
+  require_divisible('hidden_size', hidden_size, 'the position embedding', 4)
+  return DiT(patch_size, hidden_size, depth, num_heads, mlp_ratio, out_channels, num_classes, dtype)

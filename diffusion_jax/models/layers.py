@@ -1,0 +1,76 @@
+"""Layers that more than one backbone uses. float32 parameters; `dtype` is that of the activations."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array
+
+EMBEDDING_INIT = nn.initializers.normal(0.02)
+
+
+def sinusoidal_embedding(time: Array, width: int, max_period: float = 10_000.0) -> Array:
+  """[cos, sin] of time times width/2 frequencies from 1 to 1/max_period: (B,) -> (B, width) float32.
+
+  The frequencies are max_period^(-k / (width/2)), as in the published ADM and DiT.
+  """
+  half = width // 2
+  frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
+  angles = time.astype(jnp.float32)[:, None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ConditionEmbedding(nn.Module):
+  """Time and label -> one vector: MLP(sinusoids) + label table, (B,) and (B,) -> (B, width).
+
+  num_classes = 0 is unconditional: there is no table and y is not looked at. Otherwise the table
+  has num_classes + 1 rows, the last for "no class".
+  """
+
+  width: int
+  sinusoid_width: int
+  num_classes: int
+  dtype: jnp.dtype
+  kernel_init: nn.initializers.Initializer = EMBEDDING_INIT
+
+  @nn.compact
+  def __call__(self, time: Array, y: Array) -> Array:
+    h = sinusoidal_embedding(time, self.sinusoid_width)  # (B, sinusoid_width)
+    h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_in')(h)
+    h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_out')(
+      nn.silu(h)
+    )  # (B, width)
+    if self.num_classes:
+      table = nn.Embed(
+        self.num_classes + 1,
+        self.width,
+        dtype=self.dtype,
+        embedding_init=EMBEDDING_INIT,
+        name='label',
+      )
+      h = h + table(y)
+    return h
+
+
+def attend(qkv: Array, num_heads: int) -> Array:
+  """Multi-head self-attention of packed [q; k; v]: (B, N, 3d) -> (B, N, d), softmax in float32."""
+  batch, tokens, width = qkv.shape
+  q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, num_heads, width // 3 // num_heads), 2, 0)
+  return jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, width // 3)
+
+
+def require_divisible(name: str, value: int, by_name: str, by: int) -> None:
+  """Raises: ValueError that names both fields and the nearest value of the first that works."""
+  if value % by:
+    nearest = max(by, round(value / by) * by)
+    raise ValueError(
+      f'{name}: got {value}, allowed multiples of {by_name} {by} (nearest {nearest})'
+    )
+
+
+def require_positive(**values: int | float) -> None:
+  """Raises: ValueError that names the first field whose value is not above 0."""
+  for name, value in values.items():
+    if value <= 0:
+      raise ValueError(f'{name}: got {value}, allowed > 0')

@@ -1,0 +1,163 @@
+"""Orbax checkpoints that are verified: asynchronous, newest N and best kept.
+
+A flipped bit in a stored array restores silently. Every save therefore carries a checksum of each
+array of the state, computed on the devices from the bits, and every restore computes it again. It
+is a sum of integers modulo 2^32, so neither sharding nor the number of hosts changes it.
+"""
+
+import dataclasses
+import functools
+import logging
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from diffusion_jax.errors import DamagedError
+from diffusion_jax.runtime.mesh import path_name
+from diffusion_jax.types import Array, PyTree
+
+UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def _checksum(x: Array) -> Array:
+  """sum_i bits_i (2 i + 1) mod 2^32: odd factors, so no change of a single entry cancels."""
+  bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
+  position = jnp.zeros(x.shape, jnp.uint32)
+  stride = 1
+  for axis in reversed(range(x.ndim)):
+    position += jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(stride % 2**32)
+    stride *= x.shape[axis]
+  return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)
+
+
+@jax.jit
+def _checksums(state: PyTree) -> PyTree:
+  return jax.tree.map(_checksum, state)
+
+
+def checksums(state: PyTree) -> dict[str, int]:
+  """Path -> checksum of every array of `state`."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_checksums(state)))
+  return {path_name(path): int(value) for path, value in leaves}
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """A verified state, its step, and the newer steps that were damaged (step -> what was wrong)."""
+
+  state: PyTree
+  step: int
+  damaged: dict[int, str]
+
+
+class Checkpoints:
+  """The checkpoints of one work directory."""
+
+  def __init__(
+    self,
+    directory: Path,
+    *,
+    keep_newest: int = 1,
+    keep_best: int = 0,
+    best_metric: str = '',
+    best_mode: str = 'min',
+    read_only: bool = False,
+  ):
+    """best_metric names an entry of the metrics given to save; best_mode is 'min' or 'max'."""
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax narrates each save.
+    self.directory = Path(directory).absolute()  # A relative path fails only at the first save.
+    managers = ocp.checkpoint_managers
+    keep = [managers.LatestN(keep_newest)]
+    worst = math.inf if best_mode == 'min' else -math.inf
+    if keep_best:
+      keep.append(
+        managers.BestN(
+          get_metric_fn=lambda metrics: metrics.get(best_metric, worst),
+          reverse=best_mode == 'min',
+          n=keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
+    self._best = functools.partial(min if best_mode == 'min' else max)
+    self._best_metric = best_metric
+    self._manager = ocp.CheckpointManager(
+      self.directory,
+      item_names=('state', 'checksums'),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=managers.AnyPreservationPolicy(keep),
+        create=not read_only,
+        read_only=read_only,
+        best_fn=lambda metrics: metrics.get(best_metric, worst),
+        best_mode=best_mode,
+      ),
+    )
+
+  def steps(self) -> list[int]:
+    """Finished steps, oldest first."""
+    return sorted(self._manager.all_steps(read=True))
+
+  def best_step(self) -> int | None:
+    """The stored step with the best metric, or None if none has it."""
+    measured = {}
+    for step in self.steps():
+      metrics = self._manager.metrics(step) or {}
+      if self._best_metric in metrics:
+        measured[step] = metrics[self._best_metric]
+    return self._best(measured, key=measured.get) if measured else None
+
+  def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
+    """Starts writing in the background; raises what the previous save failed with."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
+      ),
+      metrics=metrics or None,
+      force=True,
+    )
+
+  def restore(self, abstract: PyTree, step: int | None = None) -> Restored | None:
+    """The newest undamaged state (or that of `step`), as the ShapeDtypeStructs `abstract` describe it.
+
+    abstract: with shardings, which may differ from those of the save. None: nothing is stored.
+    Raises: DamagedError if what is stored is damaged, all of it.
+    """
+    damaged = {}
+    for candidate in reversed(self.steps()) if step is None else [step]:
+      try:
+        state = self._read(candidate, abstract)
+      except DamagedError as error:
+        damaged[candidate] = str(error)
+      else:
+        return Restored(state, candidate, damaged)
+    if damaged:
+      listed = '\n'.join(f'  step {s}: {reason}' for s, reason in damaged.items())
+      raise DamagedError(f'no usable checkpoint in {self.directory}:\n{listed}')
+    return None
+
+  def _read(self, step: int, abstract: PyTree) -> PyTree:
+    try:
+      items = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
+        ),
+      )
+    except Exception as error:  # Orbax and TensorStore raise many types for unreadable files.
+      raise DamagedError(f'unreadable ({str(error).splitlines()[0][:200]})') from error
+    found = checksums(items.state)
+    wrong = [name for name, value in items.checksums.items() if found.get(name) != value]
+    if wrong or len(found) != len(items.checksums):
+      raise DamagedError(f'{len(wrong)} arrays differ from what was saved, first {wrong[:1]}')
+    return items.state
+
+  def wait(self) -> None:
+    """Returns when everything is on disk; raises if it is not."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases the background threads."""
+    self._manager.close()

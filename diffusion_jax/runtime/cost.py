@@ -1,0 +1,60 @@
+"""What a function costs, read off its jaxpr before anything is compiled.
+
+XLA's own count sees the body of a scan once; this one multiplies it by the length. Counted are the
+floating point operations of matrix products and convolutions, two a multiply-add.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+
+from diffusion_jax.types import PyTree
+
+
+def flops(function: Callable, *args) -> int:
+  """Operations of one call; args may be ShapeDtypeStructs."""
+  return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def num_parameters(params: PyTree) -> int:
+  """Entries of all arrays."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def num_bytes(tree: PyTree) -> int:
+  """Bytes of all arrays."""
+  return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def saved_for_backward(function: Callable, *args) -> int:
+  """Bytes that reverse-mode differentiation of function(*args) keeps, its arguments included."""
+  return num_bytes(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *args))
+
+
+def _count(jaxpr) -> int:
+  total = 0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    if name == 'dot_general':
+      (contracted, _), _ = params['dimension_numbers']
+      left = equation.invars[0].aval.shape
+      depth = math.prod(left[axis] for axis in contracted)
+      total += 2 * math.prod(equation.outvars[0].aval.shape) * depth
+    elif name == 'conv_general_dilated':
+      kernel = equation.invars[1].aval.shape
+      out_features = kernel[params['dimension_numbers'].rhs_spec[0]]
+      total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // out_features
+    else:
+      repeats = params['length'] if name == 'scan' else 1
+      total += repeats * sum(_count(inner) for inner in _inner_jaxprs(params))
+  return total
+
+
+def _inner_jaxprs(params: dict):
+  for value in params.values():
+    for item in value if isinstance(value, (tuple, list)) else (value,):
+      if hasattr(item, 'eqns'):
+        yield item
+      elif hasattr(item, 'jaxpr'):
+        yield item.jaxpr

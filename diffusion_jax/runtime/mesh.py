@@ -1,0 +1,80 @@
+"""Devices in one mesh, and which part of every array each of them holds."""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.types import PyTree
+
+AXES = ('data', 'fsdp', 'tensor')
+Rules = Sequence[tuple[str, Sequence]]
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+  """All devices of all hosts as (data, fsdp, tensor); one size may be -1: what is left.
+
+  Raises: ValueError if the sizes do not multiply to the number of devices.
+  """
+  count, sizes = jax.device_count(), [data, fsdp, tensor]
+  known = int(np.prod([size for size in sizes if size != -1]))
+  if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+    raise ValueError(f'{AXES}: got {tuple(sizes)}, allowed positive sizes and at most one -1')
+  if -1 in sizes and count % known == 0:
+    sizes[sizes.index(-1)] = count // known
+  if -1 in sizes or np.prod(sizes) != count:
+    raise ValueError(f'{AXES}: got {(data, fsdp, tensor)}, allowed a product of {count} devices')
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis over all devices that do not share a tensor."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def batch_shards(mesh: Mesh) -> int:
+  """How many parts a batch is cut into."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def path_name(path: tuple) -> str:
+  """A pytree path as 'params/blocks/qkv/kernel', which the rules are matched against."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def state_shardings(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+  """A sharding for every array of `state`, from the first rule whose expression is found in its path.
+
+  state: arrays or ShapeDtypeStructs. rules: (regular expression, one axis name, tuple of names or
+  '' a dimension). What no rule matches is replicated, and so are scalars.
+  Raises: ValueError for a rule that does not fit an array that it matches.
+  """
+
+  def shard(path, leaf):
+    name = path_name(path)
+    axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+    if not leaf.shape or not axes:
+      return replicated(mesh)
+    if len(axes) > len(leaf.shape):
+      raise ValueError(f'rules: {axes} names more dimensions than {name} {leaf.shape} has')
+    spec = PartitionSpec(*(axis or None for axis in axes))
+    for size, axis in zip(leaf.shape, spec):
+      names = (axis,) if isinstance(axis, str) else (axis or ())
+      parts = int(np.prod([mesh.shape[name] for name in names]))
+      if size % parts:
+        raise ValueError(f'rules: {axes} cuts a dimension of {name} {leaf.shape} into {parts}')
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(shard, state)
+
+
+def to_devices(batch: PyTree, sharding: NamedSharding) -> PyTree:
+  """This host's part of a batch (NumPy) -> global arrays."""
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

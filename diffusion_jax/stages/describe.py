@@ -1,0 +1,70 @@
+"""--mode=describe: what a config comes to, without training it."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from diffusion_jax.experiment.experiment import Experiment, check_with_data, input_shapes
+from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.runtime import cost
+
+
+def facts(experiment: Experiment) -> dict:
+  """Numbers about the model, the data and the training; bytes are those of one device."""
+  config, trainer, state = experiment.config, experiment.trainer, experiment.abstract_state
+  params, data = state.params, experiment.train_data
+
+  def forward(params, x, time, y):
+    return trainer.network(params)(x, time, y)
+
+  one, local = input_shapes(experiment, 1), config.train.batch_size // experiment.mesh.size
+  saved = cost.saved_for_backward(forward, params, *input_shapes(experiment, local))
+  state_bytes = sum(
+    cost.num_bytes(jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype))
+    for x in jax.tree.leaves(state)
+  )
+  return {
+    'model': config.model.name,
+    'parameters': cost.num_parameters(params),
+    'flops_per_image': cost.flops(forward, params, *one),
+    'image_shape': list(experiment.image_shape),
+    'num_classes': config.num_classes,
+    'dtype': jax.numpy.dtype(experiment.dtype).name,
+    'devices': experiment.mesh.size,
+    'batch_size': config.train.batch_size,
+    'steps': config.train.num_steps,
+    'epochs': config.train.num_steps * config.train.batch_size / data.num_examples,
+    'train_images': data.num_examples,
+    'holdout_images': experiment.holdout_data.num_examples,
+    'data_fingerprint': data.fingerprint,
+    'state_bytes_per_device': state_bytes,
+    'gradient_bytes_per_device': cost.num_bytes(params),
+    'activation_bytes_per_device': max(saved - cost.num_bytes(params), 0),
+  }
+
+
+def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) -> None:
+  """Prints the facts, for a person or (as_json) as one JSON object."""
+  check_with_data(experiment)
+  f = facts(experiment)
+  if as_json:
+    print(json.dumps(f))
+    return
+  height, width, channels = f['image_shape']
+  memory = [f[f'{part}_bytes_per_device'] for part in ('state', 'gradient', 'activation')]
+  classes = f'{f["num_classes"]} classes' if f['num_classes'] else 'unconditional'
+  rows = {
+    'model': f'{f["model"]}, {f["parameters"]:,} parameters, activations {f["dtype"]}',
+    'compute': f'{quantity(f["flops_per_image"], "FLOP")} an image forward, three times that to train',
+    'images': f'{height}x{width}x{channels}, {classes}',
+    'data': f'{f["train_images"]:,} to train, {f["holdout_images"]:,} held out ({f["data_fingerprint"]})',
+    'training': f'{f["steps"]:,} steps of batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs',
+    'memory': '{} a device: {} state, {} gradients, about {} activations'.format(
+      *(quantity(b, 'B') for b in (sum(memory), *memory))
+    ),
+    'devices': f'{f["devices"]} {jax.devices()[0].device_kind}',
+  }
+  if workdir:
+    rows['workdir'] = str(workdir)
+  print('\n'.join(f'{name:<9} {text}' for name, text in rows.items()))

@@ -1,0 +1,105 @@
+"""--mode=evaluate: the metrics of a sample set against held-out images, and what they mean."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.reporting.tables import table
+from diffusion_jax.stages import sample
+from diffusion_jax.types import DataSource
+
+
+def run(experiment: Experiment, workdir: Path) -> None:
+  """Makes the samples that are missing, measures, writes DIR/eval/NAME.json and prints a table."""
+  folder = sample.run(experiment, workdir)
+  network = experiment.features()
+  for name, value in network.notes.items():
+    print(f'{network.name}: {name.replace("_", " ")} {value:.4f}')
+  num_samples = experiment.config.sample.num_samples
+  reference = read_features(network, experiment.holdout_data, experiment.holdout_data.num_examples)
+  generated = network.extract(*sample.load(folder, num_samples))
+  meta = json.loads((folder / 'meta.json').read_text())
+  protocol = {
+    'num_samples': num_samples,
+    'features': network.name,
+    'features_digest': network.digest,
+    'reference': experiment.holdout_data.fingerprint,
+    'reference_size': experiment.holdout_data.num_examples,
+    'resize': 'none',
+    'quantisation': 'floor(127.5 x + 128)',
+  }
+  result = {
+    'name': folder.name,
+    'metrics': measure(experiment, generated, reference),
+    'images_per_s': meta.get('images_per_s'),
+    'protocol': protocol,
+    'samples': meta['identity'],
+    'features_notes': network.notes,
+    'jax': jax.__version__,
+    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+  }
+  if experiment.config.eval.real_baseline:
+    count = min(num_samples, experiment.train_data.num_examples)
+    real = read_features(network, experiment.train_data, count)
+    result['real_baseline'] = {
+      'num_images': count,
+      'metrics': measure(experiment, real, reference),
+    }
+  path = workdir / 'eval' / f'{folder.name}.json'
+  path.parent.mkdir(exist_ok=True)
+  sample.write_json(path, result)
+  print(results_table(workdir, result))
+  print(f'written to {path}; pictures in {folder}')
+
+
+def read_features(network: FeatureNetwork, source: DataSource, count: int) -> FeatureSet:
+  """Features of `count` images spread evenly over a data source."""
+  batch = source.read(np.linspace(0, source.num_examples - 1, count).round().astype(int))
+  return network.extract(batch['image'], batch['label'])
+
+
+def measure(experiment: Experiment, generated: FeatureSet, reference: FeatureSet) -> dict:
+  """All metrics of config.eval."""
+  results: dict[str, float] = {}
+  for metric in experiment.metrics():
+    results.update(metric(generated, reference))
+  return results
+
+
+def results_table(workdir: Path, result: dict[str, Any]) -> str:
+  """This result, the others of this work directory under the same protocol, and the real images."""
+  others = [json.loads(path.read_text()) for path in sorted((workdir / 'eval').glob('*.json'))]
+  comparable = [other for other in others if other['protocol'] == result['protocol']]
+  names = [name for name in result['metrics'] if not name.endswith('_std')]
+  rows = [
+    [other['name'], *cells(other['metrics'], names), speed(other['images_per_s'])]
+    for other in comparable
+  ]
+  if 'real_baseline' in result:
+    rows.append(['real training images', *cells(result['real_baseline']['metrics'], names), ''])
+  protocol = result['protocol']
+  title = (
+    f'{protocol["num_samples"]:,} samples against {protocol["reference_size"]:,} held-out images, '
+    f'features: {protocol["features"]}'
+  )
+  header = ['samples', *(name.replace('_', ' ') for name in names), 'images/s']
+  return f'\n{title}\n\n{table(header, rows)}\n'
+
+
+def cells(metrics: dict[str, float], names: list[str]) -> list[str]:
+  """Each metric with its deviation where there is one."""
+  return [
+    f'{metrics[n]:.4g}' + (f' +- {metrics[n + "_std"]:.2g}' if n + '_std' in metrics else '')
+    for n in names
+  ]
+
+
+def speed(images_per_s: float | None) -> str:
+  """Sampling speed, compiling aside."""
+  return f'{images_per_s:.1f}' if images_per_s else ''

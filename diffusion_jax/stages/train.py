@@ -1,0 +1,217 @@
+"""--mode=train: trains a work directory from where it stands to config.train.num_steps."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_jax.data.pipeline import evaluation_batches, train_batches
+from diffusion_jax.errors import Interrupted
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.experiment import Experiment, check_with_data
+from diffusion_jax.reporting import images
+from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.runtime import logging, mesh
+from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.stages import describe
+from diffusion_jax.training.loop import Action, run_loop
+from diffusion_jax.training.state import TrainState
+
+MAX_ROWS = 10  # Classes in a preview.
+
+
+def run(experiment: Experiment, workdir: Path) -> None:
+  """Trains; the same command again resumes.
+
+  Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
+  """
+  config = experiment.config
+  changed = stored.changes(workdir, experiment.mapping) if stored.has_checkpoint(workdir) else []
+  check_with_data(experiment)
+  if config.logging.wandb_project:
+    logging.require_wandb()
+  announce(experiment, workdir)
+  checkpoints = open_checkpoints(experiment, workdir)
+  try:
+    state, start = restore_or_init(experiment, checkpoints, workdir)
+    for change in changed:
+      print(f'changed since the checkpoint: config.{change}')
+    stored.save(workdir, experiment.mapping)
+    if start >= config.train.num_steps:
+      print(f'already trained to step {start}, of {config.train.num_steps}: nothing to do')
+      return
+    logging.keep_metrics_until(workdir / 'metrics.jsonl', start)
+    writer = logging.create_writer(
+      workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
+    )
+    train(experiment, workdir, checkpoints, writer, state, start)
+    writer.close()
+  finally:
+    checkpoints.close()
+  print(f'done: {config.train.num_steps:,} steps in {workdir}; next: --mode=sample or evaluate')
+
+
+def train(experiment, workdir, checkpoints, writer, state: TrainState, start: int) -> None:
+  """The loop with its three actions: held-out loss, preview, checkpoint, in this order."""
+  config = experiment.config
+  latest: dict[str, float] = {}
+  saved_at = start
+
+  def measure(step, state):
+    latest['holdout_loss'] = holdout_loss(state.ema_params)
+    writer.write_scalars(step, dict(latest))
+
+  def preview(step, state):
+    picture = draw_preview(state.ema_params)
+    images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
+    writer.write_images(step, {'preview': picture[None]})
+    writer.flush()
+
+  def save(step, state):
+    nonlocal saved_at
+    checkpoints.save(step, state, latest)
+    saved_at = step
+
+  (workdir / 'previews').mkdir(exist_ok=True)
+  holdout_loss = make_holdout_loss(experiment)
+  draw_preview = make_preview(experiment)
+  batches = train_batches(
+    experiment.train_data,
+    seed=config.seed,
+    batch_size=config.train.batch_size,
+    start_step=start,
+    stop_step=config.train.num_steps,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+  sharding = mesh.batch_sharding(experiment.mesh)
+  outcome = run_loop(
+    compile_step(experiment),
+    state,
+    (mesh.to_devices(batch, sharding) for batch in batches),
+    start=start,
+    stop=config.train.num_steps,
+    batch_size=config.train.batch_size,
+    log_every_steps=config.train.log_every_steps,
+    write=writer.write_scalars,
+    actions=(
+      Action(config.train.holdout_every_steps, measure),
+      Action(config.train.preview_every_steps, preview),
+      Action(config.checkpoint.every_steps, save),
+    ),
+    max_skipped=config.train.max_skipped,
+  )
+  if saved_at < outcome.step:
+    save(outcome.step, outcome.state)
+  checkpoints.wait()
+  if outcome.signal and outcome.step < config.train.num_steps:
+    writer.close()
+    raise Interrupted(
+      f'{outcome.signal} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
+      'the same command goes on from there'
+    )
+
+
+def announce(experiment: Experiment, workdir: Path) -> None:
+  """What is about to happen, in a few lines."""
+  f = describe.facts(experiment)
+  print(f'training in {workdir}')
+  print(f'  devices   {f["devices"]} {jax.devices()[0].device_kind}, activations {f["dtype"]}')
+  print(
+    f'  model     {f["model"]}, {f["parameters"]:,} parameters, '
+    f'{quantity(f["flops_per_image"], "FLOP")} an image forward'
+  )
+  print(
+    f'  data      {f["train_images"]:,} images {"x".join(map(str, f["image_shape"]))}, '
+    f'{f["num_classes"]} classes, {f["holdout_images"]:,} held out ({f["data_fingerprint"]})'
+  )
+  print(
+    f'  training  to step {f["steps"]:,} with batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs'
+  )
+  print('  files     config.json, checkpoints/, metrics.jsonl, logs/ (TensorBoard), previews/')
+
+
+def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = False) -> Checkpoints:
+  """The checkpoints of `workdir` under config.checkpoint."""
+  c = experiment.config.checkpoint
+  return Checkpoints(
+    workdir / 'checkpoints',
+    keep_newest=c.keep_newest,
+    keep_best=c.keep_best,
+    best_metric=c.best_metric,
+    best_mode=c.best_mode,
+    read_only=read_only,
+  )
+
+
+def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tuple[TrainState, int]:
+  """The newest good state and its step, or a new one and 0; says which."""
+  restored = checkpoints.restore(experiment.abstract_state)
+  if restored is None:
+    print(f'fresh start in {workdir}')
+    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
+    return jax.jit(experiment.init_state, out_shardings=shardings)(), 0
+  for step, reason in restored.damaged.items():
+    print(f'checkpoint of step {step} is damaged ({reason}); using an older one')
+  print(f'resumed at step {restored.step} from {checkpoints.directory / str(restored.step)}')
+  return restored.state, restored.step
+
+
+def compile_step(experiment: Experiment) -> Callable:
+  """train_step compiled once, ahead of time, its state donated."""
+  state = experiment.abstract_state
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  batch_sharding = mesh.batch_sharding(experiment.mesh)
+  size = experiment.config.train.batch_size
+  batch = {
+    name: jax.ShapeDtypeStruct((size, *item.shape), item.dtype, sharding=batch_sharding)
+    for name, item in experiment.train_data.element.items()
+  }
+  step = jax.jit(
+    experiment.trainer.train_step,
+    donate_argnums=0,
+    out_shardings=(shardings, mesh.replicated(experiment.mesh)),
+  )
+  return step.lower(state, batch).compile()
+
+
+def make_holdout_loss(experiment: Experiment) -> Callable:
+  """params -> mean loss over all held-out examples, each counted once."""
+  step = jax.jit(experiment.trainer.evaluation_step)
+  sharding = mesh.batch_sharding(experiment.mesh)
+  read = functools.partial(
+    evaluation_batches,
+    experiment.holdout_data,
+    batch_size=experiment.config.train.batch_size,
+    host=jax.process_index(),
+    num_hosts=jax.process_count(),
+  )
+
+  def holdout_loss(params) -> float:
+    sums = [step(params, mesh.to_devices(batch, sharding)) for batch in read()]
+    losses, counts = np.sum(jax.device_get(sums), axis=0)
+    return float(losses / counts)
+
+  return holdout_loss
+
+
+def make_preview(experiment: Experiment) -> Callable:
+  """params -> one picture (H', W', 3) from fixed noise, a row a class."""
+  names = experiment.train_data.label_names
+  num_classes = experiment.config.num_classes
+  rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
+  labels = np.repeat(np.arange(rows, dtype=np.int32), columns)
+  generator, trainer = experiment.generator(), experiment.trainer
+
+  @jax.jit
+  def generate(params, indices, labels):
+    return generator.images(trainer.network(params), indices, labels)[0]
+
+  def preview(params) -> np.ndarray:
+    made = np.asarray(generate(params, np.arange(len(labels), dtype=np.uint32), labels))
+    made = made.reshape(rows, columns, *made.shape[1:])
+    return images.grid(made, names[:rows] if num_classes else ())
+
+  return preview

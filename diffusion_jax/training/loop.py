@@ -1,0 +1,109 @@
+"""The loop around the step: it counts, shows, logs and asks others to act, and knows no mathematics.
+
+The device is never waited for in between: metrics of step n are read after step n + 1 was handed
+over, and only at the steps that are logged.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax.errors import DivergedError
+from diffusion_jax.runtime.interruption import Interruption
+
+
+class Action(NamedTuple):
+  """run(step, state) after every `every` steps, and after the last."""
+
+  every: int
+  run: Callable[[int, Any], None]
+
+  def due(self, step: int, stop: int) -> bool:
+    return step % self.every == 0 or step == stop
+
+
+class Outcome(NamedTuple):
+  """Where the loop ended; signal is '' unless one ended it."""
+
+  state: Any
+  step: int
+  signal: str
+
+
+def run_loop(
+  train_step: Callable,
+  state: Any,
+  batches: Iterator,
+  *,
+  start: int,
+  stop: int,
+  batch_size: int,
+  log_every_steps: int,
+  write: Callable[[int, dict[str, float]], None],
+  actions: Sequence[Action],
+  max_skipped: int,
+) -> Outcome:
+  """Steps start + 1..stop of train_step(state, batch) -> (state, metrics).
+
+  Raises: DivergedError when a logged step is the max_skipped-th or later in a row without an update.
+  """
+  pending = None  # (step, metrics since the last log, images/s), read one step late
+  since_log, lap_start = [], time.perf_counter()
+  bar = tqdm(
+    total=stop,
+    initial=start,
+    unit='step',
+    dynamic_ncols=True,
+    mininterval=0.5 if sys.stderr.isatty() else 20,
+  )
+
+  def report(pending):
+    step, metrics, images_per_s = pending
+    metrics = jax.device_get(metrics)
+    skipped = int(metrics[-1]['skipped'])
+    if skipped >= max_skipped:
+      raise DivergedError(
+        f'training diverged: no finite loss or gradient in the last {skipped} steps up to step '
+        f'{step}. Parameters are unchanged since step {step - skipped}, and the checkpoints before '
+        'it are good. Lower config.optimizer.learning_rate or config.optimizer.clip_norm.'
+      )
+    values = {
+      'loss': float(np.mean([m['loss'] for m in metrics])),
+      'grad_norm': float(np.mean([m['grad_norm'] for m in metrics])),
+      'skipped': skipped,
+      'images_per_s': images_per_s,
+    }
+    write(step, values)
+    bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
+
+  step = start
+  with Interruption() as interruption, bar:
+    for batch in batches:
+      state, metrics = train_step(state, batch)
+      step += 1
+      since_log.append(metrics)
+      if pending:
+        report(pending)
+        pending = None
+      if step % log_every_steps == 0 or step == stop:
+        now = time.perf_counter()
+        pending = (step, since_log, len(since_log) * batch_size / (now - lap_start))
+        since_log, lap_start = [], now
+      bar.update()
+      due = [action for action in actions if action.due(step, stop)]
+      if due:
+        jax.block_until_ready(state.step)  # What was asked for before is not the actions' time.
+        began = time.perf_counter()
+        for action in due:
+          action.run(step, state)
+        lap_start += time.perf_counter() - began
+      if interruption.requested:
+        break
+    if pending:
+      report(pending)
+  return Outcome(state, step, interruption.requested)

@@ -1,0 +1,83 @@
+"""One training step and one evaluation step, as pure functions."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.diffusion.losses import DenoisingLoss, Network
+from diffusion_jax.diffusion.pixels import from_uint8
+from diffusion_jax.randomness import example_keys, fold_in_each, purpose_key
+from diffusion_jax.training.state import TrainState, ema_decay_at
+from diffusion_jax.types import Array, PyTree
+
+Batch = dict[str, Array]  # image (B,H,W,C) uint8, label (B,) int32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trainer:
+  """The static parts of training. Every draw is a function of (seed, step, position in the batch)."""
+
+  module: nn.Module
+  loss: DenoisingLoss
+  optimizer: optax.GradientTransformation
+  ema_decay: float
+  flip: bool
+  seed: int
+
+  def network(self, params: PyTree, dropout_key: Array | None = None) -> Network:
+    """The backbone with these parameters; dropout is on if a key is given."""
+    rngs = {} if dropout_key is None else {'dropout': dropout_key}
+
+    def apply(x, time, y):
+      return self.module.apply({'params': params}, x, time, y, train=bool(rngs), rngs=rngs)
+
+    return apply
+
+  def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    """Loss, gradient, update, average. A non-finite loss or gradient leaves all of them as they were.
+
+    Returns: the next state, and () float32 loss and grad_norm, () int32 skipped.
+    """
+    key = jax.random.fold_in(purpose_key(self.seed, 'train'), state.step)
+    keys = example_keys(key, jnp.arange(len(batch['label']), dtype=jnp.uint32))  # (B,)
+    x0 = from_uint8(batch['image'])
+    if self.flip:
+      flipped = jax.vmap(jax.random.bernoulli)(fold_in_each(keys, 0))  # (B,)
+      x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+    dropout_key = jax.random.fold_in(purpose_key(self.seed, 'dropout'), state.step)
+
+    def mean_loss(params):
+      network = self.network(params, dropout_key)
+      return jnp.mean(self.loss(network, x0, batch['label'], fold_in_each(keys, 1), train=True))
+
+    loss, grads = jax.value_and_grad(mean_loss)(state.params)
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay_at(state.step, self.ema_decay)
+    ema_params = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state.ema_params, params)
+
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    params, ema_params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(good, new, old),
+      (params, ema_params, opt_state),
+      (state.params, state.ema_params, state.opt_state),
+    )
+    skipped = jnp.where(good, 0, state.skipped + 1)
+    state = TrainState(state.step + 1, params, ema_params, opt_state, skipped)
+    return state, {'loss': loss, 'grad_norm': grad_norm, 'skipped': skipped}
+
+  def evaluation_step(self, params: PyTree, batch: Batch) -> tuple[Array, Array]:
+    """Sum of the losses of a batch of held-out examples, and their number.
+
+    batch['index'] (B,) int32 numbers the examples, -1 for padding; noise and time depend on it
+    alone, so that the number can be compared from step to step.
+    """
+    keys = example_keys(purpose_key(self.seed, 'holdout'), batch['index'].astype(jnp.uint32))
+    x0 = from_uint8(batch['image'])
+    losses = self.loss(self.network(params), x0, batch['label'], keys, train=False)  # (B,)
+    valid = batch['index'] >= 0
+    return jnp.sum(jnp.where(valid, losses, 0)), jnp.sum(valid)

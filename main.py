@@ -1,0 +1,32 @@
+"""python main.py --config=configs/NAME.py --workdir=DIR [--mode=train] [--config.FIELD=VALUE ...]"""
+
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from diffusion_jax.command import parse, run_mode
+from diffusion_jax.errors import Stop
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
+MODE = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
+JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
+
+
+def main() -> int:
+  """The exit code: 0 done, 2 bad input, 3 damaged files, 4 diverged, 75 interrupted."""
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  try:
+    config, overrides = parse(sys.argv, flags.FLAGS)
+    run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)
+  except Stop as stop:
+    print(f'main.py: {stop}', file=sys.stderr)
+    return stop.exit_code
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

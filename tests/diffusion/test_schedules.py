@@ -1,0 +1,117 @@
+"""Schedules against their definitions, and the contract that all of them keep."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from diffusion_jax.diffusion.schedules.base import index_grid
+from diffusion_jax.experiment.fields import load_plugin, plugin_names
+
+NAMES = plugin_names('diffusion.schedules')
+DISCRETE = [name for name in NAMES if name != 'straight']
+
+
+def build(name, **changes):
+  options = {**base.get_config().schedule[name].to_dict(), **changes}
+  return load_plugin('diffusion.schedules', name).build(**options)
+
+
+def test_all_are_found():
+  assert set(NAMES) == {'linear', 'quadratic', 'cosine', 'straight'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_contract(name):
+  schedule = build(name)
+  t = jnp.linspace(0, 1, 2001)
+  alpha, sigma = jax.jit(schedule)(t)
+  assert alpha.shape == sigma.shape == t.shape and alpha.dtype == jnp.float32
+  assert alpha[0] == 1 and sigma[0] == 0  # The last sampling step lands on clean data.
+  assert np.all(np.diff(alpha) <= 1e-7) and np.all(np.diff(sigma) >= -1e-7)
+  assert np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma))
+  drawn = schedule.sample_t(jax.random.key(0), (10_000,))
+  assert drawn.shape == (10_000,) and drawn.min() > 0 and drawn.max() <= 1
+  assert abs(float(drawn.mean()) - 0.5) < 0.02  # Uniform: deviation of the mean is 0.003.
+  grid = schedule.grid(10, 'trailing')
+  assert grid[0] == 1 and grid[-1] == 0 and len(grid) == 11 and np.all(np.diff(grid) < 0)
+  with pytest.raises(ValueError, match='num_steps'):
+    schedule.grid(0, 'trailing')
+  with pytest.raises(ValueError, match='spacing'):
+    schedule.grid(10, 'middle')
+
+
+def test_linear_is_the_product_of_its_betas():
+  alpha, sigma = build('linear')(jnp.arange(1001) / 1000)
+  product = 1.0
+  for i in range(1, 1001):
+    product *= 1 - (1e-4 + (0.02 - 1e-4) * (i - 1) / 999)
+    if i in (1, 2, 500, 1000):
+      assert float(alpha[i]) == pytest.approx(math.sqrt(product), rel=2e-6)
+      assert float(sigma[i]) == pytest.approx(math.sqrt(1 - product), rel=2e-6)
+
+
+def test_quadratic_is_linear_in_the_root():
+  table = build('quadratic').alpha_bar
+  betas = 1 - table[1:] / table[:-1]
+  np.testing.assert_allclose(np.diff(np.sqrt(betas), 2), 0, atol=1e-12)
+  np.testing.assert_allclose(betas[[0, -1]], [8.5e-4, 0.012], rtol=1e-10)
+
+
+def test_cosine_follows_its_curve_where_betas_are_not_capped():
+  table = build('cosine').alpha_bar
+  i = np.arange(900)
+  curve = np.cos((i / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+  np.testing.assert_allclose(table[:900], curve / curve[0], rtol=1e-10)
+  assert 1 - table[-1] / table[-2] == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize('name', DISCRETE)
+def test_network_time_is_the_exact_timestep(name):
+  schedule = build(name)
+  t = jnp.asarray(np.arange(1, 1001) / 1000, jnp.float32)
+  np.testing.assert_array_equal(jax.jit(schedule.network_time)(t), np.arange(1000))
+
+
+def test_training_and_sampling_use_the_same_times():
+  schedule = build('linear', num_timesteps=20)
+  drawn = np.unique(np.asarray(schedule.sample_t(jax.random.key(1), (5000,))) * 20)
+  np.testing.assert_allclose(drawn, np.arange(1, 21), rtol=1e-6)
+  np.testing.assert_allclose(schedule.grid(20, 'trailing') * 20, np.arange(20, -1, -1), atol=1e-12)
+
+
+def test_log_snr_is_linear_between_indices():
+  alpha, sigma = build('cosine')(jnp.asarray([0.5, 0.50025, 0.5005, 0.501]))
+  log_snr = 2 * np.log(alpha / sigma)
+  weights = [(log_snr[i] - log_snr[0]) / (log_snr[3] - log_snr[0]) for i in (1, 2)]
+  np.testing.assert_allclose(weights, [0.25, 0.5], atol=2e-3)
+
+
+def test_logit_normal_has_its_median():
+  schedule = build('straight', time_distribution='logit_normal', logit_mean=1.0)
+  drawn = schedule.sample_t(jax.random.key(0), (20_000,))
+  assert float(jnp.median(drawn)) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.01)
+
+
+def test_grids_of_the_published_spacings():
+  # Timesteps (our index - 1) of Lin et al. 2024, Table 2, for T = 1000 and 5 steps.
+  np.testing.assert_array_equal(index_grid(1000, 5, 'trailing')[:-1] - 1, [999, 799, 599, 399, 199])
+  np.testing.assert_array_equal(index_grid(1000, 5, 'leading')[:-1] - 1, [800, 600, 400, 200, 0])
+  # np.linspace(0, 999, 5) is 0, 249.75, 499.5, 749.25, 999.
+  np.testing.assert_array_equal(index_grid(1000, 5, 'linspace')[:-1] - 1, [999, 749, 499, 250, 0])
+
+
+@pytest.mark.parametrize('spacing', ['trailing', 'leading', 'linspace'])
+@pytest.mark.parametrize('num_steps', [1, 7, 50, 999, 1000])
+def test_any_number_of_steps(spacing, num_steps):
+  grid = index_grid(1000, num_steps, spacing)
+  assert len(grid) == num_steps + 1 and np.all(np.diff(grid) < 0) and grid[-1] == 0
+  assert grid[0] <= 1000
+
+
+def test_more_steps_than_timesteps_are_refused():
+  with pytest.raises(ValueError, match=r'got 1001, allowed 1\.\.1000 \(nearest 1000\)'):
+    index_grid(1000, 1001, 'trailing')
