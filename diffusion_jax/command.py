@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,15 +45,30 @@ def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], di
     if not Path(path.split(':')[0]).is_file():
       raise InputError(unknown('--config: no such file', path, found)) from error
     raise InputError(f'--config={path}: {error}') from error
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
-    raise InputError(_first_lines(error)) from error
+  except InputError:
+    raise
+  except Exception as error:  # A config file is code of the user's: anything can come out of it.
+    raise InputError(_told(error, argv)) from error
   return config, overrides
 
 
-def _first_lines(error: Exception) -> str:
+def _told(error: Exception, argv: list[str]) -> str:
+  """A flag's error in one line; the place of an error in a config file."""
   text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
   lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-  return lines[-1] if lines and 'Traceback' in str(text) else ' '.join(lines)
+  message = lines[-1] if 'Traceback' in str(text) else ' '.join(lines)
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  if not any(name in place.filename for name in ('absl', 'ml_collections', 'importlib')):
+    return f'{place.filename}:{place.lineno}: {type(error).__name__}: {message}'
+  if isinstance(error, (AttributeError, KeyError)):  # ml_collections quotes only the last key.
+    fields = [arg.split('=')[0] for arg in argv if arg.startswith('--config.')]
+    quoted = re.findall(r"'(\w+)", message.replace('\\', ''))
+    unknown_fields = [field for field in fields if set(field.split('.')) & set(quoted)]
+    nearest = re.search(r'Did you mean "(\w+)"', message)
+    if unknown_fields:
+      hint = f" (nearest '{nearest[1]}')" if nearest else ''
+      return f'{unknown_fields[0]}: no such field{hint}; configs/base.py has them all'
+  return message
 
 
 def run_mode(

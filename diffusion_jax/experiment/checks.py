@@ -97,15 +97,13 @@ def data_problems(experiment: Experiment) -> list[str]:
       )
   mesh = _attempt(lambda: experiment.mesh, problems)
   if mesh is not None:
-    shards = batch_shards(mesh)
-    for section in ('train', 'sample'):
-      size = getattr(config, section).batch_size
-      if size % shards:
-        nearest = max(shards, round(size / shards) * shards)
-        problems.append(
-          f'config.{section}.batch_size: got {size}, allowed multiples of the {shards} devices '
-          f'that share a batch (nearest {nearest})'
-        )
+    shards, size = batch_shards(mesh), config.train.batch_size
+    if size % shards:
+      nearest = max(shards, round(size / shards) * shards)
+      problems.append(
+        f'config.train.batch_size: got {size}, allowed multiples of the {shards} devices that '
+        f'share a batch (nearest {nearest})'
+      )
   if source is not None and mesh is not None:
     _attempt(lambda: experiment.abstract_state, problems)
   return problems

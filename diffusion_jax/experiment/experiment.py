@@ -109,7 +109,7 @@ class Experiment:
     try:
       return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
     except ValueError as error:
-      raise InputError(f'config.mesh.{error}') from error
+      raise InputError(f'config.mesh (data, fsdp, tensor): {error}') from error
 
   @functools.cached_property
   def abstract_state(self) -> TrainState:

@@ -119,6 +119,16 @@ class Checkpoints:
       force=True,
     )
 
+  def set_aside(self, step: int) -> Path:
+    """Moves a damaged step to checkpoints-damaged/, so that it can be written again."""
+    target = self.directory.with_name(f'{self.directory.name}-damaged') / str(step)
+    while target.exists():
+      target = target.with_name(target.name + '-again')
+    target.parent.mkdir(exist_ok=True)
+    (self.directory / str(step)).rename(target)
+    self._manager.reload()
+    return target
+
   def restore(self, abstract: PyTree, step: int | None = None) -> Restored | None:
     """The newest undamaged state (or that of `step`), as the ShapeDtypeStructs `abstract` describe it.
 

@@ -21,11 +21,13 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   count, sizes = jax.device_count(), [data, fsdp, tensor]
   known = int(np.prod([size for size in sizes if size != -1]))
   if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-    raise ValueError(f'{AXES}: got {tuple(sizes)}, allowed positive sizes and at most one -1')
+    raise ValueError(f'got {tuple(sizes)}, allowed positive sizes and at most one -1')
   if -1 in sizes and count % known == 0:
     sizes[sizes.index(-1)] = count // known
   if -1 in sizes or np.prod(sizes) != count:
-    raise ValueError(f'{AXES}: got {(data, fsdp, tensor)}, allowed a product of {count} devices')
+    raise ValueError(
+      f'got {(data, fsdp, tensor)}, allowed sizes whose product is the {count} devices'
+    )
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
@@ -73,6 +75,12 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(shard, state)
+
+
+def round_up(size: int, mesh: Mesh) -> int:
+  """The next batch size that the mesh can cut into equal parts."""
+  shards = batch_shards(mesh)
+  return -(-size // shards) * shards
 
 
 def to_devices(batch: PyTree, sharding: NamedSharding) -> PyTree:

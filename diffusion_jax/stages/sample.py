@@ -125,7 +125,7 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
 
 def generate_parts(experiment: Experiment, folder: Path, params, missing: np.ndarray) -> float:
   """Writes a part a batch, the picture's samples first. Returns: images/s, compiling aside."""
-  size = experiment.config.sample.batch_size
+  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
   picture = picture_indices(experiment)
   gif = folder / 'denoising.gif'
   first = np.zeros(0, missing.dtype) if gif.exists() else picture.reshape(-1)
@@ -153,7 +153,7 @@ def generate_parts(experiment: Experiment, folder: Path, params, missing: np.nda
 
 def compile_generate(experiment: Experiment, params, frame_examples: int) -> Callable:
   """(params, indices, labels) -> images and animation frames, compiled for one batch."""
-  size = experiment.config.sample.batch_size
+  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
   generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
   trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
 

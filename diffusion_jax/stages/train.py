@@ -154,7 +154,8 @@ def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tupl
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
     return jax.jit(experiment.init_state, out_shardings=shardings)(), 0
   for step, reason in restored.damaged.items():
-    print(f'checkpoint of step {step} is damaged ({reason}); using an older one')
+    aside = checkpoints.set_aside(step)
+    print(f'checkpoint of step {step} is damaged ({reason}): moved to {aside}')
   print(f'resumed at step {restored.step} from {checkpoints.directory / str(restored.step)}')
   return restored.state, restored.step
 
@@ -204,14 +205,17 @@ def make_preview(experiment: Experiment) -> Callable:
   rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
   labels = np.repeat(np.arange(rows, dtype=np.int32), columns)
   generator, trainer = experiment.generator(), experiment.trainer
+  padding = (0, mesh.round_up(len(labels), experiment.mesh) - len(labels))
+  inputs = (np.pad(np.arange(len(labels), dtype=np.uint32), padding), np.pad(labels, padding))
+  sharding = mesh.batch_sharding(experiment.mesh)
 
   @jax.jit
   def generate(params, indices, labels):
     return generator.images(trainer.network(params), indices, labels)[0]
 
   def preview(params) -> np.ndarray:
-    made = np.asarray(generate(params, np.arange(len(labels), dtype=np.uint32), labels))
-    made = made.reshape(rows, columns, *made.shape[1:])
+    made = jax.device_get(generate(params, *mesh.to_devices(inputs, sharding)))
+    made = made[: len(labels)].reshape(rows, columns, *made.shape[1:])
     return images.grid(made, names[:rows] if num_classes else ())
 
   return preview

@@ -1,0 +1,81 @@
+"""The order is a pure function of (seed, step), whoever reads it and wherever it starts."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.data.pipeline import (
+  evaluation_batches,
+  example_indices,
+  permutation,
+  train_batches,
+)
+
+
+class Numbers:
+  """A source whose images are their own number."""
+
+  label_names = ('a',)
+  fingerprint = 'numbers'
+
+  def __init__(self, num_examples):
+    self.num_examples = num_examples
+    self.element = {
+      'image': jax.ShapeDtypeStruct((2, 2, 1), np.uint8),
+      'label': jax.ShapeDtypeStruct((), np.int32),
+    }
+
+  def read(self, indices):
+    image = np.broadcast_to(indices[:, None, None, None], (len(indices), 2, 2, 1))
+    return {'image': image.astype(np.uint8), 'label': indices.astype(np.int32)}
+
+
+def labels(source, start, stop, **changes):
+  options = dict(seed=0, batch_size=4, start_step=start, stop_step=stop)
+  return [batch['label'] for batch in train_batches(source, **{**options, **changes})]
+
+
+def test_every_epoch_is_a_permutation_and_epochs_differ():
+  epochs = example_indices(0, 10, 0, 30).reshape(3, 10)
+  np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (3, 1)))
+  assert len({tuple(epoch) for epoch in epochs}) == 3
+  assert not np.array_equal(permutation(0, 0, 10), permutation(1, 0, 10))
+
+
+def test_starting_late_gives_the_same_batches_across_an_epoch_boundary():
+  source = Numbers(10)
+  whole = labels(source, 0, 8)
+  np.testing.assert_array_equal(labels(source, 2, 8), whole[2:])  # Step 2 crosses into epoch 1.
+  assert len(whole) == 8 and all(len(batch) == 4 for batch in whole)
+
+
+def test_a_far_start_needs_no_replay():
+  far = 10**9
+  found = labels(Numbers(10), far, far + 1)[0]
+  np.testing.assert_array_equal(found, example_indices(0, 10, far * 4, far * 4 + 4))
+
+
+@pytest.mark.parametrize('num_hosts', [1, 2, 4])
+def test_hosts_hold_contiguous_slices_of_the_same_global_batch(num_hosts):
+  source = Numbers(10)
+  parts = [labels(source, 0, 3, host=h, num_hosts=num_hosts) for h in range(num_hosts)]
+  together = [np.concatenate(step) for step in zip(*parts)]
+  np.testing.assert_array_equal(together, labels(source, 0, 3))
+
+
+def test_batches_keep_image_and_label_together_and_stay_uint8():
+  batch = next(iter(train_batches(Numbers(9), seed=3, batch_size=5, start_step=0, stop_step=1)))
+  assert batch['image'].dtype == np.uint8 and batch['image'].shape == (5, 2, 2, 1)
+  np.testing.assert_array_equal(batch['image'][:, 0, 0, 0], batch['label'])
+
+
+@pytest.mark.parametrize('num_hosts', [1, 2])
+def test_evaluation_sees_every_example_once(num_hosts):
+  seen = [
+    batch['index']
+    for host in range(num_hosts)
+    for batch in evaluation_batches(Numbers(103), batch_size=16, host=host, num_hosts=num_hosts)
+  ]
+  seen = np.concatenate(seen)
+  np.testing.assert_array_equal(np.sort(seen[seen >= 0]), np.arange(103))
+  assert len(seen) == 112

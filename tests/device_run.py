@@ -1,0 +1,81 @@
+"""Run by test_devices.py in a process of its own, with as many CPU devices as it asks for.
+
+    python -m tests.device_run FOLDER NUM_DEVICES RULES
+
+Writes FOLDER/devices-NUM-RULES.npz: two SGD steps and samples; and restores FOLDER/checkpoints or, with
+one device, writes it.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from diffusion_jax.experiment.experiment import check_with_data, create
+from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.stages import sample, train
+from tests.conftest import tiny_mapping
+
+RULES = {
+  'replicated': {},
+  'sharded': {
+    'mesh.fsdp': 2,
+    'mesh.tensor': 2,
+    'mesh.rules': (
+      ('blocks/(qkv|mlp_in)/kernel', ('', 'fsdp', 'tensor')),
+      ('blocks/(attention_out|mlp_out)/kernel', ('', 'tensor', 'fsdp')),
+    ),
+  },
+}
+
+
+def main(folder: Path, num_devices: int, rules: str) -> None:
+  assert jax.device_count() == num_devices
+  changes = {'sample.batch_size': 16, 'train.batch_size': 16, **RULES[rules]}
+  experiment = create(tiny_mapping(folder, **changes))
+  # Adam flips the sign of near-zero gradients; SGD shows the gradients themselves.
+  trainer = dataclasses.replace(experiment.trainer, optimizer=optax.sgd(0.1))
+  experiment.__dict__['trainer'] = trainer
+  check_with_data(experiment)
+  step = train.compile_step(experiment)
+  shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
+  state = jax.jit(experiment.init_state, out_shardings=shardings)()
+  for number in range(2):
+    batch = experiment.train_data.read(np.arange(16) + 16 * number)
+    batch = mesh.to_devices(batch, mesh.batch_sharding(experiment.mesh))
+    state, metrics = step(state, batch)
+
+  checkpoints = Checkpoints(folder / 'checkpoints')
+  if num_devices == 1:
+    checkpoints.save(2, state, {})
+    checkpoints.wait()
+  restored = checkpoints.restore(experiment.abstract_state).state
+  checkpoints.close()
+
+  generate = sample.compile_generate(experiment, restored.params, frame_examples=2)
+  index = np.arange(16, dtype=np.uint32)
+  inputs = mesh.to_devices(
+    (index, experiment.sample_labels(index)), mesh.batch_sharding(experiment.mesh)
+  )
+  made, _ = generate(restored.params, *inputs)
+  kernel = state.params['blocks']['qkv']['kernel']
+  arrays = {mesh.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+  np.savez(
+    folder / f'devices-{num_devices}-{rules}.npz',
+    loss=metrics['loss'],
+    samples=made,
+    shards=len({str(s.index) for s in kernel.addressable_shards}),
+    **{f'state:{name}': value for name, value in arrays.items()},
+    **{
+      f'restored:{mesh.path_name(path)}': leaf
+      for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    },
+  )
+
+
+if __name__ == '__main__':
+  main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

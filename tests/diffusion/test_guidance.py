@@ -1,0 +1,55 @@
+"""Guidance against its formula, and its cost."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.process import Process
+from tests.diffusion.test_schedules import build
+
+X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)), jnp.float32)
+LABELS = jnp.asarray([0, 4, 7])
+T = jnp.float32(0.5)
+
+
+def denoise(cfg_scale, clip_x0=False, rows=None):
+  """With a network whose output is x / 10 + label."""
+
+  def network(x, time, labels):
+    if rows is not None:
+      rows.append(len(x))
+    assert time.shape == labels.shape == (len(x),)
+    return x / 10 + labels[:, None, None, None]
+
+  process = Process(build('cosine'), 'v')
+  options = dict(null_label=10, cfg_scale=cfg_scale, clip_x0=clip_x0)
+  return make_denoiser(network, process, LABELS, **options)(X, T), process
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.0, 1.5, 4.0])
+def test_guided_prediction_is_the_published_combination(scale):
+  found, process = denoise(scale)
+  cond = process.to_prediction(X / 10 + LABELS[:, None, None, None], X, T)
+  uncond = process.to_prediction(X / 10 + 10.0, X, T)
+  for name in ('x0', 'eps'):
+    u, c = getattr(uncond, name), getattr(cond, name)
+    np.testing.assert_allclose(getattr(found, name), u + scale * (c - u), rtol=1e-5, atol=1e-5)
+  alpha, sigma = process.schedule(T)  # Still a decomposition of x_t.
+  np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, X, atol=1e-4)
+
+
+def test_cost_is_one_pass_without_guidance_and_one_doubled_pass_with():
+  for scale, expected in ((1.0, [3]), (2.0, [6])):
+    rows = []
+    denoise(scale, rows=rows)
+    assert rows == expected
+
+
+def test_clipping_comes_after_guidance_and_eps_follows():
+  found, process = denoise(3.0, clip_x0=True)
+  plain, _ = denoise(3.0)
+  np.testing.assert_allclose(found.x0, np.clip(plain.x0, -1, 1), atol=1e-6)
+  assert np.abs(plain.x0).max() > 1
+  alpha, sigma = process.schedule(T)
+  np.testing.assert_allclose(found.eps, (X - alpha * found.x0) / sigma, atol=1e-5)

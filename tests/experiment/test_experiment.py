@@ -1,0 +1,123 @@
+"""Configs are read completely or refused with every problem named; every file of configs/ builds."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from diffusion_jax.command import parse
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.experiment import check_with_data, create
+from diffusion_jax.runtime.cost import num_parameters
+from tests.conftest import tiny_mapping
+
+CONFIGS = sorted(Path(__file__).parents[2].glob('configs/[a-z]*.py'))
+
+
+def flags_of(*arguments):
+  """The flags of main.py, parsed as the command line would be."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  values, argv = flags.FlagValues(), ['main.py', *arguments]
+  config_flags.DEFINE_config_file('config', None, '', flag_values=values, sys_argv=argv)
+  return parse(argv, values)
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_config_builds_at_full_size(path):
+  mapping, overrides = flags_of(f'--config={path}')
+  experiment = create(mapping)
+  check_with_data(experiment)
+  assert overrides == {} and num_parameters(experiment.abstract_state.params) > 0
+  shapes = (jax.ShapeDtypeStruct((4, *experiment.image_shape), 'float32'),)
+  out = jax.eval_shape(
+    lambda p, x: experiment.trainer.network(p)(x, x[:, 0, 0, 0], x[:, 0, 0, 0].astype('int32')),
+    experiment.abstract_state.params,
+    *shapes,
+  )
+  assert out.shape == shapes[0].shape
+
+
+def test_overrides_are_reported():
+  mapping, overrides = flags_of(
+    '--config=configs/quickstart.py', '--config.model.dit.depth=8', '--config.sample.labels=(3, 1)'
+  )
+  assert overrides == {'model.dit.depth': 8, 'sample.labels': (3, 1)}
+  assert mapping['model']['dit']['depth'] == 8
+  assert create(mapping).config.sample.labels == (3, 1)
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'train.batch_size': 0}, r'config.train.batch_size: got 0, allowed >= 1'),
+    ({'train.ema_decay': 1.0}, r'config.train.ema_decay: got 1.0, allowed 0 <= x < 1'),
+    ({'sampler.ddim.eta': 2.0}, r'config.sampler.ddim.eta: got 2.0, allowed 0..1'),
+    ({'schedule.cosine.max_beta': 1.5}, r'config.schedule.cosine.max_beta: got 1.5'),
+    ({'sample.spacing': 'middle'}, r"config.sample.spacing: got 'middle'"),
+    ({'optimizer.warmup_steps': 9}, r'config.optimizer.warmup_steps: got 9'),
+    ({'eval.metrics': ('fdi',)}, r"got 'fdi', allowed fid, inception_score, label_accuracy"),
+    ({'sample.checkpoint': 'newest'}, r"config.sample.checkpoint: got 'newest'"),
+    ({'sample.name': 'a/b'}, r"config.sample.name: got 'a/b'"),
+  ],
+)
+def test_values_that_are_not_allowed(tmp_path, changes, message):
+  with pytest.raises(InputError, match=message):
+    create(tiny_mapping(tmp_path, **changes))
+
+
+def test_unknown_missing_and_mistyped_keys_are_all_named_at_once(tmp_path):
+  mapping = tiny_mapping(tmp_path)
+  mapping['model']['dit']['dept'] = 3
+  del mapping['loss']['label_drop']
+  mapping['optimizer']['b1'] = 'high'
+  mapping['extra'] = 1
+  with pytest.raises(InputError) as caught:
+    create(mapping)
+  text = str(caught.value)
+  assert '4 problems' in text
+  for part in ("unknown field: got 'dept'", 'label_drop: missing', "b1: got 'high'", "'extra'"):
+    assert part in text
+
+
+def test_unused_alternatives_are_not_looked_at(tmp_path):
+  create(tiny_mapping(tmp_path, **{'model.unet.channels': 5}))
+  with pytest.raises(InputError, match='channels: got 5'):
+    create(tiny_mapping(tmp_path, **{'model.unet.channels': 5, 'model.name': 'unet'}))
+
+
+def test_a_config_survives_json(tmp_path):
+  mapping = tiny_mapping(tmp_path, **{'mesh.rules': (('mlp', ('', 'fsdp')),)})
+  stored.save(tmp_path, mapping)
+  assert create(stored.load(tmp_path)).config == create(mapping).config
+
+
+def test_what_voids_a_checkpoint_is_refused_and_the_rest_is_noted(tmp_path):
+  stored.save(tmp_path, tiny_mapping(tmp_path))
+  for change in (
+    {'model.dit.depth': 3},
+    {'model.name': 'unet'},
+    {'seed': 1},
+    {'train.batch_size': 8},
+    {'data.flip': True},
+    {'process.prediction': 'x0'},
+    {'schedule.cosine.num_timesteps': 500},
+  ):
+    with pytest.raises(InputError, match=f'{next(iter(change))}: trained with'):
+      stored.changes(tmp_path, tiny_mapping(tmp_path, **change))
+  same = {'model.unet.channels': 96, 'sample.num_steps': 2, 'data.dir': 'elsewhere'}
+  assert stored.changes(tmp_path, tiny_mapping(tmp_path, **same)) == []
+  noted = stored.changes(tmp_path, tiny_mapping(tmp_path, **{'optimizer.learning_rate': 0.5}))
+  assert noted == ['optimizer.learning_rate: 0.002 -> 0.5']
+
+
+def test_after_training_the_model_comes_from_the_workdir_and_samples_from_the_command(tmp_path):
+  trained = tiny_mapping(tmp_path, **{'model.name': 'unet', 'sample.num_steps': 3})
+  stored.save(tmp_path, trained)
+  given = tiny_mapping(tmp_path, **{'sample.num_steps': 2})
+  merged = stored.merged(tmp_path, given, {'sample.num_steps': 2})
+  assert merged['model']['name'] == 'unet' and merged['sample']['num_steps'] == 2
+  with pytest.raises(InputError, match=r"model\.name: got 'dit', .* trained with 'unet'"):
+    stored.merged(tmp_path, given, {'model.name': 'dit'})

@@ -1,0 +1,157 @@
+"""The contract of all backbones, their published sizes, and what their options do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from diffusion_jax.experiment.fields import load_plugin, plugin_names
+from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
+from diffusion_jax.models.layers import sinusoidal_embedding
+from diffusion_jax.runtime.cost import flops, num_parameters
+
+NAMES = plugin_names('models')
+SMALL = {
+  'dit': dict(hidden_size=32, depth=2, num_heads=2),
+  'unet': dict(channels=32, num_res_blocks=1, num_heads=2),
+}
+
+
+def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes):
+  options = {**base.get_config().model[name].to_dict(), **changes}
+  derived = dict(out_channels=out_channels, num_classes=num_classes, dtype=dtype)
+  return load_plugin('models', name).build(**options, **derived)
+
+
+def inputs(shape=(3, 8, 8, 1)):
+  x = jax.random.normal(jax.random.key(0), shape)
+  return x, jnp.asarray([0.0, 500.0, 999.0])[: len(x)], jnp.arange(len(x))
+
+
+def shaken(params, scale=0.05):
+  """Parameters away from the zeros of the initialisation."""
+  keys = iter(jax.random.split(jax.random.key(7), 1000))
+  return jax.tree.map(lambda p: p + scale * jax.random.normal(next(keys), p.shape), params)
+
+
+@pytest.mark.parametrize('num_classes', [0, 10])
+@pytest.mark.parametrize('name', NAMES)
+def test_contract(name, num_classes):
+  module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name])
+  x, time, y = inputs()
+  params = module.init(jax.random.key(1), x, time, y)['params']
+  assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+  np.testing.assert_array_equal(module.apply({'params': params}, x, time, y), 0)  # Starts at zero.
+
+  traces = []
+
+  def apply(params, x, time, y):
+    traces.append(1)
+    return module.apply({'params': params}, x, time, y)
+
+  params, jitted = shaken(params), jax.jit(apply)
+  out = jitted(params, x, time, y)
+  jitted(params, 2 * x, time, y)
+  assert out.shape == (3, 8, 8, 2) and out.dtype == jnp.float32 and len(traces) == 1
+  one = module.apply({'params': params}, x[1:2], time[1:2], y[1:2])
+  np.testing.assert_allclose(one[0], out[1], atol=1e-4)  # Examples do not see each other.
+  assert not np.allclose(jitted(params, x, time + 100, y), out, atol=1e-3)
+  depends_on_label = not np.allclose(jitted(params, x, time, y + 1), out, atol=1e-4)
+  assert depends_on_label == (num_classes > 0)
+  if num_classes:
+    jitted(params, x, time, jnp.full(3, num_classes))  # The null label has a row.
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_bfloat16_activations(name):
+  module = build(name, dtype=jnp.bfloat16, **SMALL[name])
+  x, time, y = inputs()
+  params = shaken(module.init(jax.random.key(1), x, time, y)['params'])
+  assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+  out = module.apply({'params': params}, x, time, y)
+  exact = build(name, **SMALL[name]).apply({'params': params}, x, time, y)
+  assert out.dtype == jnp.float32
+  assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+  'width, depth, heads, millions, gflop',
+  [(384, 12, 6, 32.96, 12.1), (768, 12, 12, 130.51, 46.0), (1024, 24, 16, 458.1, 161.4)],
+)
+def test_dit_has_the_published_sizes(width, depth, heads, millions, gflop):
+  """DiT-S/B/L/2 on 32x32x4 with learned variance, the frozen positions counted in."""
+  module = build(
+    'dit',
+    out_channels=8,
+    num_classes=1000,
+    patch_size=2,
+    hidden_size=width,
+    depth=depth,
+    num_heads=heads,
+  )
+  arguments = (jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  params = jax.eval_shape(module.init, jax.random.key(0), *arguments)['params']
+  assert (num_parameters(params) + 256 * width) / 1e6 == pytest.approx(millions, abs=0.05)
+  count = flops(lambda p, *a: module.apply({'params': p}, *a), params, *arguments)
+  assert count / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_dit_patches_are_ordered_row_column_channel():
+  x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
+  patches = patchify(x, 2)
+  assert patches.shape == (2, 6, 12)
+  np.testing.assert_array_equal(patches[0, 4], x[0, 2:4, 2:4].reshape(-1))
+  np.testing.assert_array_equal(unpatchify(patches, 2, 4, 6), x)
+
+
+def test_dit_positions_are_column_first_then_row():
+  table = position_embedding(3, 5, 8)
+  row, column = 2, 4
+  found = table[row * 5 + column]
+  frequencies = 1 / 10_000 ** (np.arange(2) / 2)
+  expected = [f(x * frequencies) for x in (column, row) for f in (np.sin, np.cos)]
+  np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6)
+
+
+def test_sinusoids_are_cos_then_sin():
+  found = sinusoidal_embedding(jnp.asarray([3.0]), 4)[0]
+  np.testing.assert_allclose(found, [np.cos(3), np.cos(0.03), np.sin(3), np.sin(0.03)], rtol=1e-5)
+
+
+def test_unet_dropout_acts_only_in_training():
+  module = build('unet', dropout=0.5, **SMALL['unet'])
+  x, time, y = inputs()
+  params = shaken(module.init(jax.random.key(1), x, time, y)['params'])
+
+  def apply(train, seed):
+    rngs = {'dropout': jax.random.key(seed)}
+    return module.apply({'params': params}, x, time, y, train=train, rngs=rngs)
+
+  np.testing.assert_array_equal(apply(False, 0), apply(False, 1))
+  assert not np.allclose(apply(True, 0), apply(True, 1))
+
+
+def test_unet_attention_is_where_it_was_asked_for():
+  module = build('unet', attention_resolutions=(8,), **SMALL['unet'])
+  params = jax.eval_shape(module.init, jax.random.key(0), *inputs())['params']
+  found = sorted(name for name in params if name.endswith('attention'))
+  levels = ['down_0_0_attention', 'mid_attention', 'up_0_0_attention', 'up_0_1_attention']
+  assert found == levels
+
+
+@pytest.mark.parametrize(
+  'name, changes, message',
+  [
+    ('dit', dict(patch_size=3), 'patch_size: got 3, allowed for 8x8 images'),
+    ('dit', dict(num_heads=5), 'hidden_size: got 384, allowed multiples of num_heads 5'),
+    ('dit', dict(depth=0), 'depth: got 0'),
+    ('unet', dict(channels=48), 'channels: got 48'),
+    ('unet', dict(channel_mult=(1, 2, 2, 2, 2)), 'channel_mult: got 5 levels'),
+    ('unet', dict(attention_resolutions=(16,)), 'attention_resolutions: got'),
+    ('unet', dict(dropout=1.0), 'dropout: got'),
+  ],
+)
+def test_sizes_that_do_not_fit(name, changes, message):
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(build(name, **changes).init, jax.random.key(0), *inputs())

@@ -1,0 +1,91 @@
+"""Checkpoints come back exactly or not at all."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.errors import DamagedError
+from diffusion_jax.runtime.checkpoint import Checkpoints, checksums
+from diffusion_jax.runtime.mesh import make_mesh, replicated
+
+
+def state(seed):
+  return {
+    'w': jax.random.normal(jax.random.key(seed), (64, 32)),
+    'half': jnp.arange(6, dtype=jnp.bfloat16),
+    'step': jnp.int32(seed),
+  }
+
+
+def abstract():
+  sharding = replicated(make_mesh(-1, 1, 1))
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state(0))
+
+
+def saved(folder, steps, metrics=lambda step: {}, **options):
+  checkpoints = Checkpoints(folder, **{'keep_newest': 5, **options})
+  for step in steps:
+    checkpoints.save(step, state(step), metrics(step))
+  checkpoints.wait()
+  return checkpoints
+
+
+def assert_same(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def corrupt(folder, step):
+  """Flips one byte in the largest file of a step, which holds the array data."""
+  files = [p for p in (folder / str(step)).rglob('*') if p.is_file()]
+  path = max(files, key=lambda p: p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 4
+  path.write_bytes(content)
+
+
+def test_the_newest_state_comes_back(tmp_path):
+  saved(tmp_path, [1, 2]).close()
+  found = Checkpoints(tmp_path).restore(abstract())
+  assert found.step == 2 and not found.damaged
+  assert_same(found.state, state(2))
+
+
+def test_nothing_stored_is_none(tmp_path):
+  assert Checkpoints(tmp_path).restore(abstract()) is None
+
+
+def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(tmp_path):
+  saved(tmp_path, [1, 2]).close()
+  corrupt(tmp_path, 2)
+  found = Checkpoints(tmp_path).restore(abstract())
+  assert found.step == 1 and list(found.damaged) == [2]
+  assert_same(found.state, state(1))
+  corrupt(tmp_path, 1)
+  with pytest.raises(DamagedError, match='no usable checkpoint'):
+    Checkpoints(tmp_path).restore(abstract())
+
+
+def test_newest_and_best_are_kept(tmp_path):
+  losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
+  checkpoints = saved(
+    tmp_path,
+    losses,
+    metrics=lambda step: {'loss': losses[step]},
+    keep_newest=2,
+    keep_best=1,
+    best_metric='loss',
+  )
+  assert checkpoints.steps() == [2, 4, 5] and checkpoints.best_step() == 2
+  highest = Checkpoints(tmp_path, best_metric='loss', best_mode='max', read_only=True)
+  assert highest.best_step() == 4
+
+
+def test_checksums_see_any_single_change():
+  base = state(0)
+  before = checksums(base)
+  assert before == checksums(state(0))
+  for index in ((0, 0), (63, 31), (10, 20)):
+    assert checksums({**base, 'w': base['w'].at[index].add(1e-3)})['w'] != before['w']
+  swapped = base['w'].at[0].set(base['w'][1]).at[1].set(base['w'][0])
+  assert checksums({**base, 'w': swapped})['w'] != before['w']

@@ -1,0 +1,218 @@
+"""The stages on tiny models, through the same door as the command line."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.command import run_mode
+from diffusion_jax.errors import DamagedError, InputError, Interrupted
+from diffusion_jax.experiment.experiment import create
+from diffusion_jax.stages import sample
+from diffusion_jax.stages.train import open_checkpoints
+from tests.conftest import tiny_mapping
+from tests.runtime.test_checkpoint import assert_same, corrupt
+
+
+def run(mode, folder, tmp_path, **changes):
+  """Returns the experiment; changes are the flags of the command line."""
+  mapping = tiny_mapping(tmp_path, **changes)
+  run_mode(mode, mapping, changes, folder, as_json=False)
+  return create(mapping)
+
+
+def state_of(experiment, folder, step=None):
+  checkpoints = open_checkpoints(experiment, folder, read_only=True)
+  restored = checkpoints.restore(experiment.abstract_state, step)
+  checkpoints.close()
+  return restored.state
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A trained work directory that the tests below only add to."""
+  tmp_path = tmp_path_factory.mktemp('trained')
+  run('train', tmp_path / 'run', tmp_path)
+  return tmp_path
+
+
+def test_training_leaves_what_the_readme_says(trained):
+  folder = trained / 'run'
+  assert json.loads((folder / 'config.json').read_text())['train']['num_steps'] == 4
+  lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines if 'loss' in line] == [2, 4]
+  assert all(line['images_per_s'] > 0 for line in lines if 'loss' in line)
+  assert [line['step'] for line in lines if 'holdout_loss' in line] == [4]
+  assert list((folder / 'logs').glob('events.out.tfevents*'))
+  picture = Image.open(folder / 'previews' / 'step_00000004.png')
+  assert picture.height > 10 * 48 and picture.width > 2 * 48  # 10 classes, 2 columns, enlarged.
+
+
+def test_trained_already_does_nothing(trained, capsys):
+  run('train', trained / 'run', trained)
+  assert 'nothing to do' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('model', ['dit', 'unet'])
+def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, capsys, monkeypatch, model):
+  """A signal after step 3 of 14; 14 steps of 128 cross the end of the first epoch (1,500 images)."""
+  changes = {
+    'model.name': model,
+    'train.num_steps': 14,
+    'train.batch_size': 128,
+    'checkpoint.every_steps': 100,
+    'train.holdout_every_steps': 100,
+    'train.preview_every_steps': 100,
+    'train.log_every_steps': 1,
+  }
+  experiment = run('train', tmp_path / 'whole', tmp_path, **changes)
+  assert 'fresh start' in capsys.readouterr().out
+
+  from diffusion_jax.runtime.logging import JsonLines
+
+  write = JsonLines.write_scalars
+
+  def write_and_interrupt(self, step, scalars):
+    write(self, step, scalars)
+    if step == 2:  # Read after step 3 was handed over.
+      signal.raise_signal(signal.SIGTERM)
+
+  monkeypatch.setattr(JsonLines, 'write_scalars', write_and_interrupt)
+  with pytest.raises(Interrupted, match='SIGTERM at step 3') as stop:
+    run('train', tmp_path / 'parts', tmp_path, **changes)
+  assert stop.value.exit_code == 75
+  monkeypatch.undo()
+  capsys.readouterr()
+  run('train', tmp_path / 'parts', tmp_path, **changes)
+  assert f'resumed at step 3 from {tmp_path / "parts" / "checkpoints" / "3"}' in (
+    capsys.readouterr().out
+  )
+  whole, parts = (state_of(experiment, tmp_path / name) for name in ('whole', 'parts'))
+  assert int(whole.step) == 14
+  assert_same(parts, whole)
+  logs = [
+    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    for name in ('whole', 'parts')
+  ]
+  losses = [[(x['step'], x['loss']) for x in lines if 'loss' in x] for lines in logs]
+  assert losses[0] == losses[1] and len(losses[0]) == 14
+
+
+def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, capsys):
+  experiment = run('train', tmp_path / 'run', tmp_path)
+  expected = state_of(experiment, tmp_path / 'run', 4)
+  corrupt(tmp_path / 'run' / 'checkpoints', 4)
+  run('train', tmp_path / 'run', tmp_path)
+  out = capsys.readouterr().out
+  assert 'checkpoint of step 4 is damaged' in out and 'resumed at step 2' in out
+  assert (tmp_path / 'run' / 'checkpoints-damaged' / '4').is_dir()
+  assert_same(state_of(experiment, tmp_path / 'run', 4), expected)
+
+
+def test_sample_set(trained, capsys):
+  experiment = run('sample', trained / 'run', trained, **{'sample.name': 'plain'})
+  folder = trained / 'run' / 'samples' / 'plain'
+  made, labels = sample.load(folder, 20)
+  assert made.shape == (20, 8, 8, 1) and made.dtype == np.uint8
+  np.testing.assert_array_equal(labels, np.arange(20) % 10)
+  assert Image.open(folder / 'grid.png').height > 480
+  assert Image.open(folder / 'denoising.gif').n_frames == 3
+  meta = json.loads((folder / 'meta.json').read_text())
+  assert meta['identity']['step'] == 4 and meta['images_per_s'] > 0 and meta['num_samples'] == 20
+
+  params = state_of(experiment, trained / 'run').ema_params  # Against a call of the parts.
+  x0, _ = experiment.generator()(
+    experiment.trainer.network(params), np.arange(20, dtype=np.uint32), labels
+  )
+  expected = np.clip(np.floor(127.5 * np.asarray(x0) + 128), 0, 255)
+  assert np.abs(made - expected).max() <= 1  # float rounding at a level's edge
+
+  capsys.readouterr()
+  run('sample', trained / 'run', trained, **{'sample.name': 'plain'})
+  assert '0 of 20 samples to make' in capsys.readouterr().out
+
+
+def test_an_interrupted_or_enlarged_set_is_the_same_as_one_made_at_once(trained):
+  flags = {'sample.name': 'parts', 'sample.num_samples': 30, 'sample.grid_columns': 1}
+  run('sample', trained / 'run', trained, **flags)
+  folder = trained / 'run' / 'samples' / 'parts'
+  whole = sample.load(folder, 30)
+  parts = sorted(folder.glob('part-*.npz'))
+  assert len(parts) == 2
+  parts[0].unlink()
+  with pytest.raises(InputError, match='30 wanted'):
+    sample.load(folder, 30)
+  run('sample', trained / 'run', trained, **{**flags, 'sample.num_samples': 33})
+  again = sample.load(folder, 33)
+  for before, after in zip(whole, again):
+    assert np.abs(before.astype(int) - after[:30]).max() <= 1
+
+
+def test_another_set_under_the_same_name_is_refused(trained):
+  run('sample', trained / 'run', trained, **{'sample.name': 'mine'})
+  with pytest.raises(InputError, match=r'num_steps: 3, asked 2'):
+    run('sample', trained / 'run', trained, **{'sample.name': 'mine', 'sample.num_steps': 2})
+
+
+def test_labels_of_the_user(trained):
+  flags = {'sample.name': 'chosen', 'sample.labels': (7, 2), 'sample.num_samples': 5}
+  run('sample', trained / 'run', trained, **flags)
+  _, labels = sample.load(trained / 'run' / 'samples' / 'chosen', 5)
+  np.testing.assert_array_equal(labels, [7, 2, 7, 2, 7])
+
+
+def test_best_and_numbered_checkpoints(trained):
+  run('sample', trained / 'run', trained, **{'sample.name': 'best', 'sample.checkpoint': 'best'})
+  run('sample', trained / 'run', trained, **{'sample.name': 'two', 'sample.checkpoint': '2'})
+  steps = [
+    json.loads((trained / 'run' / 'samples' / n / 'meta.json').read_text())['identity']['step']
+    for n in ('best', 'two')
+  ]
+  assert steps == [4, 2]
+  with pytest.raises(InputError, match=r"got '77', .* has \[2, 4\]"):
+    run('sample', trained / 'run', trained, **{'sample.checkpoint': '77'})
+
+
+def test_a_damaged_part_is_named(trained):
+  run('sample', trained / 'run', trained, **{'sample.name': 'torn'})
+  path = next((trained / 'run' / 'samples' / 'torn').glob('part-*.npz'))
+  path.write_bytes(path.read_bytes()[:-200])
+  with pytest.raises(DamagedError, match=path.name):
+    run('evaluate', trained / 'run', trained, **{'sample.name': 'torn'})
+
+
+def test_evaluate_makes_the_samples_and_writes_every_number_with_its_protocol(trained, capsys):
+  run('evaluate', trained / 'run', trained, **{'sample.cfg_scale': 2.0})
+  out = capsys.readouterr().out
+  assert 'holdout accuracy' in out and 'real training images' in out and 'ddim3-cfg2' in out
+  result = json.loads((trained / 'run' / 'eval' / 'ddim3-cfg2.json').read_text())
+  assert set(result['metrics']) == {
+    'frechet_distance',
+    'inception_score',
+    'inception_score_std',
+    'label_accuracy',
+  }
+  assert result['protocol']['num_samples'] == 20 and result['protocol']['reference_size'] == 297
+  assert result['samples']['cfg_scale'] == 2.0 and result['samples']['ema'] is True
+  # An untrained model is farther from the data than real images are.
+  real = result['real_baseline']['metrics']['frechet_distance']
+  assert result['metrics']['frechet_distance'] > real > 0
+
+
+def test_evaluation_with_pixels(trained):
+  flags = {'eval.features.name': 'pixels', 'sample.name': 'raw'}
+  run('evaluate', trained / 'run', trained, **flags)
+  result = json.loads((trained / 'run' / 'eval' / 'raw.json').read_text())
+  assert set(result['metrics']) == {'frechet_distance'}
+
+
+def test_unconditional_models_train_sample_and_evaluate(tmp_path):
+  flags = {'num_classes': 0, 'sampler.name': 'ddpm'}
+  run('train', tmp_path / 'run', tmp_path, **flags)
+  run('evaluate', tmp_path / 'run', tmp_path, **flags)
+  folder = tmp_path / 'run' / 'samples' / 'ddpm3-cfg1'
+  assert Image.open(folder / 'grid.png').size[0] > 0
+  assert jax.tree.leaves(sample.load(folder, 20)[1].tolist()) == [0] * 20

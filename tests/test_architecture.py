@@ -1,0 +1,94 @@
+"""Imports point one way, and heavy packages stay where they are needed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'diffusion_jax'
+FILES = sorted(PACKAGE.rglob('*.py'))
+TIERS = [
+  {'types', 'errors'},
+  {'randomness'},
+  {'diffusion', 'models', 'data', 'evaluation', 'reporting', 'runtime'},
+  {'interop', 'training'},
+  {'experiment'},
+  {'stages', 'command'},
+]
+# What interop and training may enter of the rooms below them.
+BELOW = {'interop': {'models'}, 'training': {'diffusion', 'models', 'runtime'}}
+LIGHT = ('diffusion', 'models', 'training.step', 'evaluation')
+HEAVY = {'tensorflow', 'ml_collections', 'clu', 'sklearn', 'torch', 'wandb', 'tensorflow_datasets'}
+MAY_IMPORT_TENSORFLOW = {'data', 'runtime'}
+
+
+def room(path):
+  return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def tier(name):
+  return next(i for i, names in enumerate(TIERS) if name in names)
+
+
+def imports(path, inside_functions):
+  """Names of imported modules at module level, or everywhere."""
+  tree = ast.parse(path.read_text())
+  nodes = ast.walk(tree) if inside_functions else ast.iter_child_nodes(tree)
+  for node in nodes:
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+  here = room(path)
+  if here == '__init__':
+    return
+  for name in imports(path, inside_functions=True):
+    if not name.startswith('diffusion_jax.'):
+      continue
+    there = name.split('.')[1]
+    if there == here:
+      continue
+    assert tier(there) < tier(here), f'{path.name} (tier {tier(here)}) imports {name}'
+    if here in BELOW and tier(there) == tier('diffusion'):
+      assert there in BELOW[here], f'{here} may not import {there}'
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_heavy_packages_are_imported_inside_functions_of_their_rooms(path):
+  at_module_level = {name.split('.')[0] for name in imports(path, inside_functions=False)}
+  assert not at_module_level & HEAVY
+  anywhere = {name.split('.')[0] for name in imports(path, inside_functions=True)}
+  if anywhere & {'tensorflow', 'clu'}:
+    assert room(path) in MAY_IMPORT_TENSORFLOW
+
+
+def test_light_rooms_load_neither_tensorflow_nor_ml_collections():
+  modules = []
+  for name in LIGHT:
+    folder = PACKAGE.joinpath(*name.split('.'))
+    paths = sorted(folder.rglob('*.py')) if folder.is_dir() else [folder.with_suffix('.py')]
+    parts = (p.relative_to(ROOT).with_suffix('').parts for p in paths)
+    modules += ['.'.join(p for p in names if p != '__init__') for names in parts]
+  program = f'import sys\nimport {", ".join(modules)}\nprint(*sys.modules)'
+  loaded = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, check=True
+  ).stdout.split()
+  assert 'jax' in loaded and not set(loaded) & HEAVY
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short_and_say_what_they_are(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 300
+  assert not text.strip() or ast.get_docstring(ast.parse(text))
+
+
+def test_main_is_only_flags():
+  assert len((ROOT / 'main.py').read_text().splitlines()) < 60

@@ -1,0 +1,182 @@
+"""A user's mistake ends with exit code 2 and one clear message, before anything is compiled.
+
+Every case runs main.py in a process of its own, as a user would.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICK = '--config=configs/quickstart.py'
+# Flags, and parts of the message: where, what was found, what is allowed. {dir} is an empty folder.
+CASES = {
+  'unknown mode': ([QUICK, '--workdir={dir}', '--mode=trian'], ["'trian'", 'train', 'nearest']),
+  'unknown flag': ([QUICK, '--workdir={dir}', '--workdirr=x'], ['workdirr']),
+  'no config': (['--workdir={dir}'], ['--config is missing']),
+  'unknown config': (
+    ['--config=configs/quickstrat.py', '--workdir={dir}'],
+    ['configs/quickstrat.py', "nearest 'configs/quickstart.py'"],
+  ),
+  'no workdir': ([QUICK], ['--workdir is missing']),
+  'unwritable workdir': ([QUICK, '--workdir=/dev/null/run'], ['/dev/null/run', 'cannot write']),
+  'unknown model': ([QUICK, '--workdir={dir}', '--config.model.name=dti'], ["'dti'", 'dit, unet']),
+  'unknown sampler': (
+    [QUICK, '--workdir={dir}', '--config.sampler.name=dpm'],
+    ['config.sampler.name', "'dpm'", 'ddim, ddpm'],
+  ),
+  'unknown field': (
+    [QUICK, '--workdir={dir}', '--config.model.dit.dept=8'],
+    ['--config.model.dit.dept: no such field', "nearest 'depth'"],
+  ),
+  'unknown section': ([QUICK, '--workdir={dir}', '--config.zzz.q=8'], ['--config.zzz']),
+  'wrong type': (
+    [QUICK, '--workdir={dir}', '--config.train.batch_size=many'],
+    ['config.train.batch_size', 'many'],
+  ),
+  'wrong tuple': (
+    [QUICK, '--workdir={dir}', '--config.sample.labels=("a",)'],
+    ['config.sample.labels', "('a',)"],
+  ),
+  'patch': (
+    [QUICK, '--workdir={dir}', '--config.model.dit.patch_size=3'],
+    ['config.model.dit.patch_size', 'got 3', '[1, 2, 4, 8]'],
+  ),
+  'heads': (
+    [QUICK, '--workdir={dir}', '--config.model.dit.num_heads=3'],
+    ['config.model.dit.hidden_size: got 128', 'num_heads 3', 'nearest 129'],
+  ),
+  'batch and devices': (
+    [QUICK, '--workdir={dir}', '--config.train.batch_size=100'],
+    ['config.train.batch_size', 'got 100', 'multiples of the 8 devices', 'nearest 96'],
+  ),
+  'mesh': ([QUICK, '--workdir={dir}', '--config.mesh.fsdp=3'], ['config.mesh', '8 devices']),
+  'steps above T': (
+    [QUICK, '--workdir={dir}', '--config.sample.num_steps=1001'],
+    ['config.sample.num_steps', 'got 1001', 'nearest 1000'],
+  ),
+  'label count': (
+    [QUICK, '--workdir={dir}', '--config.num_classes=12'],
+    ['config.num_classes', 'got 12', 'allowed 10'],
+  ),
+  'sample label': (
+    [QUICK, '--workdir={dir}', '--config.sample.labels=(3, 10)'],
+    ['config.sample.labels', '[10]', '0..9'],
+  ),
+  'clip in latent space': (
+    [QUICK, '--workdir={dir}', '--config.space=latent', '--config.sample.clip_x0=True'],
+    ['config.sample.clip_x0', 'latent'],
+  ),
+  'eps diverges': (
+    [QUICK, '--workdir={dir}', '--config.process.prediction=eps'],
+    ['config.process.prediction', "'eps'", "allowed 'v'"],
+  ),
+  'eps undefined': (
+    [
+      QUICK,
+      '--workdir={dir}',
+      '--config.process.prediction=eps',
+      '--config.schedule.name=straight',
+      '--config.sample.clip_x0=True',
+    ],
+    ['config.process.prediction', 'does not determine x0'],
+  ),
+  'guidance without classes': (
+    [QUICK, '--workdir={dir}', '--config.num_classes=0', '--config.sample.cfg_scale=2'],
+    ['config.sample.cfg_scale', 'got 2', 'unconditional'],
+  ),
+  'guidance without label drop': (
+    [QUICK, '--workdir={dir}', '--config.loss.label_drop=0.0', '--config.sample.cfg_scale=2'],
+    ['config.sample.cfg_scale', 'label_drop'],
+  ),
+  'sample before training': ([QUICK, '--workdir={dir}', '--mode=sample'], ['{dir}', 'train first']),
+  'evaluate before training': ([QUICK, '--workdir={dir}/no', '--mode=evaluate'], ['train first']),
+  'several at once': (
+    [QUICK, '--workdir={dir}', '--config.train.batch_size=0', '--config.process.prediction=w'],
+    ['2 problems', 'config.train.batch_size: got 0', "config.process.prediction: got 'w'"],
+  ),
+  'json elsewhere': ([QUICK, '--workdir={dir}', '--json'], ['--json', 'describe']),
+  'stray argument': ([QUICK, '--workdir={dir}', 'depth=8'], ['depth=8']),
+}
+
+
+def main(*arguments, devices=8):
+  environment = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'JAX_LOG_COMPILES': '1',
+  }
+  return subprocess.run(
+    [sys.executable, 'main.py', *arguments],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=100,
+  )
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+  """All cases, two processes at a time."""
+  folders = {name: tmp_path_factory.mktemp('run') for name in CASES}
+
+  def run(name):
+    return main(*(a.format(dir=folders[name]) for a in CASES[name][0])), folders[name]
+
+  with ThreadPoolExecutor(2) as pool:
+    return dict(zip(CASES, pool.map(run, CASES)))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_bad_input(results, name):
+  result, folder = results[name]
+  message = '\n'.join(
+    line for line in result.stderr.splitlines() if not line.startswith(('WARNING', 'Compiling'))
+  )
+  assert result.returncode == 2, result.stderr
+  assert 'Traceback' not in result.stderr
+  for part in CASES[name][1]:
+    assert part.format(dir=folder) in message, result.stderr
+  assert 'Compiling train_step' not in result.stderr
+  assert 'fresh start' not in result.stdout
+  assert not (folder / 'config.json').exists()
+
+
+def test_a_config_with_a_mistake_of_its_own_is_named(tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text('def get_config():\n  return undefined_name\n')
+  result = main(f'--config={path}', f'--workdir={tmp_path / "run"}')
+  assert result.returncode == 2 and 'Traceback' not in result.stderr
+  assert 'undefined_name' in result.stderr
+
+
+def test_describe_json_is_one_object():
+  result = main(QUICK, '--mode=describe', '--json', devices=1)
+  assert result.returncode == 0, result.stderr
+  facts = json.loads(result.stdout)
+  assert facts['image_shape'] == [8, 8, 1] and facts['num_classes'] == 10
+  # By hand: see the derivation in test_quickstart_parameters_by_hand.
+  assert facts['parameters'] == quickstart_parameters()
+  assert facts['flops_per_image'] == quickstart_flops()
+
+
+def quickstart_parameters(d=128, depth=4, classes=10, patch=4):
+  """Patch in, time MLP, label table, blocks, final adaLN and linear; weights plus biases."""
+  linear = lambda n, m: n * m + m  # noqa: E731
+  block = linear(d, 6 * d) + linear(d, 3 * d) + linear(d, d) + linear(d, 4 * d) + linear(4 * d, d)
+  condition = linear(256, d) + linear(d, d) + (classes + 1) * d
+  return linear(patch, d) + condition + depth * block + linear(d, 2 * d) + linear(d, patch)
+
+
+def quickstart_flops(d=128, depth=4, tokens=16, patch=4):
+  """Two a multiply-add; per token: qkv, out, MLP; the attention matrices; per image: conditions."""
+  block = tokens * (3 * d * d + d * d + 8 * d * d) + 2 * tokens * tokens * d + 6 * d * d
+  ends = 2 * tokens * patch * d + 256 * d + d * d + 2 * d * d
+  return 2 * (depth * block + ends)
