@@ -25,6 +25,9 @@ def main() -> int:
   except Stop as stop:
     print(f'main.py: {stop}', file=sys.stderr)
     return stop.exit_code
+  except KeyboardInterrupt:
+    print('main.py: interrupted; the same command goes on from what is finished', file=sys.stderr)
+    return 130
   return 0
 
 

@@ -96,10 +96,12 @@ def run_mode(
       f'the same command with --mode=train'
     )
   experiment = create(config)
-  if mode == 'describe':
-    stage.run(experiment, folder, as_json=as_json)
-  else:
-    stage.run(experiment, folder)
+  try:
+    stage.run(experiment, folder, **({'as_json': True} if as_json else {}))
+  except OSError as error:
+    if error.errno is None or error.filename is None:
+      raise
+    raise InputError(f'{error.filename}: {error.strerror}') from error
 
 
 def require_writable(folder: Path) -> None:

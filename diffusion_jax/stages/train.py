@@ -87,6 +87,7 @@ def train(experiment, workdir, checkpoints, writer, state: TrainState, start: in
     num_hosts=jax.process_count(),
   )
   sharding = mesh.batch_sharding(experiment.mesh)
+  print('compiling the training step', flush=True)
   outcome = run_loop(
     compile_step(experiment),
     state,

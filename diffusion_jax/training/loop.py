@@ -52,8 +52,8 @@ def run_loop(
 
   Raises: DivergedError when a logged step is the max_skipped-th or later in a row without an update.
   """
-  pending = None  # (step, metrics since the last log, images/s), read one step late
-  since_log, lap_start = [], time.perf_counter()
+  pending = None  # (step, metrics since the last log), read one step late
+  since_log, lap_start, paused = [], time.perf_counter(), 0.0
   bar = tqdm(
     total=stop,
     initial=start,
@@ -63,8 +63,12 @@ def run_loop(
   )
 
   def report(pending):
-    step, metrics, images_per_s = pending
-    metrics = jax.device_get(metrics)
+    nonlocal lap_start, paused
+    step, metrics = pending
+    metrics = jax.device_get(metrics)  # Returns when `step` is done: the time to stop the clock.
+    now = time.perf_counter()
+    images_per_s = len(metrics) * batch_size / (now - lap_start - paused)
+    lap_start, paused = now, 0.0
     skipped = int(metrics[-1]['skipped'])
     if skipped >= max_skipped:
       raise DivergedError(
@@ -91,17 +95,18 @@ def run_loop(
         report(pending)
         pending = None
       if step % log_every_steps == 0 or step == stop:
-        now = time.perf_counter()
-        pending = (step, since_log, len(since_log) * batch_size / (now - lap_start))
-        since_log, lap_start = [], now
+        pending, since_log = (step, since_log), []
       bar.update()
       due = [action for action in actions if action.due(step, stop)]
       if due:
         jax.block_until_ready(state.step)  # What was asked for before is not the actions' time.
+        if pending:
+          report(pending)
+          pending = None
         began = time.perf_counter()
         for action in due:
           action.run(step, state)
-        lap_start += time.perf_counter() - began
+        paused += time.perf_counter() - began
       if interruption.requested:
         break
     if pending:
