@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
   config.checkpoint.every_steps = 500
   config.checkpoint.keep_newest = 2
   config.checkpoint.keep_best = 1
-  config.checkpoint.best_metric = 'holdout_loss'  # As of the last measurement before the save.
+  config.checkpoint.best_metric = 'holdout_loss'  # As last measured before the save.
   config.checkpoint.best_mode = 'min'  # 'min', 'max'.
 
   config.sampler = ConfigDict()

@@ -17,7 +17,7 @@ import optax
 from diffusion_jax.experiment.experiment import check_with_data, create
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import sample, train
+from diffusion_jax.stages import train
 from tests.conftest import tiny_mapping
 
 RULES = {
@@ -35,7 +35,7 @@ RULES = {
 
 def main(folder: Path, num_devices: int, rules: str) -> None:
   assert jax.device_count() == num_devices
-  changes = {'sample.batch_size': 16, 'train.batch_size': 16, **RULES[rules]}
+  changes = {'sample.cfg_scale': 2.0, 'sampler.name': 'ddpm', **RULES[rules]}
   experiment = create(tiny_mapping(folder, **changes))
   # Adam flips the sign of near-zero gradients; SGD shows the gradients themselves.
   trainer = dataclasses.replace(experiment.trainer, optimizer=optax.sgd(0.1))
@@ -56,18 +56,21 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   restored = checkpoints.restore(experiment.abstract_state).state
   checkpoints.close()
 
-  generate = sample.compile_generate(experiment, restored.params, frame_examples=2)
-  index = np.arange(16, dtype=np.uint32)
+  keys = iter(jax.random.split(jax.random.key(3), 1000))
+  shaken = jax.tree.map(  # Away from the zeros of the initialisation.
+    lambda p: p + 0.03 * jax.random.normal(next(keys), p.shape), restored.params
+  )
+  generator, index = experiment.generator(), np.arange(16, dtype=np.uint32)
   inputs = mesh.to_devices(
     (index, experiment.sample_labels(index)), mesh.batch_sharding(experiment.mesh)
   )
-  made, _ = generate(restored.params, *inputs)
+  samples, _ = jax.jit(lambda params, *a: generator(trainer.network(params), *a))(shaken, *inputs)
   kernel = state.params['blocks']['qkv']['kernel']
   arrays = {mesh.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
   np.savez(
     folder / f'devices-{num_devices}-{rules}.npz',
     loss=metrics['loss'],
-    samples=made,
+    samples=samples,
     shards=len({str(s.index) for s in kernel.addressable_shards}),
     **{f'state:{name}': value for name, value in arrays.items()},
     **{

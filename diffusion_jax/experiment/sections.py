@@ -69,7 +69,7 @@ class Checkpoint:
   every_steps: int = where(*COUNT)
   keep_newest: int = where(*COUNT)
   keep_best: int = where(*NOT_NEGATIVE)
-  best_metric: str = where(bool, 'the name of a metric')
+  best_metric: str = one_of('holdout_loss')
   best_mode: str = one_of('min', 'max')
 
 

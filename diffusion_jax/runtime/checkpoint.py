@@ -6,7 +6,6 @@ is a sum of integers modulo 2^32, so neither sharding nor the number of hosts ch
 """
 
 import dataclasses
-import functools
 import logging
 import math
 from pathlib import Path
@@ -81,7 +80,7 @@ class Checkpoints:
           keep_checkpoints_without_metrics=False,
         )
       )
-    self._best = functools.partial(min if best_mode == 'min' else max)
+    self._best = min if best_mode == 'min' else max
     self._best_metric = best_metric
     self._manager = ocp.CheckpointManager(
       self.directory,

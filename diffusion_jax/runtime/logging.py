@@ -55,8 +55,14 @@ class WeightsAndBiases:
 
 
 def keep_metrics_until(path: Path, step: int) -> None:
-  """Drops the lines of steps after `step`, which a resumed run writes again; a torn last line too."""
+  """Drops the lines of steps after `step`, which a resumed run writes again; a torn last line too.
+
+  At step 0 the whole file belongs to another run: it is renamed.
+  """
   if not path.exists():
+    return
+  if step == 0:
+    path.rename(path.with_stem(f'{path.stem}-until-{int(path.stat().st_mtime)}'))
     return
   kept = []
   for line in path.read_text().splitlines():

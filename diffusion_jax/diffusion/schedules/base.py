@@ -66,6 +66,14 @@ def index_grid(num_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
   return np.append(indices.astype(np.int64), 0)
 
 
+def require_beta_range(beta_start: float, beta_end: float) -> None:
+  """Raises: ValueError unless 0 < beta_start <= beta_end < 1."""
+  if not 0 < beta_start <= beta_end < 1:
+    raise ValueError(
+      f'beta_start: got {beta_start} with beta_end {beta_end}, allowed 0 < beta_start <= beta_end < 1'
+    )
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DiscreteSchedule:
   """A table of alpha_bar (T + 1,) float64, alpha_bar[0] = 1, strictly decreasing."""
@@ -75,7 +83,12 @@ class DiscreteSchedule:
 
   @classmethod
   def from_betas(cls, betas: np.ndarray, time_distribution: TimeDistribution) -> 'DiscreteSchedule':
-    """alpha_bar(i) = prod_{j <= i} (1 - beta_j) (Ho et al. 2020, arXiv:2006.11239, Eq. 4)."""
+    """alpha_bar(i) = prod_{j <= i} (1 - beta_j) (Ho et al. 2020, arXiv:2006.11239, Eq. 4).
+
+    Raises: ValueError without betas.
+    """
+    if len(betas) < 1:
+      raise ValueError(f'num_timesteps: got {len(betas)}, allowed >= 1')
     return cls(np.concatenate([[1.0], np.cumprod(1.0 - betas)]), time_distribution)
 
   @property

@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from diffusion_jax.diffusion.schedules.base import DiscreteSchedule, TimeDistribution
+from diffusion_jax.diffusion.schedules.base import (
+  DiscreteSchedule,
+  TimeDistribution,
+  require_beta_range,
+)
 
 
 def build(
@@ -15,10 +19,7 @@ def build(
   logit_std: float,
 ) -> DiscreteSchedule:
   """beta evenly spaced from beta_start to beta_end over num_timesteps."""
-  if not 0 < beta_start <= beta_end < 1:
-    raise ValueError(
-      f'beta_start, beta_end: got {beta_start}, {beta_end}, allowed 0 < start <= end < 1'
-    )
+  require_beta_range(beta_start, beta_end)
   betas = np.linspace(beta_start, beta_end, num_timesteps)
   return DiscreteSchedule.from_betas(
     betas, TimeDistribution(time_distribution, logit_mean, logit_std)

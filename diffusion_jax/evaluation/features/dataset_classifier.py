@@ -5,6 +5,7 @@ fingerprint of the data and of its own settings. Needs no download.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -48,6 +49,11 @@ class CNN(nn.Module):
     return features, nn.Dense(self.num_classes)(h)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(module: CNN, params: PyTree, images: Array) -> tuple[Array, Array]:
+  return module.apply({'params': params}, images)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetClassifier:
   """A trained CNN. digest: of its weights. notes: its held-out accuracy."""
@@ -61,12 +67,11 @@ class DatasetClassifier:
 
   def extract(self, images: np.ndarray, labels: np.ndarray) -> FeatureSet:
     """images (N,H,W,C) uint8, labels (N,) -> FeatureSet."""
-    apply = jax.jit(lambda params, x: self.module.apply({'params': params}, x))
     features, logits = [], []
     for first in range(0, len(images), self.batch_size):
       part = images[first : first + self.batch_size]
       padding = [(0, self.batch_size - len(part))] + [(0, 0)] * 3  # One shape, one compilation.
-      f, z = jax.device_get(apply(self.params, np.pad(part, padding)))
+      f, z = jax.device_get(_apply(self.module, self.params, np.pad(part, padding)))
       features.append(f[: len(part)])
       logits.append(z[: len(part)])
     return FeatureSet(np.concatenate(features), np.concatenate(logits), np.asarray(labels))
