@@ -6,7 +6,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.command import parse, run_mode
+from diffusion_jax.command import USAGE, modes, parse, run_mode
 from diffusion_jax.errors import Stop
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
@@ -19,6 +19,9 @@ def main() -> int:
   """The exit code: 0 done, 2 bad input, 3 damaged files, 4 diverged, 75 interrupted."""
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  if {'-h', '--help'} & set(sys.argv):
+    print(f'{USAGE}\nmodes: {", ".join(modes())}; fields: configs/base.py; more: README.md')
+    return 0
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
     run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)

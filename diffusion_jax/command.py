@@ -16,7 +16,10 @@ from diffusion_jax.experiment.experiment import create
 from diffusion_jax.experiment.fields import unknown
 
 STAGES = Path(__file__).parent / 'stages'
-USAGE = 'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train]'
+USAGE = (
+  'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
+  '[--config.FIELD=VALUE ...]'
+)
 
 
 def modes() -> list[str]:
@@ -40,7 +43,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], di
     config = values['config'].value.to_dict()
     overrides = dict(config_flags.get_override_values(values['config']))
   except OSError as error:
-    path = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), '')
+    path = re.search(r'--config[= ]([^ ]*)', ' '.join(argv))[1]
     found = sorted(str(p) for p in Path('configs').glob('*.py'))
     if not Path(path.split(':')[0]).is_file():
       raise InputError(unknown('--config: no such file', path, found)) from error

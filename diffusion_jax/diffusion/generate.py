@@ -60,8 +60,3 @@ class Generator:
     """The same as uint8 images, x_t clipped for the frames."""
     x_0, frames = self(network, indices, labels)
     return to_uint8(x_0), to_uint8(frames)
-
-
-def balanced_labels(indices: np.ndarray, num_classes: int) -> np.ndarray:
-  """Label i mod num_classes for sample i, int32; 0 for an unconditional model."""
-  return (np.asarray(indices) % max(num_classes, 1)).astype(np.int32)

@@ -6,11 +6,11 @@ from diffusion_jax.evaluation.types import FeatureSet, Metric
 
 
 def build() -> Metric:
-  """{'label_accuracy'} in 0..1; nothing where the features come without class logits."""
+  """{'label_accuracy'} in 0..1; nothing without class logits, or for an unconditional model."""
 
   def metric(samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     del reference
-    if samples.logits is None:
+    if samples.logits is None or samples.labels is None:
       return {}
     return {'label_accuracy': float(np.mean(samples.logits.argmax(axis=1) == samples.labels))}
 

@@ -7,11 +7,11 @@ import numpy as np
 
 
 class FeatureSet(NamedTuple):
-  """Features (N, D) float32, logits (N, C) float32 or None, labels (N,) int32 of N images."""
+  """N images: features (N, D) float32; logits (N, C) float32 or None; labels (N,) int32 or None."""
 
   features: np.ndarray
   logits: np.ndarray | None
-  labels: np.ndarray
+  labels: np.ndarray | None
 
 
 class FeatureNetwork(Protocol):
@@ -21,7 +21,7 @@ class FeatureNetwork(Protocol):
   digest: str
   notes: dict[str, float]
 
-  def extract(self, images: np.ndarray, labels: np.ndarray) -> FeatureSet: ...
+  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet: ...
 
 
 Metric = Callable[[FeatureSet, FeatureSet], dict[str, float]]  # (samples, reference) -> numbers

@@ -1,13 +1,14 @@
 """What no single field can say: combinations that cannot work, each as one line."""
 
 import math
+import re
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.runtime.mesh import batch_shards
+from diffusion_jax.runtime.mesh import AXES, batch_shards
 
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
 
@@ -40,11 +41,28 @@ def config_problems(experiment: Experiment) -> list[str]:
         'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
         'bounded by 1 and clipping destroys the sample'
       )
+  problems += _rule_problems(config.mesh.rules)
   if config.optimizer.warmup_steps > config.train.num_steps:
     problems.append(
       f'config.optimizer.warmup_steps: got {config.optimizer.warmup_steps}, allowed up to '
       f'config.train.num_steps {config.train.num_steps}'
     )
+  return problems
+
+
+def _rule_problems(rules) -> list[str]:
+  problems = []
+  for rule in rules:
+    expected = f"allowed (regular expression, (one of {AXES}, a tuple of them or '' a dimension))"
+    try:
+      pattern, axes = rule
+      re.compile(pattern)
+      names = [n for axis in axes for n in ((axis,) if isinstance(axis, str) else axis) if n]
+    except (TypeError, ValueError, re.error) as error:
+      problems.append(f'config.mesh.rules: got {rule!r} ({error}), {expected}')
+      continue
+    if isinstance(axes, str) or not set(names) <= set(AXES):
+      problems.append(f'config.mesh.rules: got {rule!r}, {expected}')
   return problems
 
 

@@ -142,7 +142,7 @@ class Experiment:
       null_label=self.config.num_classes,
       cfg_scale=sample.cfg_scale,
       clip_x0=sample.clip_x0,
-      num_frames=num_frames,
+      num_frames=min(num_frames, sample.num_steps + 1),
       frame_examples=frame_examples,
     )
 

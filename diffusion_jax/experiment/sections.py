@@ -110,7 +110,7 @@ class Mesh:
   data: int
   fsdp: int
   tensor: int
-  rules: tuple[tuple[Any, ...], ...]
+  rules: tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)

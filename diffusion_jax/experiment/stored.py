@@ -77,7 +77,8 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
     lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
     advice = f'go on with the same values, or train in another workdir than {workdir}'
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
-  return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in differing if not _under(p, FREE)]
+  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE)]
+  return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
 
 
 def _under(path: str, roots: tuple[str, ...]) -> bool:

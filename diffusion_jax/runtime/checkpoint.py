@@ -6,6 +6,7 @@ is a sum of integers modulo 2^32, so neither sharding nor the number of hosts ch
 """
 
 import dataclasses
+import json
 import logging
 import math
 from pathlib import Path
@@ -82,6 +83,10 @@ class Checkpoints:
       )
     self._best = min if best_mode == 'min' else max
     self._best_metric = best_metric
+    for step, error in self._unreadable_metrics().items():  # Orbax would not even open them.
+      if read_only:
+        raise DamagedError(f'{self.directory / str(step)}: damaged metrics ({error}); move it away')
+      print(f'checkpoint of step {step} is damaged ({error}): moved to {self._move_aside(step)}')
     self._manager = ocp.CheckpointManager(
       self.directory,
       item_names=('state', 'checksums'),
@@ -120,12 +125,26 @@ class Checkpoints:
 
   def set_aside(self, step: int) -> Path:
     """Moves a damaged step to checkpoints-damaged/, so that it can be written again."""
+    target = self._move_aside(step)
+    self._manager.reload()
+    return target
+
+  def _unreadable_metrics(self) -> dict[int, str]:
+    wrong = {}
+    for path in sorted(self.directory.glob('*/metrics/metrics')):
+      try:
+        json.loads(path.read_text())
+      except ValueError as error:
+        if path.parts[-3].isdigit():
+          wrong[int(path.parts[-3])] = str(error)
+    return wrong
+
+  def _move_aside(self, step: int) -> Path:
     target = self.directory.with_name(f'{self.directory.name}-damaged') / str(step)
     while target.exists():
       target = target.with_name(target.name + '-again')
     target.parent.mkdir(exist_ok=True)
     (self.directory / str(step)).rename(target)
-    self._manager.reload()
     return target
 
   def restore(self, abstract: PyTree, step: int | None = None) -> Restored | None:
@@ -155,7 +174,7 @@ class Checkpoints:
           state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
         ),
       )
-    except Exception as error:  # Orbax and TensorStore raise many types for unreadable files.
+    except (ValueError, KeyError, TypeError, OSError) as error:  # What unreadable files raise.
       raise DamagedError(f'unreadable ({str(error).splitlines()[0][:200]})') from error
     found = checksums(items.state)
     wrong = [name for name, value in items.checksums.items() if found.get(name) != value]

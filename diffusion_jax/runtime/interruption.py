@@ -7,9 +7,9 @@ class Interruption:
   """Context manager: the first signal sets `requested`; a second one acts as it always did."""
 
   signals = (signal.SIGINT, signal.SIGTERM)
+  requested = ''
 
   def __enter__(self) -> 'Interruption':
-    self.requested = ''
     self._previous = {number: signal.signal(number, self._note) for number in self.signals}
     return self
 

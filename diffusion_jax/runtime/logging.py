@@ -1,5 +1,6 @@
 """Where metrics and preview images go: metrics.jsonl, TensorBoard, and Weights & Biases if asked."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ class JsonLines:
     self._file = open(path, 'a', buffering=1)  # noqa: SIM115 (closed by close)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    values = {name: float(value) for name, value in scalars.items()}
+    values = {n: float(v) if np.isfinite(v) else None for n, v in scalars.items()}
     self._file.write(json.dumps({'step': step, **values}) + '\n')
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -37,8 +38,9 @@ class WeightsAndBiases:
     import wandb
 
     self._wandb = wandb
+    run_id = hashlib.sha256(str(workdir.absolute()).encode()).hexdigest()[:12]
     self._run = wandb.init(
-      project=project, dir=workdir, id=workdir.name, resume='allow', config=config
+      project=project, dir=workdir, id=run_id, name=workdir.name, resume='allow', config=config
     )
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ import jax
 from diffusion_jax.experiment.experiment import Experiment, check_with_data, input_shapes
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
+from diffusion_jax.runtime.mesh import batch_shards
 
 
 def facts(experiment: Experiment) -> dict:
@@ -18,12 +19,8 @@ def facts(experiment: Experiment) -> dict:
   def forward(params, x, time, y):
     return trainer.network(params)(x, time, y)
 
-  one, local = input_shapes(experiment, 1), config.train.batch_size // experiment.mesh.size
+  one, local = input_shapes(experiment, 1), config.train.batch_size // batch_shards(experiment.mesh)
   saved = cost.saved_for_backward(forward, params, *input_shapes(experiment, local))
-  state_bytes = sum(
-    cost.num_bytes(jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype))
-    for x in jax.tree.leaves(state)
-  )
   return {
     'model': config.model.name,
     'parameters': cost.num_parameters(params),
@@ -38,10 +35,19 @@ def facts(experiment: Experiment) -> dict:
     'train_images': data.num_examples,
     'holdout_images': experiment.holdout_data.num_examples,
     'data_fingerprint': data.fingerprint,
-    'state_bytes_per_device': state_bytes,
-    'gradient_bytes_per_device': cost.num_bytes(params),
+    'state_bytes_per_device': local_bytes(state),
+    'gradient_bytes_per_device': local_bytes(params),
     'activation_bytes_per_device': max(saved - cost.num_bytes(params), 0),
   }
+
+
+def local_bytes(tree) -> int:
+  """Bytes of one device's part of sharded arrays."""
+
+  def part(x):
+    return jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)
+
+  return cost.num_bytes(jax.tree.map(part, tree))
 
 
 def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
-from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.experiment import Experiment, check_with_data
 from diffusion_jax.reporting.tables import table
 from diffusion_jax.stages import sample
 from diffusion_jax.types import DataSource
@@ -17,14 +18,21 @@ from diffusion_jax.types import DataSource
 
 def run(experiment: Experiment, workdir: Path) -> None:
   """Makes the samples that are missing, measures, writes DIR/eval/NAME.json and prints a table."""
-  folder = sample.run(experiment, workdir)
+  check_with_data(experiment)
+  num_samples = experiment.config.sample.num_samples
+  if num_samples < 2:
+    raise InputError(f'config.sample.num_samples: got {num_samples}, allowed >= 2 to evaluate')
+  folder = workdir / 'samples' / sample.set_name(experiment)
+  if not sample.is_complete(experiment, folder):
+    sample.run(experiment, workdir)
+  meta = sample.read_meta(folder)
+  print(f'evaluating {num_samples:,} samples of step {meta["identity"]["step"]} in {folder}')
   network = experiment.features()
   for name, value in network.notes.items():
     print(f'{network.name}: {name.replace("_", " ")} {value:.4f}')
-  num_samples = experiment.config.sample.num_samples
   reference = read_features(network, experiment.holdout_data, experiment.holdout_data.num_examples)
-  generated = network.extract(*sample.load(folder, num_samples))
-  meta = json.loads((folder / 'meta.json').read_text())
+  made, labels = sample.load(folder, num_samples)
+  generated = network.extract(made, labels if experiment.config.num_classes else None)
   protocol = {
     'num_samples': num_samples,
     'features': network.name,
@@ -33,6 +41,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     'reference_size': experiment.holdout_data.num_examples,
     'resize': 'none',
     'quantisation': 'floor(127.5 x + 128)',
+    'metrics': {c.name: dict(c.options) for c in experiment.config.eval.metrics},
   }
   result = {
     'name': folder.name,
@@ -74,8 +83,8 @@ def measure(experiment: Experiment, generated: FeatureSet, reference: FeatureSet
 
 def results_table(workdir: Path, result: dict[str, Any]) -> str:
   """This result, the others of this work directory under the same protocol, and the real images."""
-  others = [json.loads(path.read_text()) for path in sorted((workdir / 'eval').glob('*.json'))]
-  comparable = [other for other in others if other['protocol'] == result['protocol']]
+  others = [read_result(path) for path in sorted((workdir / 'eval').glob('*.json'))]
+  comparable = [other for other in others if other.get('protocol') == result['protocol']]
   names = [name for name in result['metrics'] if not name.endswith('_std')]
   rows = [
     [other['name'], *cells(other['metrics'], names), speed(other['images_per_s'])]
@@ -90,6 +99,15 @@ def results_table(workdir: Path, result: dict[str, Any]) -> str:
   )
   header = ['samples', *(name.replace('_', ' ') for name in names), 'images/s']
   return f'\n{title}\n\n{table(header, rows)}\n'
+
+
+def read_result(path: Path) -> dict[str, Any]:
+  """A stored result, or nothing if it cannot be read."""
+  try:
+    return json.loads(path.read_text())
+  except ValueError:
+    print(f'{path}: not JSON, left out of the table')
+    return {}
 
 
 def cells(metrics: dict[str, float], names: list[str]) -> list[str]:

@@ -43,7 +43,8 @@ def run(experiment: Experiment, workdir: Path) -> Path:
     f'{restored.step}{" (EMA)" if sample.ema else ""}'
   )
   if len(missing):
-    meta['images_per_s'] = generate_parts(experiment, folder, params, missing)
+    images_per_s = generate_parts(experiment, folder, params, missing)
+    meta.setdefault('images_per_s', images_per_s)
   draw_grid(experiment, folder)
   write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
   print(f'done: grid.png, denoising.gif and {len(done) + len(missing):,} samples in {folder}')
@@ -59,11 +60,16 @@ def set_name(experiment: Experiment) -> str:
 
 def identity(experiment: Experiment, step: int, params) -> dict[str, Any]:
   """All that the images depend on."""
+  parameters = f'{sum(checksums(params).values()) % 2**32:08x}'
+  return {'step': step, 'parameters': parameters, **settings(experiment)}
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+  """What the images depend on besides the parameters."""
   config, sample = experiment.config, experiment.config.sample
   return {
-    'step': step,
-    'parameters': f'{sum(checksums(params).values()) % 2**32:08x}',
     'ema': sample.ema,
+    'dtype': np.dtype(experiment.dtype).name,
     'seed': sample.seed,
     'sampler': config.sampler.name,
     **{f'sampler.{name}': value for name, value in config.sampler.options.items()},
@@ -85,19 +91,42 @@ def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
   folder.mkdir(parents=True, exist_ok=True)
   if not path.exists():
     write_json(path, {'identity': wanted})
+  meta = read_meta(folder)
+  require_same(folder, meta['identity'], wanted)
+  return meta
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+  """meta.json of a sample set. Raises: DamagedError if it is not readable."""
+  path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
-    found = meta['identity']
-  except (ValueError, KeyError) as error:
+    return {**meta, 'identity': dict(meta['identity'])}
+  except (OSError, ValueError, KeyError, TypeError) as error:
     raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error
-  differing = [k for k in sorted({*found, *wanted}) if found.get(k) != wanted.get(k)]
+
+
+def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+  """Raises: InputError that names every entry of `wanted` that the set has otherwise."""
+  differing = [key for key in wanted if found.get(key) != wanted[key]]
   if differing:
-    lines = [f'  {k}: {found.get(k)!r}, asked {wanted.get(k)!r}' for k in differing]
+    lines = [f'  {key}: {found.get(key)!r}, asked {wanted[key]!r}' for key in differing]
     raise InputError(
       f'{folder} holds a set that was made otherwise:\n' + '\n'.join(lines) + '\n'
       'choose another --config.sample.name, or delete the folder'
     )
-  return meta
+
+
+def is_complete(experiment: Experiment, folder: Path) -> bool:
+  """Whether all samples of these settings are stored, from whatever step they were made.
+
+  Raises: InputError if the folder holds a set of other settings.
+  """
+  if not (folder / 'meta.json').exists():
+    return False
+  require_same(folder, read_meta(folder)['identity'], settings(experiment))
+  wanted = np.arange(experiment.config.sample.num_samples)
+  return bool(np.isin(wanted, stored_indices(folder)).all())
 
 
 def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
@@ -108,7 +137,7 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
     steps, wanted = checkpoints.steps(), experiment.config.sample.checkpoint
-    step = {'latest': None, 'best': checkpoints.best_step()}.get(wanted)
+    step = checkpoints.best_step() if wanted == 'best' else None
     if wanted.isdigit():
       step = int(wanted)
     if not steps or (step not in steps and wanted != 'latest'):
@@ -126,13 +155,13 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
 def generate_parts(experiment: Experiment, folder: Path, params, missing: np.ndarray) -> float:
   """Writes a part a batch, the picture's samples first. Returns: images/s, compiling aside."""
   size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
-  picture = picture_indices(experiment)
+  picture = picture_indices(experiment, limit=size)
   gif = folder / 'denoising.gif'
   first = np.zeros(0, missing.dtype) if gif.exists() else picture.reshape(-1)
   order = np.concatenate([first, np.setdiff1d(missing, first)])
   generate = compile_generate(experiment, params, picture.size)
   sharding = mesh.batch_sharding(experiment.mesh)
-  seconds = 0.0
+  seconds, batches = 0.0, 0
   with tqdm(total=len(order), unit='image', desc='sampling', mininterval=5) as bar:
     for start in range(0, len(order), size):
       index = order[start : start + size]
@@ -140,15 +169,18 @@ def generate_parts(experiment: Experiment, folder: Path, params, missing: np.nda
       padding = (0, size - len(index))
       inputs = (np.pad(index, padding, 'edge'), np.pad(labels, padding, 'edge'))
       began = time.perf_counter()
-      made, frames = jax.device_get(generate(params, *mesh.to_devices(inputs, sharding)))
+      made, frames = generate(params, *mesh.to_devices(inputs, sharding))
+      made = jax.device_get(made)
       seconds += time.perf_counter() - began
+      batches += 1
       if not gif.exists():
+        frames = jax.device_get(frames)
         frames = frames.reshape(len(frames), *picture.shape, *frames.shape[2:])
         images.save_gif(gif, [images.grid(f, row_names(experiment, picture)) for f in frames])
       new = np.isin(index, missing)
       save_part(folder, index[new], made[: len(index)][new], labels[new])
       bar.update(len(index))
-  return len(order) / seconds
+  return batches * size / seconds
 
 
 def compile_generate(experiment: Experiment, params, frame_examples: int) -> Callable:
@@ -165,20 +197,20 @@ def compile_generate(experiment: Experiment, params, frame_examples: int) -> Cal
   return jax.jit(generate).lower(params, indices, labels).compile()
 
 
-def picture_indices(experiment: Experiment) -> np.ndarray:
-  """The samples in grid.png and denoising.gif: (rows, columns) uint32, a row a label.
+def picture_indices(experiment: Experiment, limit: int = MAX_ROWS * 100) -> np.ndarray:
+  """The samples of a picture, `limit` at most: (rows, columns) uint32, a row a label.
 
   With a single label, or none, the first samples fill the rows.
   """
   sample = experiment.config.sample
   labels = experiment.sample_labels(np.arange(sample.num_samples))
-  distinct = np.unique(labels)[: min(MAX_ROWS, sample.batch_size)]
+  distinct = np.unique(labels)
   if len(distinct) == 1:
-    count = min(MAX_ROWS * sample.grid_columns, sample.batch_size, len(labels))
+    count = min(MAX_ROWS * sample.grid_columns, limit, len(labels))
     columns = min(sample.grid_columns, count)
     return np.arange(count // columns * columns, dtype=np.uint32).reshape(-1, columns)
-  rows = [np.flatnonzero(labels == label) for label in distinct]
-  columns = min(sample.grid_columns, sample.batch_size // len(rows), *map(len, rows))
+  rows = [np.flatnonzero(labels == label) for label in distinct[: min(MAX_ROWS, limit)]]
+  columns = min(sample.grid_columns, limit // len(rows), *map(len, rows))
   return np.stack([row[:columns] for row in rows]).astype(np.uint32)
 
 
@@ -194,8 +226,8 @@ def draw_grid(experiment: Experiment, folder: Path) -> None:
   """grid.png from the stored samples."""
   picture = picture_indices(experiment)
   made, _ = load(folder, int(picture.max()) + 1)
-  save = images.grid(made[picture], row_names(experiment, picture))
-  images.save_png(folder / 'grid.png', save)
+  drawn = images.grid(made[picture], row_names(experiment, picture))
+  images.save_png(folder / 'grid.png', drawn)
 
 
 def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndarray) -> None:

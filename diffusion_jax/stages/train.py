@@ -1,5 +1,6 @@
 """--mode=train: trains a work directory from where it stands to config.train.num_steps."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.stages import describe
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.state import TrainState
@@ -34,30 +36,36 @@ def run(experiment: Experiment, workdir: Path) -> None:
     logging.require_wandb()
   announce(experiment, workdir)
   checkpoints = open_checkpoints(experiment, workdir)
-  try:
+  with Interruption() as interruption, contextlib.closing(checkpoints):
     state, start = restore_or_init(experiment, checkpoints, workdir)
     for change in changed:
       print(f'changed since the checkpoint: config.{change}')
-    stored.save(workdir, experiment.mapping)
     if start >= config.train.num_steps:
       print(f'already trained to step {start}, of {config.train.num_steps}: nothing to do')
       return
+    stored.save(workdir, experiment.mapping)
     logging.keep_metrics_until(workdir / 'metrics.jsonl', start)
     writer = logging.create_writer(
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
     )
-    train(experiment, workdir, checkpoints, writer, state, start)
-    writer.close()
-  finally:
-    checkpoints.close()
+    with contextlib.closing(writer):
+      train(experiment, workdir, checkpoints, writer, state, start, interruption)
   print(f'done: {config.train.num_steps:,} steps in {workdir}; next: --mode=sample or evaluate')
 
 
-def train(experiment, workdir, checkpoints, writer, state: TrainState, start: int) -> None:
+def train(
+  experiment: Experiment,
+  workdir: Path,
+  checkpoints: Checkpoints,
+  writer,
+  state: TrainState,
+  start: int,
+  interruption: Interruption,
+) -> None:
   """The loop with its three actions: held-out loss, preview, checkpoint, in this order."""
   config = experiment.config
   latest: dict[str, float] = {}
-  saved_at = start
+  saved_at = start if start else None
 
   def measure(step, state):
     latest['holdout_loss'] = holdout_loss(state.ema_params)
@@ -103,14 +111,14 @@ def train(experiment, workdir, checkpoints, writer, state: TrainState, start: in
       Action(config.checkpoint.every_steps, save),
     ),
     max_skipped=config.train.max_skipped,
+    interruption=interruption,
   )
-  if saved_at < outcome.step:
+  if saved_at != outcome.step:
     save(outcome.step, outcome.state)
   checkpoints.wait()
-  if outcome.signal and outcome.step < config.train.num_steps:
-    writer.close()
+  if outcome.step < config.train.num_steps:
     raise Interrupted(
-      f'{outcome.signal} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
+      f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
       'the same command goes on from there'
     )
 

@@ -28,11 +28,10 @@ class Action(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Where the loop ended; signal is '' unless one ended it."""
+  """Where the loop ended."""
 
   state: Any
   step: int
-  signal: str
 
 
 def run_loop(
@@ -47,10 +46,12 @@ def run_loop(
   write: Callable[[int, dict[str, float]], None],
   actions: Sequence[Action],
   max_skipped: int,
+  interruption: Interruption,
 ) -> Outcome:
   """Steps start + 1..stop of train_step(state, batch) -> (state, metrics).
 
-  Raises: DivergedError when a logged step is the max_skipped-th or later in a row without an update.
+  A requested interruption ends it between two steps.
+  Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
   since_log, lap_start, paused = [], time.perf_counter(), 0.0
@@ -69,16 +70,16 @@ def run_loop(
     now = time.perf_counter()
     images_per_s = len(metrics) * batch_size / (now - lap_start - paused)
     lap_start, paused = now, 0.0
-    skipped = int(metrics[-1]['skipped'])
+    skipped = max(int(m['skipped']) for m in metrics)
     if skipped >= max_skipped:
       raise DivergedError(
-        f'training diverged: no finite loss or gradient in the last {skipped} steps up to step '
-        f'{step}. Parameters are unchanged since step {step - skipped}, and the checkpoints before '
-        'it are good. Lower config.optimizer.learning_rate or config.optimizer.clip_norm.'
+        f'training diverged: no finite loss or gradient in {skipped} steps in a row, up to step '
+        f'{step} or shortly before. Those steps changed nothing, and the checkpoints are good. '
+        'Lower config.optimizer.learning_rate or config.optimizer.clip_norm.'
       )
     values = {
-      'loss': float(np.mean([m['loss'] for m in metrics])),
-      'grad_norm': float(np.mean([m['grad_norm'] for m in metrics])),
+      'loss': _finite_mean([m['loss'] for m in metrics]),
+      'grad_norm': _finite_mean([m['grad_norm'] for m in metrics]),
       'skipped': skipped,
       'images_per_s': images_per_s,
     }
@@ -86,8 +87,10 @@ def run_loop(
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 
   step = start
-  with Interruption() as interruption, bar:
+  with bar:
     for batch in batches:
+      if interruption.requested:
+        break
       state, metrics = train_step(state, batch)
       step += 1
       since_log.append(metrics)
@@ -107,8 +110,12 @@ def run_loop(
         for action in due:
           action.run(step, state)
         paused += time.perf_counter() - began
-      if interruption.requested:
-        break
     if pending:
       report(pending)
-  return Outcome(state, step, interruption.requested)
+  return Outcome(state, step)
+
+
+def _finite_mean(values: Sequence[float]) -> float:
+  """The mean without skipped steps; NaN if there are only those."""
+  finite = [value for value in map(float, values) if np.isfinite(value)]
+  return float(np.mean(finite)) if finite else float('nan')

@@ -54,4 +54,5 @@ def make_optimizer(
     weight_decay=weight_decay,
     mask=is_decayed,
   )
-  return optax.chain(optax.clip_by_global_norm(clip_norm), adamw) if clip_norm else adamw
+  clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+  return optax.chain(clip, adamw)  # The same state either way, so that a run can resume with both.

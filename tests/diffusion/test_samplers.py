@@ -190,6 +190,9 @@ def test_recorded_references_are_the_published_ones():
 
 def test_frames_are_evenly_spaced_states_of_the_same_run():
   np.testing.assert_array_equal(frame_slots(4, 3), [0, 3, 1, 3, 2])
+  np.testing.assert_array_equal(frame_slots(4, 5), np.arange(5))
+  with pytest.raises(ValueError, match='num_frames: got 6'):
+    frame_slots(4, 6)
   schedule = build('cosine')
   times = schedule.grid(4, 'trailing')
   x = jax.random.normal(jax.random.key(0), (3, 2, 2, 1))

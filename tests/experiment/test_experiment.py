@@ -60,6 +60,10 @@ def test_overrides_are_reported():
     ({'optimizer.warmup_steps': 9}, r'config.optimizer.warmup_steps: got 9'),
     ({'eval.metrics': ('fdi',)}, r"got 'fdi', allowed fid, inception_score, label_accuracy"),
     ({'sample.checkpoint': 'newest'}, r"config.sample.checkpoint: got 'newest'"),
+    ({'mesh.rules': (('mlp', ('model',)),)}, r"config.mesh.rules: got \('mlp', \('model',\)\)"),
+    ({'mesh.rules': (('mlp', 'fsdp'),)}, r'config.mesh.rules: got'),
+    ({'mesh.rules': (('(', ('fsdp',)),)}, r'config.mesh.rules: got'),
+    ({'checkpoint.best_metric': 'fid'}, r"config.checkpoint.best_metric: got 'fid'"),
     ({'sample.name': 'a/b'}, r"config.sample.name: got 'a/b'"),
   ],
 )
@@ -111,6 +115,8 @@ def test_what_voids_a_checkpoint_is_refused_and_the_rest_is_noted(tmp_path):
   assert stored.changes(tmp_path, tiny_mapping(tmp_path, **same)) == []
   noted = stored.changes(tmp_path, tiny_mapping(tmp_path, **{'optimizer.learning_rate': 0.5}))
   assert noted == ['optimizer.learning_rate: 0.002 -> 0.5']
+  noted = stored.changes(tmp_path, tiny_mapping(tmp_path, dtype='bfloat16'))
+  assert noted == ["dtype: 'auto' -> 'bfloat16'"]
 
 
 def test_after_training_the_model_comes_from_the_workdir_and_samples_from_the_command(tmp_path):

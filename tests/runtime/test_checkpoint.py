@@ -66,6 +66,16 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(tmp_path):
     Checkpoints(tmp_path).restore(abstract())
 
 
+def test_damaged_metrics_are_set_aside(tmp_path, capsys):
+  saved(tmp_path / 'c', [1, 2], metrics=lambda step: {'loss': 1.0}).close()
+  (tmp_path / 'c' / '2' / 'metrics' / 'metrics').write_text('{"lo')
+  with pytest.raises(DamagedError, match='damaged metrics'):
+    Checkpoints(tmp_path / 'c', read_only=True)
+  found = Checkpoints(tmp_path / 'c').restore(abstract())
+  assert found.step == 1 and 'step 2 is damaged' in capsys.readouterr().out
+  assert (tmp_path / 'c-damaged' / '2').is_dir()
+
+
 def test_newest_and_best_are_kept(tmp_path):
   losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
   checkpoints = saved(

@@ -32,6 +32,14 @@ def test_lines_that_a_resumed_run_writes_again_are_dropped(tmp_path):
   assert json.loads(path.read_text().splitlines()[0]) == {'step': 10, 'loss': 5.0}
 
 
+def test_what_is_not_finite_is_null(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  writer = logging.JsonLines(path)
+  writer.write_scalars(1, {'loss': float('nan'), 'skipped': 3})
+  writer.close()
+  assert path.read_text() == '{"step": 1, "loss": null, "skipped": 3.0}\n'
+
+
 def test_a_fresh_start_keeps_the_metrics_of_the_run_before(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   logging.keep_metrics_until(path, 0)

@@ -3,7 +3,6 @@
 import json
 import signal
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -202,6 +201,26 @@ def test_evaluate_makes_the_samples_and_writes_every_number_with_its_protocol(tr
   assert result['metrics']['frechet_distance'] > real > 0
 
 
+def test_a_stored_set_is_evaluated_whatever_the_newest_checkpoint_is(tmp_path, capsys):
+  flags = {'optimizer.clip_norm': 0.0, 'train.num_steps': 2, 'optimizer.warmup_steps': 1}
+  run('train', tmp_path / 'run', tmp_path, **flags)
+  run('sample', tmp_path / 'run', tmp_path, **flags)
+  longer = {**flags, 'train.num_steps': 3, 'optimizer.clip_norm': 1.0}  # Clipping may be changed.
+  run('train', tmp_path / 'run', tmp_path, **longer)
+  assert 'changed since the checkpoint: config.optimizer.clip_norm' in capsys.readouterr().out
+  run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'eval.metrics': ('fid',)})
+  assert 'evaluating 20 samples of step 2' in capsys.readouterr().out
+  with pytest.raises(InputError, match='step: 2, asked 3'):
+    run('sample', tmp_path / 'run', tmp_path, **longer)
+  run('evaluate', tmp_path / 'run', tmp_path, **longer)  # Beside a result with fewer metrics.
+  before = (tmp_path / 'run' / 'config.json').read_text()
+  run('train', tmp_path / 'run', tmp_path, **{**longer, 'optimizer.learning_rate': 5.0})
+  assert 'nothing to do' in capsys.readouterr().out
+  assert (tmp_path / 'run' / 'config.json').read_text() == before
+  with pytest.raises(InputError, match='num_samples: got 1, allowed >= 2'):
+    run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'sample.num_samples': 1})
+
+
 def test_evaluation_with_pixels(trained):
   flags = {'eval.features.name': 'pixels', 'sample.name': 'raw'}
   run('evaluate', trained / 'run', trained, **flags)
@@ -215,4 +234,14 @@ def test_unconditional_models_train_sample_and_evaluate(tmp_path):
   run('evaluate', tmp_path / 'run', tmp_path, **flags)
   folder = tmp_path / 'run' / 'samples' / 'ddpm3-cfg1'
   assert Image.open(folder / 'grid.png').size[0] > 0
-  assert jax.tree.leaves(sample.load(folder, 20)[1].tolist()) == [0] * 20
+  np.testing.assert_array_equal(sample.load(folder, 20)[1], 0)
+  result = json.loads((tmp_path / 'run' / 'eval' / 'ddpm3-cfg1.json').read_text())
+  assert 'label_accuracy' not in result['metrics']
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 16])
+def test_the_grid_has_a_row_a_class_whatever_the_batch(tiny, batch_size):
+  experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': 40})
+  found = sample.picture_indices(experiment)
+  np.testing.assert_array_equal(found, np.arange(20).reshape(2, 10).T)
+  assert sample.picture_indices(experiment, limit=batch_size).size <= batch_size

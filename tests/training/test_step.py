@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from diffusion_jax.errors import DivergedError
+from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import is_decayed, learning_rate_schedule
 from diffusion_jax.training.state import create_state, ema_decay_at
@@ -130,6 +131,7 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, **options):
     write=write,
     actions=actions,
     max_skipped=max_skipped,
+    interruption=Interruption(),
     **{'log_every_steps': 5, **options},
   )
 
@@ -181,7 +183,7 @@ def test_actions_run_when_due_and_at_the_end():
     lambda *_: None,
     actions=[Action(3, lambda step, state: ran.append(step))],
   )
-  assert ran == [3, 6, 7] and outcome.step == 7 and outcome.signal == ''
+  assert ran == [3, 6, 7] and outcome.step == 7
 
 
 def test_too_many_skipped_steps_end_the_run():
@@ -191,5 +193,5 @@ def test_too_many_skipped_steps_end_the_run():
     skipped[0] += 1
     return state, {'loss': np.nan, 'grad_norm': np.nan, 'skipped': skipped[0]}
 
-  with pytest.raises(DivergedError, match='unchanged since step 0'):
+  with pytest.raises(DivergedError, match='in 5 steps in a row, up to step 5'):
     loop(train_step, 20, lambda *_: None)

@@ -12,7 +12,10 @@ def frame_slots(num_steps: int, num_frames: int) -> np.ndarray:
   """Which frame each of the states 0..num_steps is: (num_steps + 1,) int32, num_frames for none.
 
   Frames are evenly spaced over the steps; the first is the noise, the last the result.
+  Raises: ValueError for more frames than there are states.
   """
+  if num_frames > num_steps + 1:
+    raise ValueError(f'num_frames: got {num_frames}, allowed up to num_steps + 1 = {num_steps + 1}')
   slots = np.full(num_steps + 1, num_frames, np.int32)
   if num_frames:
     wanted = np.round(np.linspace(0, num_steps, num_frames)).astype(int)

@@ -65,7 +65,7 @@ class DatasetClassifier:
   notes: dict[str, float]
   name: str = 'dataset_classifier'
 
-  def extract(self, images: np.ndarray, labels: np.ndarray) -> FeatureSet:
+  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet:
     """images (N,H,W,C) uint8, labels (N,) -> FeatureSet."""
     features, logits = [], []
     for first in range(0, len(images), self.batch_size):
@@ -74,7 +74,7 @@ class DatasetClassifier:
       f, z = jax.device_get(_apply(self.module, self.params, np.pad(part, padding)))
       features.append(f[: len(part)])
       logits.append(z[: len(part)])
-    return FeatureSet(np.concatenate(features), np.concatenate(logits), np.asarray(labels))
+    return FeatureSet(np.concatenate(features), np.concatenate(logits), labels)
 
 
 def train_params(

@@ -22,7 +22,7 @@ class Pixels:
   def notes(self) -> dict[str, float]:
     return {}
 
-  def extract(self, images: np.ndarray, labels: np.ndarray) -> FeatureSet:
+  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet:
     """images (N,H,W,C) uint8, labels (N,) -> features without logits."""
     features = images.reshape(len(images), -1).astype(np.float32) * (self.pixel_range / 255)
     return FeatureSet(features, None, labels)
