@@ -7,19 +7,27 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-MIN_SIDE = 48  # Smaller images are enlarged by a whole factor, so that they can be seen.
+MIN_SIDE = 48  # Smaller images are enlarged in pictures, so that a person can read them.
+MIN_SIDE_ANIMATED = 32  # Noise does not compress.
 GAP = 2
 
 
-def enlarge(images: np.ndarray) -> np.ndarray:
-  """(..., H, W, C) uint8 -> whole-number nearest enlargement to MIN_SIDE pixels or more."""
-  factor = max(1, -(-MIN_SIDE // max(images.shape[-3:-1])))
-  return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+def enlarge(images: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
+  """(..., H, W, 1 or 3) uint8 -> the same, bicubically enlarged by a whole factor to min_side."""
+  *leading, height, width, channels = images.shape
+  factor = -(-min_side // max(height, width))
+  if factor <= 1:
+    return images
+  planes = np.moveaxis(images, -1, -3).reshape(-1, height, width)
+  size = (width * factor, height * factor)
+  enlarged = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in planes]
+  stacked = np.stack([np.asarray(p) for p in enlarged])
+  return np.moveaxis(stacked.reshape(*leading, channels, *size[::-1]), -3, -1)
 
 
-def grid(images: np.ndarray, row_names: Sequence[str] = ()) -> np.ndarray:
+def grid(images: np.ndarray, row_names: Sequence[str] = (), min_side: int = MIN_SIDE) -> np.ndarray:
   """(rows, columns, H, W, 1 or 3) uint8 -> one (H', W', 3) picture, row names on the left."""
-  images = enlarge(images)
+  images = enlarge(images, min_side)
   images = np.broadcast_to(images, (*images.shape[:-1], 3))
   rows, columns, height, width, _ = images.shape
   canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)

@@ -176,7 +176,8 @@ def generate_parts(experiment: Experiment, folder: Path, params, missing: np.nda
       if not gif.exists():
         frames = jax.device_get(frames)
         frames = frames.reshape(len(frames), *picture.shape, *frames.shape[2:])
-        images.save_gif(gif, [images.grid(f, row_names(experiment, picture)) for f in frames])
+        names, side = row_names(experiment, picture), images.MIN_SIDE_ANIMATED
+        images.save_gif(gif, [images.grid(frame, names, side) for frame in frames])
       new = np.isin(index, missing)
       save_part(folder, index[new], made[: len(index)][new], labels[new])
       bar.update(len(index))
