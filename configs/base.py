@@ -81,7 +81,7 @@ def get_config() -> ConfigDict:
   config.train.batch_size = 128  # Over all devices and hosts.
   config.train.ema_decay = 0.9999
   config.train.log_every_steps = 50
-  config.train.holdout_every_steps = 500  # Loss on held-out data, with the EMA parameters.
+  config.train.holdout_every_steps = 500  # Held-out loss of the EMA parameters.
   config.train.preview_every_steps = 500
   config.train.max_skipped = 10  # Non-finite steps in a row after which training stops.
 
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
   config.checkpoint.every_steps = 500
   config.checkpoint.keep_newest = 2
   config.checkpoint.keep_best = 1
-  config.checkpoint.best_metric = 'holdout_loss'  # As last measured before the save.
+  config.checkpoint.best_metric = 'holdout_loss'  # Measured at every periodic checkpoint.
   config.checkpoint.best_mode = 'min'  # 'min', 'max'.
 
   config.sampler = ConfigDict()

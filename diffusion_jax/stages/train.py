@@ -64,12 +64,14 @@ def train(
 ) -> None:
   """The loop with its three actions: held-out loss, preview, checkpoint, in this order."""
   config = experiment.config
-  latest: dict[str, float] = {}
-  saved_at = start if start else None
+  measured: dict[str, float] = {}
+  measured_at, saved_at = None, start if start else None
 
   def measure(step, state):
-    latest['holdout_loss'] = holdout_loss(state.ema_params)
-    writer.write_scalars(step, dict(latest))
+    nonlocal measured_at
+    if measured_at != step:
+      measured['holdout_loss'], measured_at = holdout_loss(state.ema_params), step
+      writer.write_scalars(step, dict(measured))
 
   def preview(step, state):
     picture = draw_preview(state.ema_params)
@@ -79,7 +81,8 @@ def train(
 
   def save(step, state):
     nonlocal saved_at
-    checkpoints.save(step, state, latest)
+    measure(step, state)
+    checkpoints.save(step, state, measured)
     saved_at = step
 
   (workdir / 'previews').mkdir(exist_ok=True)
@@ -113,8 +116,8 @@ def train(
     max_skipped=config.train.max_skipped,
     interruption=interruption,
   )
-  if saved_at != outcome.step:
-    save(outcome.step, outcome.state)
+  if saved_at != outcome.step:  # Interrupted: no time to measure.
+    checkpoints.save(outcome.step, outcome.state, {})
   checkpoints.wait()
   if outcome.step < config.train.num_steps:
     raise Interrupted(
