@@ -5,6 +5,7 @@ array of the state, computed on the devices from the bits, and every restore com
 is a sum of integers modulo 2^32, so neither sharding nor the number of hosts changes it.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from diffusion_jax.errors import DamagedError
+from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime.mesh import path_name
 from diffusion_jax.types import Array, PyTree
 
@@ -68,6 +69,7 @@ class Checkpoints:
   ):
     """best_metric names an entry of the metrics given to save; best_mode is 'min' or 'max'."""
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax narrates each save.
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # What fails there is raised here too.
     self.directory = Path(directory).absolute()  # A relative path fails only at the first save.
     managers = ocp.checkpoint_managers
     keep = [managers.LatestN(keep_newest)]
@@ -113,15 +115,26 @@ class Checkpoints:
     return self._best(measured, key=measured.get) if measured else None
 
   def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
-    """Starts writing in the background; raises what the previous save failed with."""
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
-      ),
-      metrics=metrics or None,
-      force=True,
-    )
+    """Starts writing in the background. Raises: InputError if the previous save failed."""
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
+        ),
+        metrics=metrics or None,
+        force=True,
+      )
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except (ValueError, OSError) as error:  # As TensorStore and the file system report it.
+      raise InputError(
+        f'{self.directory}: a checkpoint could not be written ({str(error)[:200]}...). Make room, '
+        'then run the same command again: it goes on from the last whole one'
+      ) from error
 
   def set_aside(self, step: int) -> Path:
     """Moves a damaged step to checkpoints-damaged/, so that it can be written again."""
@@ -183,9 +196,11 @@ class Checkpoints:
     return items.state
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises if it is not."""
-    self._manager.wait_until_finished()
+    """Returns when everything is on disk. Raises: InputError if it could not be written."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases the background threads."""
-    self._manager.close()
+    """Waits, then releases the background threads. Raises: InputError as wait does."""
+    with self._writing():
+      self._manager.close()

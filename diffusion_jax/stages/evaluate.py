@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     'quantisation': 'floor(127.5 x + 128)',
     'metrics': {c.name: dict(c.options) for c in experiment.config.eval.metrics},
   }
+  protocol = json.loads(json.dumps(protocol))  # As it will be read again: lists for tuples.
   result = {
     'name': folder.name,
     'metrics': measure(experiment, generated, reference),
@@ -60,11 +62,20 @@ def run(experiment: Experiment, workdir: Path) -> None:
       'num_images': count,
       'metrics': measure(experiment, real, reference),
     }
-  path = workdir / 'eval' / f'{folder.name}.json'
-  path.parent.mkdir(exist_ok=True)
+  path = result_path(workdir, folder.name, protocol)
   sample.write_json(path, result)
   print(results_table(workdir, result))
   print(f'written to {path}; pictures in {folder}')
+
+
+def result_path(workdir: Path, name: str, protocol: dict[str, Any]) -> Path:
+  """DIR/eval/NAME.json, with a suffix if that holds a result of another protocol."""
+  path = workdir / 'eval' / f'{name}.json'
+  path.parent.mkdir(exist_ok=True)
+  if path.exists() and read_result(path).get('protocol') != protocol:
+    digest = zlib.crc32(json.dumps(protocol, sort_keys=True).encode())
+    return path.with_stem(f'{name}-{digest:08x}')
+  return path
 
 
 def read_features(network: FeatureNetwork, source: DataSource, count: int) -> FeatureSet:

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from diffusion_jax.errors import DamagedError
+from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime.checkpoint import Checkpoints, checksums
 from diffusion_jax.runtime.mesh import make_mesh, replicated
 
@@ -64,6 +65,17 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(tmp_path):
   corrupt(tmp_path, 1)
   with pytest.raises(DamagedError, match='no usable checkpoint'):
     Checkpoints(tmp_path).restore(abstract())
+
+
+def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
+  checkpoints = saved(tmp_path, [1])
+
+  def full(*args, **kwargs):
+    raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', full)
+  with pytest.raises(InputError, match='could not be written .*No space left'):
+    checkpoints.wait()
 
 
 def test_damaged_metrics_are_set_aside(tmp_path, capsys):
