@@ -74,7 +74,7 @@ def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
     raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
 
   monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', full)
-  with pytest.raises(InputError, match='could not be written .*No space left'):
+  with pytest.raises(InputError, match='could not be written'):
     checkpoints.wait()
 
 
