@@ -118,13 +118,15 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def is_complete(experiment: Experiment, folder: Path) -> bool:
-  """Whether all samples of these settings are stored, from whatever step they were made.
+  """Whether all samples of these settings are stored; with checkpoint 'latest', of whatever step.
 
   Raises: InputError if the folder holds a set of other settings.
   """
-  if not (folder / 'meta.json').exists():
-    return False
-  require_same(folder, read_meta(folder)['identity'], settings(experiment))
+  checkpoint = experiment.config.sample.checkpoint
+  if checkpoint == 'best' or not (folder / 'meta.json').exists():
+    return False  # Which step is best, only the checkpoints know: run looks there.
+  step = {'step': int(checkpoint)} if checkpoint.isdigit() else {}
+  require_same(folder, read_meta(folder)['identity'], {**step, **settings(experiment)})
   wanted = np.arange(experiment.config.sample.num_samples)
   return bool(np.isin(wanted, stored_indices(folder)).all())
 

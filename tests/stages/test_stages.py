@@ -215,6 +215,9 @@ def test_a_stored_set_is_evaluated_whatever_the_newest_checkpoint_is(tmp_path, c
   run('evaluate', tmp_path / 'run', tmp_path, **longer)  # Beside a result with fewer metrics.
   stored = sorted((tmp_path / 'run' / 'eval').glob('ddim3-cfg1*.json'))
   assert sorted(len(json.loads(path.read_text())['metrics']) for path in stored) == [1, 4]
+  for other in ('3', 'best'):  # But never as those of a checkpoint that was asked for by name.
+    with pytest.raises(InputError, match='step: 2, asked 3'):
+      run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'sample.checkpoint': other})
   before = (tmp_path / 'run' / 'config.json').read_text()
   run('train', tmp_path / 'run', tmp_path, **{**longer, 'optimizer.learning_rate': 5.0})
   assert 'nothing to do' in capsys.readouterr().out
