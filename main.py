@@ -6,9 +6,6 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.command import USAGE, modes, parse, run_mode
-from diffusion_jax.errors import Stop
-
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
 MODE = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
@@ -17,6 +14,9 @@ JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.'
 
 def main() -> int:
   """The exit code: 0 done, 2 bad input, 3 damaged files, 4 diverged, 75 interrupted."""
+  from diffusion_jax.command import USAGE, modes, parse, run_mode  # Here: other processes import
+  from diffusion_jax.errors import Stop  # this file again, and start faster without.
+
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   if {'-h', '--help'} & set(sys.argv):

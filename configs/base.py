@@ -16,13 +16,23 @@ def get_config() -> ConfigDict:
     'auto'  # Activations: 'float32', 'bfloat16', 'auto' (float32 on CPU, else bfloat16).
   )
 
-  config.data = ConfigDict()
-  config.data.name = 'digits'  # A module of diffusion_jax/data.
-  config.data.dir = 'data'  # Where prepared data and evaluation classifiers are kept.
+  config.data = ConfigDict()  # One prepared set; --mode=prepare makes it, every run finds it.
+  config.data.name = 'digits'  # Of the set: its folder is DIR/NAME-SIZE-FINGERPRINT.
+  config.data.dir = 'data'  # Where prepared sets and evaluation classifiers are kept.
+  config.data.image_size = 8  # Pixels a side.
+  config.data.channels = 1  # 3: RGB, 1: luma.
+  config.data.class_list = 'all'  # 'all', 'cmc' or 'kaggle' (ImageNet-100), or a file of classes.
+  config.data.label_order = 'sorted'  # Labels number the classes by name, or as in the 'file'.
+  config.data.holdout = 297  # Images held out of a source that has no held-out set itself.
+  config.data.split_seed = 0  # Which ones; the same share of every class.
+  config.data.fingerprint = ''  # Of the set, where several have the same name and settings.
   config.data.flip = False  # Mirror half of the training images.
-  config.data.digits = ConfigDict()
-  config.data.digits.holdout_size = 297  # Of 1,797 images, the same share of every class.
-  config.data.digits.split_seed = 0
+  config.data.device_resident = False  # Keep all training images in the memory of each device.
+  config.data.verify = 'full'  # At start, digests of all data ('full') or of 256 MiB ('quick').
+  # For --mode=prepare: a folder or archive of images, ILSVRC2012's archives, a TFDS name, 'digits'.
+  config.data.source = 'digits'
+  config.data.max_bad_fraction = 1e-3  # Unreadable files among all, above which it stops.
+  config.data.workers = 0  # Decoding processes; 0: one a core.
 
   time = dict(
     time_distribution='uniform',  # Of training times: 'uniform', 'logit_normal'.
@@ -128,6 +138,13 @@ def get_config() -> ConfigDict:
   config.eval.inception_score = ConfigDict(dict(splits=10))
   config.eval.label_accuracy = ConfigDict()
   config.eval.real_baseline = True  # Measure real training images against the reference too.
+
+  config.bench = ConfigDict()
+  config.bench.repeats = 5  # Of every measurement, in turns; the median counts.
+  config.bench.batches = 100  # A measurement of reading.
+  config.bench.batch_size = 256
+  config.bench.num_files = 2000  # Written and read again as a folder of files and as a TFDS set.
+  config.bench.num_photos = 4000  # Of 512 px, prepared by --mode=prepare and by a plain loop.
 
   config.mesh = ConfigDict()  # Devices along each axis; -1 is what is left.
   config.mesh.data = -1

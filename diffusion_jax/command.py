@@ -15,6 +15,7 @@ from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.experiment import create
 from diffusion_jax.experiment.fields import unknown
 
+BEFORE_TRAINING = ('train', 'prepare', 'bench')
 STAGES = Path(__file__).parent / 'stages'
 USAGE = (
   'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
@@ -89,16 +90,17 @@ def run_mode(
   folder = Path(workdir).expanduser().absolute() if workdir else None
   if folder is None and mode != 'describe':
     raise InputError(f'--workdir is missing\n{USAGE}')
-  if mode == 'train':
+  meta = None
+  if mode in BEFORE_TRAINING:
     require_writable(folder)
   elif folder is not None and stored.has_checkpoint(folder):
-    config = stored.merged(folder, config, overrides)
+    config, meta = stored.merged(folder, config, overrides), stored.load_meta(folder)
   elif mode != 'describe':
     raise InputError(
       f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '
       f'the same command with --mode=train'
     )
-  experiment = create(config)
+  experiment = create(config, meta)
   try:
     stage.run(experiment, folder, **({'as_json': True} if as_json else {}))
   except OSError as error:

@@ -4,6 +4,7 @@ import pytest
 
 from configs import quickstart
 from diffusion_jax.experiment.experiment import create
+from diffusion_jax.stages import prepare
 
 
 def tiny_mapping(tmp_path, **changes):
@@ -37,5 +38,11 @@ def tiny_mapping(tmp_path, **changes):
 
 @pytest.fixture
 def tiny(tmp_path):
-  """tiny(**{'model.name': 'unet'}) -> Experiment."""
-  return lambda **changes: create(tiny_mapping(tmp_path, **changes))
+  """tiny(**{'model.name': 'unet'}) -> Experiment, its data prepared."""
+
+  def build(**changes):
+    experiment = create(tiny_mapping(tmp_path, **changes))
+    prepare.ensure(experiment, tmp_path / 'prepared')
+    return experiment
+
+  return build

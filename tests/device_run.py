@@ -14,10 +14,10 @@ import jax
 import numpy as np
 import optax
 
-from diffusion_jax.experiment.experiment import check_with_data, create
+from diffusion_jax.experiment.experiment import check_devices, create
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import train
+from diffusion_jax.stages import prepare, train
 from tests.conftest import tiny_mapping
 
 RULES = {
@@ -40,7 +40,8 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   # Adam flips the sign of near-zero gradients; SGD shows the gradients themselves.
   trainer = dataclasses.replace(experiment.trainer, optimizer=optax.sgd(0.1))
   experiment.__dict__['trainer'] = trainer
-  check_with_data(experiment)
+  check_devices(experiment)
+  prepare.ensure(experiment, folder)
   step = train.compile_step(experiment)
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   state = jax.jit(experiment.init_state, out_shardings=shardings)()

@@ -23,6 +23,7 @@ BELOW = {'interop': {'models'}, 'training': {'diffusion', 'models', 'runtime'}}
 LIGHT = ('diffusion', 'models', 'training.step', 'evaluation')
 HEAVY = {'tensorflow', 'ml_collections', 'clu', 'sklearn', 'torch', 'wandb', 'tensorflow_datasets'}
 MAY_IMPORT_TENSORFLOW = {'data', 'runtime'}
+EXISTS_FOR_TFDS = PACKAGE / 'data' / 'imagenet100_tfds.py'  # Its class is what TFDS registers.
 
 
 def room(path):
@@ -63,7 +64,8 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_heavy_packages_are_imported_inside_functions_of_their_rooms(path):
   at_module_level = {name.split('.')[0] for name in imports(path, inside_functions=False)}
-  assert not at_module_level & HEAVY
+  if path != EXISTS_FOR_TFDS:
+    assert not at_module_level & HEAVY
   anywhere = {name.split('.')[0] for name in imports(path, inside_functions=True)}
   if anywhere & {'tensorflow', 'clu'}:
     assert room(path) in MAY_IMPORT_TENSORFLOW

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 QUICK = '--config=configs/quickstart.py'
+PREPARE = ['--config=configs/data.py', '--workdir={dir}', '--mode=prepare']
 # Flags, and parts of the message: where, what was found, what is allowed. {dir} is an empty folder.
 CASES = {
   'unknown mode': ([QUICK, '--workdir={dir}', '--mode=trian'], ["'trian'", 'train', 'nearest']),
@@ -61,7 +62,7 @@ CASES = {
     ['config.sample.num_steps', 'got 1001', 'nearest 1000'],
   ),
   'label count': (
-    [QUICK, '--workdir={dir}', '--config.num_classes=12'],
+    [QUICK, '--workdir={dir}', '--config.num_classes=12', '--config.data.dir={dir}/data'],
     ['config.num_classes', 'got 12', 'allowed 10'],
   ),
   'sample label': (
@@ -99,6 +100,39 @@ CASES = {
   'several at once': (
     [QUICK, '--workdir={dir}', '--config.train.batch_size=0', '--config.process.prediction=w'],
     ['2 problems', 'config.train.batch_size: got 0', "config.process.prediction: got 'w'"],
+  ),
+  'no source': (PREPARE, ['config.data.source is empty', 'TFDS name']),
+  'no such source': (
+    [*PREPARE, '--config.data.source={dir}/gone'],
+    ['config.data.source', '{dir}/gone', 'does not exist'],
+  ),
+  'no such archive': (
+    [*PREPARE, '--config.data.source={dir}/gone.tar.gz'],
+    ['{dir}/gone.tar.gz: no such file'],
+  ),
+  'a source without images': (
+    [*PREPARE, '--config.data.source=tests/fixtures'],
+    ['tests/fixtures: no images in it', 'looked for', '.jpeg'],
+  ),
+  'no such class list': (
+    [*PREPARE, '--config.data.source=digits', '--config.data.class_list=cmcc'],
+    ['config.data.class_list', "'cmcc'", "'cmc', 'kaggle'"],
+  ),
+  'a class list that matches nothing': (
+    [*PREPARE, '--config.data.source=digits', '--config.data.dir={dir}/data'],
+    ['digits: none of the 100 classes', 'found 10 classes', 'class_list=all'],
+  ),
+  'a holdout beyond the data': (
+    [QUICK, '--workdir={dir}', '--config.data.dir={dir}/data', '--config.data.holdout=1795'],
+    ['config.data.holdout: got 1795', 'allowed 10..1787'],
+  ),
+  'a data folder that cannot be written': (
+    [QUICK, '--workdir={dir}', '--config.data.dir=/dev/null/data'],
+    ['config.data.dir', '/dev/null/data'],
+  ),
+  'training on what is not prepared': (
+    ['--config=configs/data.py', '--workdir={dir}', '--config.data.dir={dir}/data'],
+    ["no prepared data 'imagenet100', 128 px", '{dir}/data', '--mode=prepare'],
   ),
   'json elsewhere': ([QUICK, '--workdir={dir}', '--json'], ['--json', 'describe']),
   'stray argument': ([QUICK, '--workdir={dir}', 'depth=8'], ['depth=8']),

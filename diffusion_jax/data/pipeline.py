@@ -5,9 +5,11 @@ perm(seed, epoch)[p mod N] of epoch p // N. Nothing is remembered between steps,
 step 10^9 costs what starting at 0 costs. tf.data carries it: range of steps -> read -> prefetch.
 """
 
+import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 
 from diffusion_jax.types import DataSource
@@ -24,14 +26,13 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
   return order
 
 
-def example_indices(seed: int, num_examples: int, start: int, stop: int) -> np.ndarray:
-  """Examples at the global positions start..stop - 1: (stop - start,) int64."""
-  positions = np.arange(start, stop)
+def example_indices(seed: int, num_examples: int, positions: np.ndarray) -> np.ndarray:
+  """Examples at global positions (n,), any of them: (n,) int64."""
   epochs, offsets = np.divmod(positions, num_examples)
   indices = np.empty_like(positions)
-  for epoch in range(epochs[0], epochs[-1] + 1):
+  for epoch in np.unique(epochs):
     here = epochs == epoch
-    indices[here] = permutation(seed, epoch, num_examples)[offsets[here]]
+    indices[here] = permutation(seed, int(epoch), num_examples)[offsets[here]]
   return indices
 
 
@@ -42,34 +43,60 @@ def train_batches(
   batch_size: int,
   start_step: int,
   stop_step: int,
-  host: int = 0,
-  num_hosts: int = 1,
+  rows: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """This host's slice of the global batches of steps start_step..stop_step - 1, each read once.
-
-  batch_size is global and divisible by num_hosts; host h reads the h-th contiguous part.
-  """
-  local = batch_size // num_hosts
+  """The global batches of steps start_step..stop_step - 1, or of each the `rows` that a host holds."""
+  rows = np.arange(batch_size) if rows is None else rows
 
   def read(step):
-    first = int(step) * batch_size + host * local
-    return source.read(example_indices(seed, source.num_examples, first, first + local))
+    positions = int(step) * batch_size + rows
+    return source.read(example_indices(seed, source.num_examples, positions))
 
-  return _tf_iterator(source, read, start_step, stop_step, local)
+  return _tf_iterator(source, read, start_step, stop_step, len(rows))
 
 
 def evaluation_batches(
-  source: DataSource, *, batch_size: int, host: int = 0, num_hosts: int = 1
+  source: DataSource, *, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Every example once, in order, with 'index' (-1 where the last batch is padded)."""
-  local = batch_size // num_hosts
-  num_batches = -(-source.num_examples // batch_size)
-  for step in range(num_batches):
-    first = step * batch_size + host * local
-    index = np.arange(first, first + local)
+  """Every example once, in order, with 'index' (-1 where the last batch is padded).
+
+  rows: those of each batch that this host holds.
+  """
+  rows = np.arange(batch_size) if rows is None else rows
+  for first in range(0, source.num_examples, batch_size):
+    index = first + rows
     valid = index < source.num_examples
     batch = source.read(np.where(valid, index, 0))
     yield {**batch, 'index': np.where(valid, index, -1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """A source that delivers the numbers of examples instead of reading them.
+
+  For data that lives on the device already: the same order, gathered there.
+  """
+
+  source: DataSource
+
+  @property
+  def num_examples(self) -> int:
+    return self.source.num_examples
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    return self.source.label_names
+
+  @property
+  def fingerprint(self) -> str:
+    return self.source.fingerprint
+
+  @property
+  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return {'number': jax.ShapeDtypeStruct((), np.int32)}
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    return {'number': indices.astype(np.int32)}
 
 
 def _tf_iterator(source, read, start, stop, local):

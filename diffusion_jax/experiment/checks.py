@@ -102,26 +102,29 @@ def _label_problems(experiment: Experiment) -> list[str]:
   return problems
 
 
-def data_problems(experiment: Experiment) -> list[str]:
-  """Problems that only the data or the devices show."""
+def device_problems(experiment: Experiment) -> list[str]:
+  """Problems that only the devices show."""
   config, problems = experiment.config, []
-  source = _attempt(lambda: experiment.train_data, problems)
-  if source is not None:
-    count = len(source.label_names)
-    if config.num_classes not in (0, count):
-      problems.append(
-        f'config.num_classes: got {config.num_classes}, allowed {count} (labels of data source '
-        f'{config.data.source.name!r}) or 0 (unconditional)'
-      )
   mesh = _attempt(lambda: experiment.mesh, problems)
-  if mesh is not None:
-    shards, size = batch_shards(mesh), config.train.batch_size
-    if size % shards:
-      nearest = max(shards, round(size / shards) * shards)
-      problems.append(
-        f'config.train.batch_size: got {size}, allowed multiples of the {shards} devices that '
-        f'share a batch (nearest {nearest})'
-      )
-  if source is not None and mesh is not None:
-    _attempt(lambda: experiment.abstract_state, problems)
+  if mesh is None:
+    return problems
+  shards, size = batch_shards(mesh), config.train.batch_size
+  if size % shards:
+    nearest = max(shards, round(size / shards) * shards)
+    problems.append(
+      f'config.train.batch_size: got {size}, allowed multiples of the {shards} devices that '
+      f'share a batch (nearest {nearest})'
+    )
+  _attempt(lambda: experiment.abstract_state, problems)
   return problems
+
+
+def data_problems(experiment: Experiment) -> list[str]:
+  """Problems that only the prepared data show."""
+  count = len(experiment.label_names)
+  if experiment.config.num_classes in (0, count):
+    return []
+  return [
+    f'config.num_classes: got {experiment.config.num_classes}, allowed {count} (classes of the data '
+    f'set {experiment.meta["name"]!r}) or 0 (unconditional)'
+  ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data import packed
+from diffusion_jax.data.plan import Recipe
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
@@ -28,10 +30,14 @@ from diffusion_jax.types import Array, DataSource, NoiseSchedule, PyTree, Sample
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """config: the checked sections. mapping: what they were read from, plain and JSON-ready."""
+  """config: the checked sections. mapping: what they were read from, plain and JSON-ready.
+
+  stored_meta: the description of the data that a work directory keeps, where there is one.
+  """
 
   config: Config
   mapping: Mapping[str, Any]
+  stored_meta: Mapping[str, Any] | None = None
 
   @functools.cached_property
   def schedule(self) -> NoiseSchedule:
@@ -45,22 +51,68 @@ class Experiment:
   def sampler(self) -> Sampler:
     return self.config.sampler.build(schedule=self.schedule)
 
-  @functools.cached_property
-  def train_data(self) -> DataSource:
-    return self.config.data.source.build(split='train')
-
-  @functools.cached_property
-  def holdout_data(self) -> DataSource:
-    return self.config.data.source.build(split='holdout')
+  @property
+  def recipe(self) -> Recipe:
+    """What the prepared set must be."""
+    data = self.config.data
+    return Recipe(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Recipe)})
 
   @property
   def data_dir(self) -> Path:
-    return Path(self.config.data.dir).expanduser()
+    return Path(self.config.data.dir).expanduser().absolute()
+
+  def is_prepared(self) -> bool:
+    """Whether the prepared set is there."""
+    fingerprint = self.config.data.fingerprint
+    return bool(packed.matching(self.data_dir, self.recipe.mapping(), fingerprint))
+
+  @functools.cached_property
+  def prepared(self) -> tuple[Path, Mapping[str, Any]]:
+    """The folder of the prepared set and its description; nothing is read or verified yet.
+
+    Raises: InputError if there is none.
+    """
+    return packed.find(self.data_dir, self.recipe.mapping(), self.config.data.fingerprint)
+
+  @property
+  def meta(self) -> Mapping[str, Any]:
+    """The description of the data, from the work directory or from the prepared set."""
+    return self.stored_meta or self.prepared[1]
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    return self.meta['label_names']
+
+  @functools.cached_property
+  def _verified(self) -> tuple[Path, Mapping[str, Any]]:
+    folder, meta = self.prepared
+    packed.verify(folder, meta, full=self.config.data.verify == 'full')
+    return folder, meta
+
+  @functools.cached_property
+  def train_data(self) -> DataSource:
+    """Raises: InputError if it is not prepared, DamagedError if it is not what was written."""
+    return packed.open_split(*self._verified, 'train')
+
+  @functools.cached_property
+  def holdout_data(self) -> DataSource:
+    """Raises: as train_data; InputError if nothing is held out."""
+    if not self.meta['num_holdout']:
+      raise InputError(
+        f'{self.prepared[0]}: no held-out images, which the held-out loss and evaluation need: '
+        'prepare again with --config.data.holdout=NUMBER'
+      )
+    return packed.open_split(*self._verified, 'holdout')
+
+  def open_data(self) -> None:
+    """Verifies both splits now, before anything else. Raises: as holdout_data."""
+    _ = self.train_data, self.holdout_data
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
     """(H, W, C) of what the backbone sees."""
-    return self.train_data.element['image'].shape
+    data = self.config.data
+    return data.image_size, data.image_size, data.channels
 
   @functools.cached_property
   def dtype(self) -> jnp.dtype:
@@ -171,7 +223,7 @@ def input_shapes(experiment: Experiment, batch_size: int) -> tuple[Array, Array,
   )
 
 
-def create(mapping: Mapping[str, Any]) -> Experiment:
+def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None) -> Experiment:
   """Reads and checks everything that the config alone decides.
 
   Raises: InputError that lists every problem found.
@@ -182,21 +234,32 @@ def create(mapping: Mapping[str, Any]) -> Experiment:
   config = read(Config, mapping, 'config', problems)
   if config is None:
     raise InputError(listed(problems))
-  experiment = Experiment(config, mapping)
-  problems = checks.config_problems(experiment)
-  if problems:
-    raise InputError(listed(problems))
+  experiment = Experiment(config, mapping, stored_meta)
+  _raise(checks.config_problems(experiment))
   return experiment
 
 
-def check_with_data(experiment: Experiment) -> None:
-  """Checks what depends on the data and the devices, before anything is compiled.
+def check_devices(experiment: Experiment) -> None:
+  """Checks what depends on the devices, before anything is compiled.
 
   Raises: InputError that lists every problem found.
   """
   from diffusion_jax.experiment import checks
 
-  problems = checks.data_problems(experiment)
+  _raise(checks.device_problems(experiment))
+
+
+def check_data(experiment: Experiment) -> None:
+  """Checks what depends on the description of the data, before they are read.
+
+  Raises: InputError that lists every problem found.
+  """
+  from diffusion_jax.experiment import checks
+
+  _raise(checks.data_problems(experiment))
+
+
+def _raise(problems: list[str]) -> None:
   if problems:
     raise InputError(listed(problems))
 

@@ -1,12 +1,14 @@
 """The sections of a config, as frozen dataclasses. configs/base.py explains every field."""
 
 import dataclasses
+import re
 from typing import Any
 
 from diffusion_jax.experiment.fields import Choice, choice, one_of, where
 
 COUNT = (lambda n: n >= 1, '>= 1')
 NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
+FILE_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
 
 
@@ -14,9 +16,21 @@ SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
 class Data:
   """config.data"""
 
-  source: Choice = choice('data', ['split'])
+  name: str = where(lambda n: FILE_NAME.fullmatch(n), 'letters, digits, _ and -')
   dir: str = where(bool, 'a folder')
+  image_size: int = where(*COUNT)
+  channels: int = one_of(1, 3)
+  class_list: str = where(bool, "'all', 'cmc', 'kaggle' or a file")
+  label_order: str = one_of('sorted', 'file')
+  holdout: int = where(*NOT_NEGATIVE)
+  split_seed: int = where(*NOT_NEGATIVE)
+  fingerprint: str = where(lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
   flip: bool
+  device_resident: bool
+  verify: str = one_of('full', 'quick')
+  source: str
+  max_bad_fraction: float = where(lambda x: 0 <= x <= 1, '0 <= x <= 1')
+  workers: int = where(*NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +118,17 @@ class Eval:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+  """config.bench"""
+
+  repeats: int = where(*COUNT)
+  batches: int = where(*COUNT)
+  batch_size: int = where(*COUNT)
+  num_files: int = where(*COUNT)
+  num_photos: int = where(*COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
   """config.mesh"""
 
@@ -139,5 +164,6 @@ class Config:
   sampler: Choice = choice('diffusion.samplers', ['schedule'])
   sample: Sample
   eval: Eval
+  bench: Bench
   mesh: Mesh
   logging: Logging

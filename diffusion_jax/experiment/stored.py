@@ -1,4 +1,7 @@
-"""DIR/config.json: what a work directory was trained with, against what the command line asks."""
+"""DIR/config.json: what a work directory was trained with, against what the command line asks.
+
+DIR/data.json describes the data, so that sampling needs no copy of them.
+"""
 
 import json
 import os
@@ -9,10 +12,16 @@ from typing import Any
 from diffusion_jax.errors import DamagedError, InputError
 
 FILE = 'config.json'
+META_FILE = 'data.json'
 # A checkpoint means nothing under another value of these.
 FIXED = ('seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'train.batch_size')
 # The command line decides these for every mode; training decided the others.
-FREE = ('sampler', 'sample', 'eval', 'mesh', 'logging', 'dtype', 'data.dir')
+FREE = ('sampler', 'sample', 'eval', 'bench', 'mesh', 'logging', 'dtype')
+# The same for where data are and how they are read; what is not given stays as it was.
+FREE_DATA = tuple(
+  f'data.{name}'
+  for name in ('dir', 'device_resident', 'verify', 'source', 'max_bad_fraction', 'workers')
+)
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -35,11 +44,29 @@ def load(workdir: Path) -> dict[str, Any]:
     raise DamagedError(f'{path}: not JSON ({error})') from error
 
 
-def save(workdir: Path, mapping: Mapping[str, Any]) -> None:
+def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
   """Writes the mapping beside and renames."""
-  temporary = workdir / (FILE + '.tmp')
+  temporary = workdir / (file + '.tmp')
   temporary.write_text(json.dumps(mapping, indent=2) + '\n')
-  os.replace(temporary, workdir / FILE)
+  os.replace(temporary, workdir / file)
+
+
+def save_meta(workdir: Path, meta: Mapping[str, Any]) -> None:
+  """DIR/data.json: the description of the data, without what only their reader needs."""
+  save(workdir, {key: meta[key] for key in meta if key != 'chunk_digests'}, META_FILE)
+
+
+def load_meta(workdir: Path) -> dict[str, Any] | None:
+  """DIR/data.json, or None if there is none that is readable."""
+  try:
+    return json.loads((workdir / META_FILE).read_text())
+  except (OSError, ValueError):
+    return None
+
+
+def with_fingerprint(mapping: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
+  """The mapping with config.data.fingerprint set: a run names its data."""
+  return {**mapping, 'data': {**mapping['data'], 'fingerprint': fingerprint}}
 
 
 def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,16 +78,15 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
   given = _tuples(json.loads(json.dumps(given)))
   problems = []
   for path, value in sorted(overrides.items()):
-    if not _under(path, FREE) and _get(trained, path) != _get(given, path):
+    if not _under(path, FREE + FREE_DATA) and _get(trained, path) != _get(given, path):
       problems.append(
         f'--config.{path}: got {value!r}, but {workdir} was trained with {_get(trained, path)!r}; '
         'leave the flag out, or train in another workdir'
       )
   if problems:
     raise InputError('\n'.join(problems))
-  for path in FREE:
-    if path != 'data.dir' or path in overrides:
-      _set(trained, path, _get(given, path))
+  for path in (*FREE, *(path for path in FREE_DATA if path in overrides)):
+    _set(trained, path, _get(given, path))
   return trained
 
 
@@ -72,12 +98,12 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
   old = dict(_leaves(load(workdir)))
   new = dict(_leaves(_tuples(json.loads(json.dumps(given)))))
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE)]
+  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE + FREE_DATA)]
   if fatal:
     lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
     advice = f'go on with the same values, or train in another workdir than {workdir}'
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
-  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE)]
+  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_DATA)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
 
 

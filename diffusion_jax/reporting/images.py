@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 MIN_SIDE = 48  # Smaller images are enlarged in pictures, so that a person can read them.
 MIN_SIDE_ANIMATED = 32  # Noise does not compress.
+MIN_SIDE_CAPTIONED = 96  # So that a name fits below.
 GAP = 2
 
 
@@ -46,6 +47,27 @@ def _with_names(canvas: np.ndarray, names: Sequence[str], pitch: int) -> np.ndar
   for row, name in enumerate(names):
     draw.text((margin - 6, GAP + row * pitch + pitch // 2), name[:24], fill='black', anchor='rm')
   return np.asarray(picture)
+
+
+def captioned(images: np.ndarray, names: Sequence[str], columns: int = 10) -> np.ndarray:
+  """(N, H, W, 1 or 3) uint8 and a name each -> one (H', W', 3) picture, the names below."""
+  images = enlarge(images, MIN_SIDE_CAPTIONED)
+  height, width = images.shape[1:3]
+  line = 12
+  pitch = (width + 2 * GAP, height + line + 2 * GAP)
+  columns = min(columns, len(images))
+  rows = -(-len(images) // columns)
+  canvas = Image.new('RGB', (columns * pitch[0], rows * pitch[1]), 'white')
+  draw = ImageDraw.Draw(canvas)
+  font = ImageFont.load_default(size=10)
+  for i, (image, name) in enumerate(zip(images, names)):
+    left, top = (i % columns) * pitch[0] + GAP, (i // columns) * pitch[1] + GAP
+    rgb = np.broadcast_to(image, (height, width, 3))
+    canvas.paste(Image.fromarray(np.ascontiguousarray(rgb)), (left, top))
+    while len(name) > 1 and draw.textlength(name, font=font) > width:
+      name = name.removesuffix('…')[:-1] + '…'
+    draw.text((left + width // 2, top + height + 1), name, fill='black', font=font, anchor='mt')
+  return np.asarray(canvas)
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:

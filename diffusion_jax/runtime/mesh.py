@@ -83,6 +83,12 @@ def round_up(size: int, mesh: Mesh) -> int:
   return -(-size // shards) * shards
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of a global batch that this host's devices hold, in order: all of them on one host."""
+  parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def to_devices(batch: PyTree, sharding: NamedSharding) -> PyTree:
-  """This host's part of a batch (NumPy) -> global arrays."""
+  """This host's rows of a batch (NumPy) -> global arrays."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

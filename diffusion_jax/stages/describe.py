@@ -1,11 +1,18 @@
 """--mode=describe: what a config comes to, without training it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from diffusion_jax.experiment.experiment import Experiment, check_with_data, input_shapes
+from diffusion_jax.experiment.experiment import (
+  Experiment,
+  check_data,
+  check_devices,
+  input_shapes,
+)
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards
@@ -14,7 +21,7 @@ from diffusion_jax.runtime.mesh import batch_shards
 def facts(experiment: Experiment) -> dict:
   """Numbers about the model, the data and the training; bytes are those of one device."""
   config, trainer, state = experiment.config, experiment.trainer, experiment.abstract_state
-  params, data = state.params, experiment.train_data
+  params, meta = state.params, meta_if_prepared(experiment)
 
   def forward(params, x, time, y):
     return trainer.network(params)(x, time, y)
@@ -31,14 +38,32 @@ def facts(experiment: Experiment) -> dict:
     'devices': experiment.mesh.size,
     'batch_size': config.train.batch_size,
     'steps': config.train.num_steps,
-    'epochs': config.train.num_steps * config.train.batch_size / data.num_examples,
-    'train_images': data.num_examples,
-    'holdout_images': experiment.holdout_data.num_examples,
-    'data_fingerprint': data.fingerprint,
+    'epochs': config.train.num_steps * config.train.batch_size / meta['num_train']
+    if meta
+    else None,
+    'train_images': meta['num_train'] if meta else None,
+    'holdout_images': meta['num_holdout'] if meta else None,
+    'data_bytes': meta['images_bytes'] if meta else None,
+    'data_fingerprint': meta['fingerprint'] if meta else None,
     'state_bytes_per_device': local_bytes(state),
     'gradient_bytes_per_device': local_bytes(params),
     'activation_bytes_per_device': max(saved - cost.num_bytes(params), 0),
   }
+
+
+def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
+  """The description of the data, or None while there are none."""
+  return experiment.meta if experiment.stored_meta or experiment.is_prepared() else None
+
+
+def data_line(f: dict) -> str:
+  """The data in one line."""
+  if not f['data_fingerprint']:
+    return 'not prepared yet (--mode=prepare)'
+  return (
+    f'{f["train_images"]:,} to train, {f["holdout_images"]:,} held out '
+    f'({quantity(f["data_bytes"], "B")}, {f["data_fingerprint"]})'
+  )
 
 
 def local_bytes(tree) -> int:
@@ -52,7 +77,9 @@ def local_bytes(tree) -> int:
 
 def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) -> None:
   """Prints the facts, for a person or (as_json) as one JSON object."""
-  check_with_data(experiment)
+  check_devices(experiment)
+  if meta_if_prepared(experiment):
+    check_data(experiment)
   f = facts(experiment)
   if as_json:
     print(json.dumps(f))
@@ -64,8 +91,9 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
     'model': f'{f["model"]}, {f["parameters"]:,} parameters, activations {f["dtype"]}',
     'compute': f'{quantity(f["flops_per_image"], "FLOP")} an image forward, three times that to train',
     'images': f'{height}x{width}x{channels}, {classes}',
-    'data': f'{f["train_images"]:,} to train, {f["holdout_images"]:,} held out ({f["data_fingerprint"]})',
-    'training': f'{f["steps"]:,} steps of batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs',
+    'data': data_line(f),
+    'training': f'{f["steps"]:,} steps of batch {f["batch_size"]:,}'
+    + (f' = {f["epochs"]:.1f} epochs' if f['epochs'] else ''),
     'memory': '{} a device: {} state, {} gradients, about {} activations'.format(
       *(quantity(b, 'B') for b in (sum(memory), *memory))
     ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
-from diffusion_jax.experiment.experiment import Experiment, check_with_data
+from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices
 from diffusion_jax.reporting.tables import table
 from diffusion_jax.stages import sample
 from diffusion_jax.types import DataSource
@@ -19,7 +19,8 @@ from diffusion_jax.types import DataSource
 
 def run(experiment: Experiment, workdir: Path) -> None:
   """Makes the samples that are missing, measures, writes DIR/eval/NAME.json and prints a table."""
-  check_with_data(experiment)
+  check_devices(experiment)
+  check_data(experiment)
   num_samples = experiment.config.sample.num_samples
   if num_samples < 2:
     raise InputError(f'config.sample.num_samples: got {num_samples}, allowed >= 2 to evaluate')

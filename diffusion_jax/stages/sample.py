@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment.experiment import Experiment, check_with_data
+from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Restored, checksums
@@ -30,7 +30,8 @@ MAX_ROWS = 10  # Classes in the grid and the animation.
 
 def run(experiment: Experiment, workdir: Path) -> Path:
   """Makes what is missing of the sample set. Returns: its folder."""
-  check_with_data(experiment)
+  check_devices(experiment)
+  check_data(experiment)
   folder = workdir / 'samples' / set_name(experiment)
   restored = load_checkpoint(experiment, workdir)
   sample = experiment.config.sample
@@ -78,7 +79,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'cfg_scale': sample.cfg_scale,
     'clip_x0': sample.clip_x0,
     'labels': list(sample.labels) or 'balanced',
-    'data': experiment.train_data.fingerprint,
+    'data': experiment.meta['fingerprint'],
   }
 
 
@@ -222,7 +223,7 @@ def row_names(experiment: Experiment, picture: np.ndarray) -> list[str]:
   labels = experiment.sample_labels(picture[:, 0])
   if experiment.config.num_classes == 0 or len(np.unique(labels)) < len(labels):
     return []
-  return [experiment.train_data.label_names[label] for label in labels]
+  return [experiment.label_names[label] for label in labels]
 
 
 def draw_grid(experiment: Experiment, folder: Path) -> None:

@@ -8,18 +8,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax.data.pipeline import evaluation_batches, train_batches
+from diffusion_jax.data.pipeline import Numbers, evaluation_batches, train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.experiment import Experiment, check_with_data
+from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices, create
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
-from diffusion_jax.stages import describe
+from diffusion_jax.stages import describe, prepare
+from diffusion_jax.training import resident
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import DataSource
 
 MAX_ROWS = 10  # Classes in a preview.
 
@@ -29,9 +31,9 @@ def run(experiment: Experiment, workdir: Path) -> None:
 
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
+  check_devices(experiment)
+  experiment, changed = with_data(experiment, workdir)
   config = experiment.config
-  changed = stored.changes(workdir, experiment.mapping) if stored.has_checkpoint(workdir) else []
-  check_with_data(experiment)
   if config.logging.wandb_project:
     logging.require_wandb()
   announce(experiment, workdir)
@@ -44,6 +46,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
       print(f'already trained to step {start}, of {config.train.num_steps}: nothing to do')
       return
     stored.save(workdir, experiment.mapping)
+    stored.save_meta(workdir, experiment.meta)
     logging.keep_metrics_until(workdir / 'metrics.jsonl', start)
     writer = logging.create_writer(
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
@@ -51,6 +54,26 @@ def run(experiment: Experiment, workdir: Path) -> None:
     with contextlib.closing(writer):
       train(experiment, workdir, checkpoints, writer, state, start, interruption)
   print(f'done: {config.train.num_steps:,} steps in {workdir}; next: --mode=sample or evaluate')
+
+
+def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[str]]:
+  """The experiment with its prepared set named by fingerprint, and what changed since a checkpoint.
+
+  Raises: InputError if the checkpoint or the data do not fit the config.
+  """
+  mapping, changed = experiment.mapping, []
+  if stored.has_checkpoint(workdir):
+    if not experiment.config.data.fingerprint:
+      trained_on = stored.load(workdir).get('data', {}).get('fingerprint', '')
+      mapping = stored.with_fingerprint(mapping, trained_on)
+    changed = stored.changes(workdir, mapping)
+    experiment = create(mapping)
+  prepare.ensure(experiment, workdir)
+  _, meta = experiment.prepared
+  experiment = create(stored.with_fingerprint(mapping, meta['fingerprint']))
+  check_data(experiment)
+  experiment.open_data()
+  return experiment, changed
 
 
 def train(
@@ -89,13 +112,12 @@ def train(
   holdout_loss = make_holdout_loss(experiment)
   draw_preview = make_preview(experiment)
   batches = train_batches(
-    experiment.train_data,
+    step_input(experiment),
     seed=config.seed,
     batch_size=config.train.batch_size,
     start_step=start,
     stop_step=config.train.num_steps,
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
+    rows=mesh.local_rows(experiment.mesh, config.train.batch_size),
   )
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
@@ -172,39 +194,53 @@ def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tupl
   return restored.state, restored.step
 
 
+def step_input(experiment: Experiment) -> DataSource:
+  """What the step is given: examples, or their numbers if the device has the examples."""
+  source = experiment.train_data
+  return Numbers(source) if experiment.config.data.device_resident else source
+
+
 def compile_step(experiment: Experiment) -> Callable:
-  """train_step compiled once, ahead of time, its state donated."""
-  state = experiment.abstract_state
+  """(state, batch) -> (state, metrics), compiled once, ahead of time, its state donated."""
+  state, devices = experiment.abstract_state, experiment.mesh
   shardings = jax.tree.map(lambda x: x.sharding, state)
-  batch_sharding = mesh.batch_sharding(experiment.mesh)
   size = experiment.config.train.batch_size
   batch = {
-    name: jax.ShapeDtypeStruct((size, *item.shape), item.dtype, sharding=batch_sharding)
-    for name, item in experiment.train_data.element.items()
+    name: jax.ShapeDtypeStruct(
+      (size, *item.shape), item.dtype, sharding=mesh.batch_sharding(devices)
+    )
+    for name, item in step_input(experiment).element.items()
   }
-  step = jax.jit(
-    experiment.trainer.train_step,
-    donate_argnums=0,
-    out_shardings=(shardings, mesh.replicated(experiment.mesh)),
-  )
-  return step.lower(state, batch).compile()
+  resident_data = {}
+  if experiment.config.data.device_resident:
+    resident_data = resident.load(experiment.train_data, devices)
+
+  def train_step(state, batch, data):
+    if data:
+      batch = resident.gather(data, batch['number'], devices)
+    return experiment.trainer.train_step(state, batch)
+
+  step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
+  compiled = step.lower(state, batch, resident_data).compile()
+  return lambda state, batch: compiled(state, batch, resident_data)
 
 
 def make_holdout_loss(experiment: Experiment) -> Callable:
   """params -> mean loss over all held-out examples, each counted once."""
   step = jax.jit(experiment.trainer.evaluation_step)
   sharding = mesh.batch_sharding(experiment.mesh)
+  size = experiment.config.train.batch_size
   read = functools.partial(
     evaluation_batches,
     experiment.holdout_data,
-    batch_size=experiment.config.train.batch_size,
-    host=jax.process_index(),
-    num_hosts=jax.process_count(),
+    batch_size=size,
+    rows=mesh.local_rows(experiment.mesh, size),
   )
 
   def holdout_loss(params) -> float:
-    sums = [step(params, mesh.to_devices(batch, sharding)) for batch in read()]
-    losses, counts = np.sum(jax.device_get(sums), axis=0)
+    # One batch at a time: neither the device's memory nor the hosts' collectives take a queue.
+    sums = [jax.device_get(step(params, mesh.to_devices(batch, sharding))) for batch in read()]
+    losses, counts = np.sum(sums, axis=0)
     return float(losses / counts)
 
   return holdout_loss
@@ -212,7 +248,7 @@ def make_holdout_loss(experiment: Experiment) -> Callable:
 
 def make_preview(experiment: Experiment) -> Callable:
   """params -> one picture (H', W', 3) from fixed noise, a row a class."""
-  names = experiment.train_data.label_names
+  names = experiment.label_names
   num_classes = experiment.config.num_classes
   rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
   labels = np.repeat(np.arange(rows, dtype=np.int32), columns)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.data import pipeline
 from diffusion_jax.data.pipeline import (
   evaluation_batches,
   example_indices,
@@ -36,7 +37,7 @@ def labels(source, start, stop, **changes):
 
 
 def test_every_epoch_is_a_permutation_and_epochs_differ():
-  epochs = example_indices(0, 10, 0, 30).reshape(3, 10)
+  epochs = example_indices(0, 10, np.arange(30)).reshape(3, 10)
   np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(10), (3, 1)))
   assert len({tuple(epoch) for epoch in epochs}) == 3
   assert not np.array_equal(permutation(0, 0, 10), permutation(1, 0, 10))
@@ -52,13 +53,13 @@ def test_starting_late_gives_the_same_batches_across_an_epoch_boundary():
 def test_a_far_start_needs_no_replay():
   far = 10**9
   found = labels(Numbers(10), far, far + 1)[0]
-  np.testing.assert_array_equal(found, example_indices(0, 10, far * 4, far * 4 + 4))
+  np.testing.assert_array_equal(found, example_indices(0, 10, far * 4 + np.arange(4)))
 
 
 @pytest.mark.parametrize('num_hosts', [1, 2, 4])
 def test_hosts_hold_contiguous_slices_of_the_same_global_batch(num_hosts):
   source = Numbers(10)
-  parts = [labels(source, 0, 3, host=h, num_hosts=num_hosts) for h in range(num_hosts)]
+  parts = [labels(source, 0, 3, rows=rows) for rows in np.split(np.arange(4), num_hosts)]
   together = [np.concatenate(step) for step in zip(*parts)]
   np.testing.assert_array_equal(together, labels(source, 0, 3))
 
@@ -73,9 +74,18 @@ def test_batches_keep_image_and_label_together_and_stay_uint8():
 def test_evaluation_sees_every_example_once(num_hosts):
   seen = [
     batch['index']
-    for host in range(num_hosts)
-    for batch in evaluation_batches(Numbers(103), batch_size=16, host=host, num_hosts=num_hosts)
+    for rows in np.split(np.arange(16), num_hosts)
+    for batch in evaluation_batches(Numbers(103), batch_size=16, rows=rows)
   ]
   seen = np.concatenate(seen)
   np.testing.assert_array_equal(np.sort(seen[seen >= 0]), np.arange(103))
   assert len(seen) == 112
+
+
+def test_numbers_come_in_the_order_of_the_examples_themselves():
+  source = Numbers(10)
+  options = dict(seed=3, batch_size=4, start_step=1, stop_step=5)
+  by_number = list(train_batches(pipeline.Numbers(source), **options))
+  for numbers, batch in zip(by_number, train_batches(source, **options), strict=True):
+    assert numbers.keys() == {'number'} and numbers['number'].dtype == np.int32
+    np.testing.assert_array_equal(source.read(numbers['number'])['label'], batch['label'])

@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax.command import parse
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.experiment import check_with_data, create
+from diffusion_jax.experiment.experiment import check_devices, create
 from diffusion_jax.runtime.cost import num_parameters
 from tests.conftest import tiny_mapping
 
@@ -29,7 +29,7 @@ def flags_of(*arguments):
 def test_every_config_builds_at_full_size(path):
   mapping, overrides = flags_of(f'--config={path}')
   experiment = create(mapping)
-  check_with_data(experiment)
+  check_devices(experiment)
   assert overrides == {} and num_parameters(experiment.abstract_state.params) > 0
   shapes = (jax.ShapeDtypeStruct((4, *experiment.image_shape), 'float32'),)
   out = jax.eval_shape(
@@ -111,7 +111,12 @@ def test_what_voids_a_checkpoint_is_refused_and_the_rest_is_noted(tmp_path):
   ):
     with pytest.raises(InputError, match=f'{next(iter(change))}: trained with'):
       stored.changes(tmp_path, tiny_mapping(tmp_path, **change))
-  same = {'model.unet.channels': 96, 'sample.num_steps': 2, 'data.dir': 'elsewhere'}
+  same = {
+    'model.unet.channels': 96,
+    'sample.num_steps': 2,
+    'data.dir': 'elsewhere',
+    'data.verify': 'quick',
+  }
   assert stored.changes(tmp_path, tiny_mapping(tmp_path, **same)) == []
   noted = stored.changes(tmp_path, tiny_mapping(tmp_path, **{'optimizer.learning_rate': 0.5}))
   assert noted == ['optimizer.learning_rate: 0.002 -> 0.5']

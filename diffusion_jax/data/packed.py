@@ -1,0 +1,186 @@
+"""A prepared image set: one memory-mapped array of pixels, one of labels, and a description.
+
+DIR/NAME-SIZE-FINGERPRINT/
+  images.npy   (N, H, W, C) uint8: the training images, then the held-out ones
+  labels.npy   (N,) int32
+  meta.json    what it is made of, and how; digests of images.npy, 16 MiB at a time
+The fingerprint is that of the content: equal sets have equal ones wherever and whenever they were made.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.errors import DamagedError, InputError
+
+CHUNK_BYTES = 16 * 2**20
+QUICK_CHUNKS = 16
+SPLITS = ('train', 'holdout')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Packed:
+  """One split, mapped into memory: images (N, H, W, C) uint8, labels (N,) int32."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  label_names: tuple[str, ...]
+  fingerprint: str
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.labels)
+
+  @property
+  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+      'image': jax.ShapeDtypeStruct(self.images.shape[1:], np.uint8),
+      'label': jax.ShapeDtypeStruct((), np.int32),
+    }
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """indices (n,) -> image (n, H, W, C) uint8, label (n,) int32."""
+    return {'image': self.images[indices], 'label': self.labels[indices]}
+
+
+def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Packed:
+  """split 'train' or 'holdout' of a set whose files were verified."""
+  part = slice(0, meta['num_train'])
+  if split == 'holdout':
+    part = slice(meta['num_train'], meta['num_train'] + meta['num_holdout'])
+  images = np.asarray(np.load(folder / 'images.npy', mmap_mode='r'))
+  labels = np.load(folder / 'labels.npy')
+  return Packed(
+    images[part], labels[part], tuple(meta['label_names']), f'{meta["fingerprint"]}-{split}'
+  )
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+  """meta.json. Raises: DamagedError if it does not agree with its own fingerprint."""
+  path = folder / 'meta.json'
+  try:
+    meta = json.loads(path.read_text())
+    whole = meta['fingerprint'] == fingerprint_of(meta)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise DamagedError(f'{path}: damaged ({error}); {remedy(folder)}') from error
+  if not whole:
+    raise DamagedError(f'{path}: does not agree with its own fingerprint; {remedy(folder)}')
+  return meta
+
+
+def remedy(folder: Path) -> str:
+  """What to do about a damaged set."""
+  return f'delete {folder} and run --mode=prepare again'
+
+
+def fingerprint_of(meta: Mapping[str, Any]) -> str:
+  """16 hexadecimal digits of all that a run can see of the set."""
+  seen = [meta[key] for key in ('image_shape', 'num_train', 'num_holdout', 'resize')]
+  seen += [meta['label_ids'], meta['label_names'], meta['labels_digest'], meta['chunk_digests']]
+  return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+
+
+def prepared(folder: Path) -> dict[Path, dict[str, Any]]:
+  """Every prepared set below `folder`, with its meta."""
+  paths = sorted(Path(folder).glob('*/meta.json'))
+  return {path.parent: read_meta(path.parent) for path in paths}
+
+
+def matching(
+  folder: Path, recipe: Mapping[str, Any], fingerprint: str
+) -> dict[Path, dict[str, Any]]:
+  """The sets made by `recipe`, or those of `fingerprint` (and the same shape) if one is given."""
+
+  def fits(meta):
+    if not fingerprint:
+      return meta['recipe'] == dict(recipe)
+    shape = all(meta['recipe'][key] == recipe[key] for key in ('image_size', 'channels'))
+    return shape and meta['fingerprint'] == fingerprint
+
+  return {path: meta for path, meta in prepared(folder).items() if fits(meta)}
+
+
+def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Path, dict[str, Any]]:
+  """The one set that matches.
+
+  Raises: InputError if there is none, or several; it says what is there and what differs.
+  """
+  found = matching(folder, recipe, fingerprint)
+  if len(found) == 1:
+    return next(iter(found.items()))
+  wanted = f'with fingerprint {fingerprint}'
+  if not fingerprint:
+    wanted = (
+      f'{recipe["name"]!r}, {recipe["image_size"]} px, {recipe["channels"]} channels, class list '
+      f'{recipe["class_list"]!r}'
+    )
+  if found:
+    some = ', '.join(f'{meta["fingerprint"]} ({path.name})' for path, meta in found.items())
+    raise InputError(
+      f'{folder} holds {len(found)} prepared sets {wanted}: choose one with '
+      f'--config.data.fingerprint, of {some}'
+    )
+  others = prepared(folder).items()
+  lines = [f'  {path.name}: {_differences(meta, recipe)}' for path, meta in others]
+  raise InputError(
+    f'no prepared data {wanted} in {folder}'
+    + (', which holds\n' + '\n'.join(lines) + '\n' if lines else '; ')
+    + 'run the same command with --mode=prepare and --config.data.source'
+  )
+
+
+def _differences(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+  found = meta['recipe']
+  differing = [key for key in recipe if found.get(key) != recipe[key]]
+  return ', '.join(f'{key} {found.get(key)!r}, not {recipe[key]!r}' for key in differing)
+
+
+def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:
+  """Sizes, labels, and the digests of all of images.npy or (not full) of 16 chunks spread over it.
+
+  Raises: DamagedError that names the file.
+  """
+  images = folder / 'images.npy'
+  try:
+    size = images.stat().st_size
+    labels = hashlib.sha256((folder / 'labels.npy').read_bytes()).hexdigest()
+  except OSError as error:
+    raise DamagedError(f'{error.filename}: {error.strerror}; {remedy(folder)}') from error
+  if size != meta['images_bytes']:
+    raise DamagedError(
+      f'{images}: {size:,} bytes, expected {meta["images_bytes"]:,}; {remedy(folder)}'
+    )
+  if labels != meta['labels_digest']:
+    raise DamagedError(f'{folder / "labels.npy"}: not what was written; {remedy(folder)}')
+  expected = meta['chunk_digests']
+  chosen = range(len(expected))
+  if not full:
+    chosen = np.unique(np.linspace(0, len(expected) - 1, QUICK_CHUNKS).round().astype(int))
+  found = chunk_digests(images, chosen)
+  wrong = [number for number, digest in zip(chosen, found) if digest != expected[number]]
+  if wrong:
+    raise DamagedError(
+      f'{images}: {len(wrong)} of {len(found)} parts of 16 MiB are not what was written (first at '
+      f'byte {wrong[0] * CHUNK_BYTES:,}); {remedy(folder)}'
+    )
+
+
+def chunk_digests(path: Path, numbers: range | np.ndarray | None = None) -> list[str]:
+  """Of the chunks of a file, by number, or of all; by as many threads as there are cores."""
+  count = -(-path.stat().st_size // CHUNK_BYTES)
+
+  def digest(number: int) -> str:
+    with open(path, 'rb') as file:
+      file.seek(int(number) * CHUNK_BYTES)
+      return hashlib.sha256(file.read(CHUNK_BYTES)).hexdigest()[:16]
+
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    return list(pool.map(digest, range(count) if numbers is None else numbers))

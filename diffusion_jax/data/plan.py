@@ -1,0 +1,139 @@
+"""What a prepared set will hold: which images, in which place, under which label."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import class_lists, packed
+from diffusion_jax.data.decode import RESIZE
+from diffusion_jax.data.readers.base import Entry, Reader
+from diffusion_jax.errors import InputError
+
+WNID = re.compile(r'n\d{8}')
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """What a prepared set is made to be; config.data has the same fields."""
+
+  name: str
+  image_size: int
+  channels: int
+  class_list: str
+  label_order: str
+  holdout: int
+  split_seed: int
+
+  def mapping(self) -> dict[str, Any]:
+    """JSON-ready, with the digest of the class list: a file's name is not what is in it."""
+    classes = class_lists.read(self.class_list, self.label_order)
+    digest = classes.digest if classes else ''
+    name = classes.name if classes else self.class_list
+    return {**dataclasses.asdict(self), 'class_list': name, 'class_list_digest': digest}
+
+
+class Plan(NamedTuple):
+  """entries: the training images, then the held-out ones, each by label and name."""
+
+  entries: list[Entry]
+  labels: np.ndarray
+  num_train: int
+  classes: class_lists.ClassList
+  notes: list[str]
+
+
+def make_plan(reader: Reader, recipe: Recipe) -> Plan:
+  """Which image goes where.
+
+  Raises: InputError for a source without the classes, or a holdout that it does not allow.
+  """
+  wanted = class_lists.read(recipe.class_list, recipe.label_order)
+  chosen = set(wanted.ids) if wanted else None
+  listing = reader.listing(lambda class_id: chosen is None or class_id in chosen)
+  if wanted:
+    class_lists.require_found(wanted, listing.class_ids, reader.origin)
+  classes = wanted or class_lists.named(class_lists.ALL, listing.class_ids)
+  label_of = {class_id: label for label, class_id in enumerate(classes.ids)}
+  entries = sorted(listing.entries, key=lambda e: (label_of[e.class_id], e.name))
+  empty = [c for c in classes.ids if c not in {e.class_id for e in entries if e.split == 'train'}]
+  if empty:
+    raise InputError(f'{reader.origin}: classes without training images: {", ".join(empty[:10])}')
+  entries = _with_holdout(entries, label_of, recipe, reader.origin)
+  train, holdout = ([e for e in entries if e.split == split] for split in packed.SPLITS)
+  labels = np.asarray([label_of[e.class_id] for e in train + holdout], np.int32)
+  return Plan(train + holdout, labels, len(train), classes, listing.notes)
+
+
+def _with_holdout(entries: list[Entry], label_of, recipe: Recipe, origin: str) -> list[Entry]:
+  if not recipe.holdout:
+    return entries
+  if any(e.split == 'holdout' for e in entries):
+    raise InputError(
+      f'config.data.holdout: got {recipe.holdout}, allowed 0: {origin} has a held-out set of its own'
+    )
+  classes, count = len(label_of), len(entries)
+  if not classes <= recipe.holdout <= count - classes:
+    allowed = f'{classes}..{count - classes}' if count >= 2 * classes else 'only 0'
+    raise InputError(
+      f'config.data.holdout: got {recipe.holdout}, allowed {allowed}: {origin} has {count} images of '
+      f'{classes} classes, and both parts need every class'
+    )
+  from sklearn.model_selection import train_test_split
+
+  try:
+    _, held = train_test_split(
+      np.arange(count),
+      test_size=recipe.holdout,
+      stratify=[label_of[e.class_id] for e in entries],
+      random_state=recipe.split_seed,
+    )
+  except ValueError as error:  # A class with a single image cannot be in both parts.
+    raise InputError(f'config.data.holdout: got {recipe.holdout}: {error}') from error
+  held = set(held.tolist())
+  return [e._replace(split='holdout') if i in held else e for i, e in enumerate(entries)]
+
+
+def identity_of(plan: Plan, recipe: Recipe) -> str:
+  """Of the listing and the recipe: equal for the same images in a folder and in an archive."""
+  digest = hashlib.sha256(json.dumps([recipe.mapping(), RESIZE, packed.CHUNK_BYTES]).encode())
+  digest.update('\n'.join(plan.classes.ids).encode())
+  for e in plan.entries:
+    digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.size}'.encode())
+  return digest.hexdigest()[:16]
+
+
+def contradictions(entries: Sequence[Entry]) -> dict[int, str]:
+  """Files whose name states another WNID than the folder that they lie in: row -> reason."""
+  wrong = {}
+  for row, entry in enumerate(entries):
+    named = WNID.match(entry.name.rsplit('/', 1)[-1])
+    if named and WNID.fullmatch(entry.class_id) and named[0] != entry.class_id:
+      wrong[row] = f'mislabelled (named {named[0]}, lies in class {entry.class_id})'
+  return wrong
+
+
+def substitutes_for(bad: dict[int, str], plan: Plan) -> dict[int, int]:
+  """For every bad row the next good one of its class and split, around the end.
+
+  So the set keeps its length and order, and no training step sees a blank image.
+  Raises: InputError if a class has no good image.
+  """
+  rows: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+  for row, entry in enumerate(plan.entries):
+    rows[entry.split, entry.class_id].append(row)
+  found = {}
+  for row in bad:
+    entry = plan.entries[row]
+    peers = rows[entry.split, entry.class_id]
+    place = peers.index(row)
+    good = [peer for peer in peers[place:] + peers[:place] if peer not in bad]
+    if not good:
+      raise InputError(f'{entry.where}: class {entry.class_id} has no readable {entry.split} image')
+    found[row] = good[0]
+  return found

@@ -1,0 +1,184 @@
+"""What every reader gives, and the layout of folders of images, on disk or in an archive."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+from diffusion_jax.data.decode import FORMATS, BadImage
+from diffusion_jax.errors import InputError
+
+# Folder -> split. Kaggle cuts ImageNet-100's train into train.X1 .. train.X4.
+SPLIT = re.compile(r'(train|validation|val|test)(?:\.X\d*)?', re.IGNORECASE)
+HOLDOUT_NAMES = ('validation', 'val', 'test')  # The first that is there becomes the holdout.
+EXPECTED = 'expected train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE'
+
+
+class Slice(NamedTuple):
+  """Bytes of a file that any process can read; size -1 is all of it."""
+
+  path: str
+  offset: int = 0
+  size: int = -1
+
+  def read(self) -> bytes:
+    with open(self.path, 'rb') as file:
+      file.seek(self.offset)
+      return file.read(self.size)
+
+
+class Entry(NamedTuple):
+  """One image of a source: not read yet.
+
+  split: 'train' or 'holdout'. class_id: as the source calls it. name: of the file below its class.
+  where: for messages. size: in bytes, -1 unknown. key: how the reader finds it again.
+  """
+
+  split: str
+  class_id: str
+  name: str
+  where: str
+  size: int
+  key: Any
+
+
+class Listing(NamedTuple):
+  """entries: in any order. class_ids: all classes that the source has, wanted or not.
+
+  notes: what was left out and why, a line each.
+  """
+
+  entries: list[Entry]
+  class_ids: list[str]
+  notes: list[str]
+
+
+Payload = bytes | Slice | BadImage
+Keep = Callable[[str], bool]  # Whether a class is wanted.
+
+
+class Reader(Protocol):
+  """origin: the path or name, for messages. form: what it was taken for."""
+
+  origin: str
+  form: str
+
+  def listing(self, keep: Keep) -> Listing:
+    """Every image of the wanted classes. Raises: InputError if the layout is not understood."""
+
+  def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
+    """(position in `entries`, content), in the order that suits the source."""
+
+
+class File(NamedTuple):
+  """A file of a tree: path relative to its root."""
+
+  path: str
+  size: int
+  key: Any
+
+
+def checked_member(name: str, origin: str) -> str:
+  """A member's path without './'. Raises: InputError for a path that leaves the archive."""
+  path = PurePosixPath(name.replace('\\', '/'))
+  if path.is_absolute() or '..' in path.parts or re.match(r'[A-Za-z]:', name):
+    raise InputError(f'{origin}: member {name!r} points outside of the archive, which is refused')
+  return str(path)
+
+
+def is_image(path: str) -> bool:
+  """By its name."""
+  return Path(path).suffix.lower() in FORMATS
+
+
+def tree_listing(
+  files: Iterable[File], folders: Iterable[str], origin: str, keep: Keep, where: Callable
+) -> Listing:
+  """The images of a tree, its split and classes taken from the paths.
+
+  files, folders: relative paths with '/'; folders are there to notice empty classes. where(path)
+  names a file in messages.
+  Raises: InputError for no images, another layout, or a class without images.
+  """
+  hidden = ('.', '__MACOSX')
+  files = [f for f in files if not any(p.startswith(hidden) for p in f.path.split('/'))]
+  images = [f for f in files if is_image(f.path)]
+  if not images:
+    some = ', '.join(f.path for f in files[:3]) or 'nothing'
+    suffixes = ' '.join(sorted(FORMATS))
+    raise InputError(f'{origin}: no images in it (found {some}); looked for {suffixes}')
+  root = _common_root(images)
+  depth = len(root)
+  tops = {f.path.split('/')[depth] for f in images}
+  splits, notes = _splits(tops, origin)
+  others = len(files) - len(images)
+  if others:
+    first = next(f.path for f in files if not is_image(f.path))
+    notes.append(f'{others} files are no images by their names, and were left out: {first}')
+  entries, class_ids = [], set()
+  for file in images:
+    parts = file.path.split('/')[depth:]
+    split = splits.get(parts[0], '') if splits else 'train'
+    if not split:
+      continue
+    parts = parts[1:] if splits else parts
+    if len(parts) < 2:
+      raise InputError(f'{origin}: {file.path} lies in no class folder; {EXPECTED}')
+    class_ids.add(parts[0])
+    if keep(parts[0]):
+      name = '/'.join(parts[1:])
+      entries.append(Entry(split, parts[0], name, where(file.path), file.size, file.key))
+  _require_images(entries, folders, depth, splits, origin, keep)
+  return Listing(entries, sorted(class_ids), notes)
+
+
+def _common_root(images: Sequence[File]) -> list[str]:
+  """Folders that hold nothing but one folder, down to the splits or the classes."""
+  root: list[str] = []
+  while True:
+    below = [f.path.split('/')[len(root) :] for f in images]
+    tops = {parts[0] for parts in below}
+    only = next(iter(tops))
+    if len(tops) > 1 or SPLIT.fullmatch(only) or any(len(parts) < 3 for parts in below):
+      return root
+    root.append(only)
+
+
+def _splits(tops: set[str], origin: str) -> tuple[dict[str, str], list[str]]:
+  """Folder -> split, empty if the tree has no split level; and what was left out."""
+  kinds = {top: match[1].lower() for top in tops if (match := SPLIT.fullmatch(top))}
+  if not kinds:
+    return {}, []
+  strangers = sorted(tops - set(kinds))
+  if strangers:
+    raise InputError(
+      f'{origin}: {", ".join(strangers[:3])} beside {", ".join(sorted(kinds))}; {EXPECTED}'
+    )
+  if 'train' not in kinds.values():
+    raise InputError(f'{origin}: {", ".join(sorted(kinds))} without train; {EXPECTED}')
+  holdout = next((name for name in HOLDOUT_NAMES if name in kinds.values()), '')
+  splits = {'train': 'train', holdout: 'holdout'}
+  left_out = sorted(top for top, kind in kinds.items() if kind not in splits)
+  notes = [f'{top}/ was left out: {holdout}/ is the held-out set' for top in left_out]
+  return {top: splits.get(kind, '') for top, kind in kinds.items()}, notes
+
+
+def _require_images(entries, folders, depth, splits, origin, keep) -> None:
+  """Raises: InputError for a wanted class folder without images, or one that only the holdout has."""
+  found = {(e.split, e.class_id) for e in entries}
+  for folder in sorted(folders):
+    parts = folder.split('/')[depth:]
+    split = splits.get(parts[0], '') if splits and parts else 'train'
+    parts = parts[1:] if splits else parts
+    hidden = any(p.startswith(('.', '__MACOSX')) for p in parts)
+    if len(parts) != 1 or not split or hidden or not keep(parts[0]):
+      continue
+    if (split, parts[0]) not in found:
+      raise InputError(
+        f'{origin}: class {parts[0]} has no images (folder {folder}); fill it or remove it'
+      )
+  strangers = {c for s, c in found if s == 'holdout'} - {c for s, c in found if s == 'train'}
+  if strangers:
+    raise InputError(
+      f'{origin}: classes {", ".join(sorted(strangers)[:5])} are held out but not in train'
+    )

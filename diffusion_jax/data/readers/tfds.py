@@ -1,0 +1,107 @@
+"""A data set that TensorFlow Datasets has prepared, by its name: 'cifar10', 'imagenet2012:5.1.0'.
+
+Looked for where TFDS keeps its data (TFDS_DATA_DIR, or ~/tensorflow_datasets); nothing is downloaded.
+"""
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from diffusion_jax.data.readers.base import HOLDOUT_NAMES, Entry, Keep, Listing, Payload
+from diffusion_jax.errors import InputError
+
+NAME = re.compile(r'[a-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TFDS:
+  """builder: a prepared tfds.core.DatasetBuilder with features image and label."""
+
+  origin: str
+  builder: Any
+  form: str = 'TFDS data set'
+
+  def listing(self, keep: Keep) -> Listing:
+    """One pass over the labels."""
+    class_names = self.builder.info.features['label'].names
+    splits = {'train': 'train'}
+    holdout = next((name for name in HOLDOUT_NAMES if name in self.builder.info.splits), None)
+    if holdout:
+      splits[holdout] = 'holdout'
+    entries = []
+    for source_split, split in splits.items():
+      for number, example in enumerate(self._examples(source_split, {'label'})):
+        class_id = class_names[int(example['label'])]
+        if keep(class_id):
+          name, where = f'{number:08d}', f'{self.origin}/{source_split}/{number}'
+          entries.append(Entry(split, class_id, name, where, -1, (source_split, number)))
+    left_out = sorted(set(self.builder.info.splits) - set(splits))
+    notes = [f'split {name} was left out' for name in left_out]
+    return Listing(entries, sorted(class_names), notes)
+
+  def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
+    wanted = {entry.key: number for number, entry in enumerate(entries)}
+    for split in sorted({entry.key[0] for entry in entries}):
+      for number, example in enumerate(self._examples(split, {'image'})):
+        if (split, number) in wanted:
+          yield wanted[split, number], bytes(example['image'])
+
+  def _examples(self, split: str, fields: set[str]) -> Iterator[dict[str, Any]]:
+    """In the order of the files; images as the bytes that are stored."""
+    import tensorflow_datasets as tfds
+
+    as_stored = {'image': tfds.decode.SkipDecoding()}
+    if self.builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # Not for tf.data.
+      return iter(self.builder.as_data_source(split=split, decoders=as_stored))
+    wanted = {name: True for name in fields}
+    decoders = as_stored if 'image' in fields else None
+    decoders = tfds.decode.PartialDecoding(wanted, decoders=decoders)
+    return iter(
+      self.builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders=decoders,
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, add_tfds_id=False),
+      ).as_numpy_iterator()
+    )
+
+
+def matches(source: str) -> bool:
+  """The form of a TFDS name; not 'digits', which is scikit-learn's."""
+  return bool(NAME.fullmatch(source)) and source != 'digits'
+
+
+def build(source: str) -> TFDS:
+  """Raises: InputError if there is no such data set, or it is not prepared, or not of images."""
+  logging.getLogger('absl').setLevel(logging.ERROR)  # TFDS warns of its own deprecations.
+  import tensorflow as tf
+
+  tf.config.set_visible_devices([], 'GPU')  # The accelerator belongs to JAX.
+  import tensorflow_datasets as tfds
+
+  from diffusion_jax.data import imagenet100_tfds  # noqa: F401 (registers imagenet100)
+
+  try:
+    builder = tfds.builder(source)
+  except tfds.core.registered.DatasetNotFoundError as error:
+    raise InputError(
+      f'config.data.source: {source!r} does not exist, and TFDS has no data set of this name; '
+      "allowed a folder of images, a .tar, .tar.gz or .zip of one, the folder of ILSVRC2012's "
+      "archives, a TFDS name, or 'digits'"
+    ) from error
+  except (ValueError, AssertionError) as error:
+    raise InputError(f'config.data.source: {source!r}: {str(error).splitlines()[0]}') from error
+  if not builder.data_path.exists():
+    raise InputError(
+      f'config.data.source: TFDS data set {source!r} is not prepared: {builder.data_path} does not '
+      f'exist; run: tfds build {source} (or set TFDS_DATA_DIR to where it is)'
+    )
+  features = builder.info.features
+  if not {'image', 'label'} <= set(features) or 'train' not in builder.info.splits:
+    raise InputError(
+      f'config.data.source: TFDS data set {source!r} has features {sorted(features)} and splits '
+      f'{sorted(builder.info.splits)}; expected image and label, and a split train'
+    )
+  return TFDS(source, builder)

@@ -1,0 +1,270 @@
+"""What prepare promises: every image in its place, whatever is bad, killed or full."""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.data import packed, packing
+from diffusion_jax.data.decode import center_crop
+from diffusion_jax.data.plan import Recipe
+from diffusion_jax.data.prepare import prepare
+from diffusion_jax.errors import InputError
+from tests.data.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
+
+ROOT = Path(__file__).parents[2]
+RECIPE = Recipe('pets', 16, 3, 'all', 'sorted', 0, 0)
+
+
+def made(source, folder, recipe=RECIPE, max_bad_fraction=0.0, workers=1):
+  return prepare(str(source), recipe, folder, max_bad_fraction=max_bad_fraction, workers=workers)
+
+
+@pytest.fixture
+def root(tmp_path):
+  return write_tree(tmp_path / 'pets', SMALL)
+
+
+def test_pixels_labels_and_order_are_those_of_the_files(root, tmp_path):
+  folder, meta = made(root, tmp_path / 'data')
+  assert (meta['num_train'], meta['num_holdout']) == (12, 6)
+  assert meta['label_names'] == ['cat', 'dog', 'eel']
+  for split, top in (('train', 'train'), ('holdout', 'val')):
+    source = packed.open_split(folder, meta, split)
+    files = sorted((root / top).rglob('*.jpg'))
+    batch = source.read(np.arange(len(files)))
+    assert source.num_examples == len(files)
+    for path, image, label in zip(files, batch['image'], batch['label']):
+      assert path.parent.name == meta['label_names'][label]
+      np.testing.assert_array_equal(image, center_crop(Image.open(path), 16))
+  assert sorted(path.name for path in folder.iterdir()) == ['images.npy', 'labels.npy', 'meta.json']
+
+
+def test_tree_and_archives_make_the_same_set_and_are_known_again(root, tmp_path, capsys):
+  folder, meta = made(root, tmp_path / 'data')
+  for source in (as_tar(root, tmp_path / 'p.tgz', 'w:gz'), as_zip(root, tmp_path / 'p.zip')):
+    capsys.readouterr()
+    assert made(source, tmp_path / 'data')[0] == folder
+    assert 'prepared already' in capsys.readouterr().out
+    other, found = made(source, tmp_path / source.suffix)
+    assert found['fingerprint'] == meta['fingerprint'] and other.name == folder.name
+
+
+def test_the_fingerprint_sees_pixels_classes_order_and_size(root, tmp_path):
+  names = tmp_path / 'list.txt'
+  names.write_text('eel\ncat\ndog\n')
+  recipes = {
+    'as it is': RECIPE,
+    'size': dataclasses.replace(RECIPE, image_size=15),
+    'gray': dataclasses.replace(RECIPE, channels=1),
+    'order': dataclasses.replace(RECIPE, class_list=str(names), label_order='file'),
+  }
+  found = {k: made(root, tmp_path / 'data', r)[1]['fingerprint'] for k, r in recipes.items()}
+  (root / 'train' / 'cat' / '0000.jpg').write_bytes(encoded(picture(77)))
+  found['pixels'] = made(root, tmp_path / 'data')[1]['fingerprint']
+  assert len(set(found.values())) == 5
+
+
+def test_a_holdout_is_split_off_by_class_and_seed(tmp_path):
+  root = write_tree(tmp_path / 'set', {'a': 20, 'b': 10})
+  whole = made(root, tmp_path / 'whole')
+  held = {}
+  for seed in (0, 1):
+    folder, meta = made(
+      root, tmp_path / f'seed{seed}', Recipe('x', 16, 3, 'all', 'sorted', 6, seed)
+    )
+    parts = {s: packed.open_split(folder, meta, s) for s in packed.SPLITS}
+    np.testing.assert_array_equal(np.bincount(parts['train'].labels), [16, 8])
+    np.testing.assert_array_equal(np.bincount(parts['holdout'].labels), [4, 2])
+    together = np.concatenate([parts[s].images for s in packed.SPLITS])
+    all_images = packed.open_split(*whole, 'train').images
+    assert sorted(map(bytes, together)) == sorted(map(bytes, all_images))
+    held[seed] = {bytes(image) for image in parts['holdout'].images}
+  assert held[0] != held[1]
+
+
+@pytest.mark.parametrize(
+  'counts, holdout, message',
+  [
+    (SMALL, 3, r'holdout: got 3, allowed 0: .* has a held-out set of its own'),
+    ({'a': 5, 'b': 5}, 1, r'holdout: got 1, allowed 2\.\.8'),
+    ({'a': 5, 'b': 5}, 9, r'holdout: got 9, allowed 2\.\.8'),
+    ({'a': 1, 'b': 5}, 2, r'holdout: got 2: The least populated class'),
+  ],
+)
+def test_holdouts_that_cannot_be(tmp_path, counts, holdout, message):
+  root = write_tree(tmp_path / 'set', counts)
+  with pytest.raises(InputError, match=message):
+    made(root, tmp_path / 'data', Recipe('x', 16, 3, 'all', 'sorted', holdout, 0))
+
+
+def test_one_bad_file_among_10000_changes_neither_length_nor_order(tmp_path):
+  root = tmp_path / 'many'
+  content = {
+    c: [encoded(picture(10 * i + j, (8, 8))) for j in range(10)] for i, c in enumerate('ab')
+  }
+  for folder, files in content.items():
+    (root / folder).mkdir(parents=True)
+    for i in range(5000):
+      (root / folder / f'{i:04d}.jpg').write_bytes(files[i % 10])
+  recipe = Recipe('many', 8, 3, 'all', 'sorted', 0, 0)
+  good = packed.open_split(*made(root, tmp_path / 'good', recipe), 'train')
+  torn = root / 'a' / '1234.jpg'
+  torn.write_bytes(torn.read_bytes()[:-150])
+  folder, meta = made(root, tmp_path / 'bad', recipe, max_bad_fraction=1e-3)
+  source = packed.open_split(folder, meta, 'train')
+  assert len(meta['bad_files']) == 1
+  report = meta['bad_files'][0]
+  assert report['file'] == str(torn) and 'damaged' in report['reason'] and report['row'] == 1234
+  assert report['shows'] == str(root / 'a' / '1235.jpg')
+  np.testing.assert_array_equal(source.labels, good.labels)
+  assert source.num_examples == 10_000
+  others = np.arange(10_000) != 1234
+  np.testing.assert_array_equal(source.images[others], good.images[others])
+  np.testing.assert_array_equal(source.images[1234], good.images[1235])
+
+
+def test_too_many_bad_files_stop_and_are_listed_and_can_be_repaired(root, tmp_path):
+  torn = root / 'train' / 'cat' / '0001.jpg'
+  whole = torn.read_bytes()
+  torn.write_bytes(b'')
+  (root / 'train' / 'eel' / '0002.jpg').write_bytes(b'no image at all')
+  with pytest.raises(InputError) as caught:
+    made(root, tmp_path / 'data', max_bad_fraction=0.1)
+  text = str(caught.value)
+  assert '2 bad files among 18 images' in text and 'max_bad_fraction 0.1' in text
+  assert f'{torn}: empty' in text and '0002.jpg: not an image of a known format' in text
+  assert packed.prepared(tmp_path / 'data') == {}
+  torn.write_bytes(whole)
+  _, meta = made(root, tmp_path / 'data', max_bad_fraction=0.1)
+  assert [Path(item['file']).name for item in meta['bad_files']] == ['0002.jpg']
+
+
+def test_a_class_of_bad_files_only_is_refused(root, tmp_path):
+  for path in (root / 'val' / 'dog').iterdir():
+    path.write_bytes(b'')
+  with pytest.raises(InputError, match='class dog has no readable holdout image'):
+    made(root, tmp_path / 'data', max_bad_fraction=0.5)
+
+
+def test_wrong_names_are_told(tmp_path):
+  root = write_tree(tmp_path / 'set', {'train/n01440764': 3, 'train/n01443537': 3})
+  (root / 'train' / 'n01440764' / 'x.png').write_bytes(encoded(picture(5)))  # A JPEG.
+  moved = root / 'train' / 'n01440764' / 'n01443537_12.JPEG'
+  moved.write_bytes(encoded(picture(6)))
+  _, meta = made(root, tmp_path / 'data', max_bad_fraction=0.2)
+  assert [item['reason'] for item in meta['mislabelled_files']] == ['named .png, is JPEG']
+  assert [item['reason'] for item in meta['bad_files']] == [
+    'mislabelled (named n01443537, lies in class n01440764)'
+  ]
+  assert meta['label_names'] == ['tench', 'goldfish']
+
+
+def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
+  """kill -9 while two processes decode; orphans end; the second run does the rest only."""
+  root = tmp_path / 'large'
+  (root / 'a').mkdir(parents=True)
+  files = [encoded(picture(i, (1100, 1000))) for i in range(5)]
+  for i in range(300):
+    (root / 'a' / f'{i:04d}.jpg').write_bytes(files[i % 5] + b' ' * i)
+  program = (
+    'import sys; from tests.data.test_prepare import *\n'
+    'packing.ALONE_SECONDS, packing.JOURNAL_SECONDS = 0, 0.2\n'
+    'made(sys.argv[1], Path(sys.argv[2]), workers=2)'
+  )
+  command = [sys.executable, '-c', program, str(root)]
+  interrupted = tmp_path / 'interrupted'
+  process = subprocess.Popen([*command, str(interrupted)], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+  def journaled():
+    return [
+      row
+      for path in interrupted.glob('.preparing-*/journal')
+      for line in path.read_text().splitlines()
+      if line.strip()
+      for row in json.loads(line)[0]
+    ]
+
+  deadline = time.monotonic() + 60
+  while len(journaled()) < 60 and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert process.poll() is None and journaled()
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert packed.prepared(interrupted) == {}  # Half a set is not found as a set.
+  done = len(set(journaled()))
+  assert 0 < done < 300
+  journal = next(interrupted.glob('.preparing-*/journal'))
+  journal.write_text(journal.read_text() + '[[0, 1')  # As if killed while writing.
+
+  again = subprocess.run(
+    [*command, str(interrupted)], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  went_on = re.search(r'going on: (\d+) images', again.stdout)
+  assert int(went_on[1]) == done
+  whole_folder, whole = made(root, tmp_path / 'whole', workers=2)
+  ((folder, meta),) = packed.prepared(interrupted).items()
+  assert meta['fingerprint'] == whole['fingerprint']
+  assert (folder / 'images.npy').read_bytes() == (whole_folder / 'images.npy').read_bytes()
+
+
+def test_two_at_once_are_refused(root, tmp_path, monkeypatch):
+  inner = []
+
+  def pack(*arguments, **named):
+    if not inner:
+      inner.append(True)
+      with pytest.raises(InputError, match='another process is preparing this set'):
+        made(root, tmp_path / 'data')
+    return original(*arguments, **named)
+
+  original = packing.pack
+  monkeypatch.setattr(packing, 'pack', pack)
+  made(root, tmp_path / 'data')
+  assert inner
+
+
+@pytest.mark.parametrize('call', ['posix_fallocate', 'pwrite'])
+def test_a_full_disk_is_told_before_or_while_writing(root, tmp_path, monkeypatch, call):
+  def full(*arguments):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, call, full)
+  with pytest.raises(
+    InputError, match=r'images\.npy: No space left.* 13,824 bytes are needed'
+  ) as e:
+    made(root, tmp_path / 'data')
+  assert str(tmp_path / 'data') in str(e.value)
+  monkeypatch.undo()
+  assert made(root, tmp_path / 'data')[1]['num_train'] == 12
+
+
+def test_a_folder_that_cannot_be_written(root):
+  with pytest.raises(InputError, match=r'config\.data\.dir: /dev/null/data'):
+    made(root, Path('/dev/null/data'))
+
+
+def test_the_digits_are_scikit_learns_in_the_stated_split(tmp_path):
+  from sklearn.datasets import load_digits
+  from sklearn.model_selection import train_test_split
+
+  x, y = load_digits(return_X_y=True)
+  parts = train_test_split(x, y, test_size=297, stratify=y, random_state=0)
+  expected = {'train': (parts[0], parts[2]), 'holdout': (parts[1], parts[3])}
+  for split, source in digits(tmp_path).items():
+    pixels, labels = expected[split]
+    order, found = np.lexsort(pixels.T), source.images.reshape(-1, 64)
+    found_order = np.lexsort(found.T)
+    np.testing.assert_array_equal(found[found_order], np.round(pixels[order] * 255 / 16))
+    np.testing.assert_array_equal(source.labels[found_order], labels[order])
+    assert source.images.shape == (len(labels), 8, 8, 1)
