@@ -3,7 +3,7 @@
     python main.py --config=configs/cifar10.py --workdir=runs/cifar10
     python main.py --config=configs/cifar10.py --workdir=runs/cifar10-unet --config.model.name=unet
 
-The data are prepared first: from TFDS (`tfds build cifar10`), or from a folder or archive
+The data are prepared first: from TFDS's cifar10, if that is there, or from a folder or archive
 train|test/CLASS/FILE given by --config.data.source=PATH. The sizes want a GPU and hours; what they
 reach has not been measured here. configs/cifar10.py:laptop is small enough for two CPU cores: it
 trains 400 steps in minutes and shows that the loss falls and pictures take shape, not more.

@@ -94,7 +94,8 @@ def run_mode(
   if mode in BEFORE_TRAINING:
     require_writable(folder)
   elif folder is not None and stored.has_checkpoint(folder):
-    config, meta = stored.merged(folder, config, overrides), stored.load_meta(folder)
+    config = stored.merged(folder, config, overrides)
+    meta = stored.load_meta(folder, config['data']['fingerprint'])
   elif mode != 'describe':
     raise InputError(
       f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '

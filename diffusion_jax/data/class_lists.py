@@ -7,6 +7,7 @@ arXiv:1906.05849, the usual one) and 'kaggle'. 'all' takes the classes that are 
 import dataclasses
 import difflib
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ ORDERS = ('sorted', 'file')
 
 @dataclasses.dataclass(frozen=True)
 class ClassList:
-  """ids: directory names or WNIDs, in label order. names: for people. digest: of ids in order."""
+  """ids: directory names or WNIDs, in label order. names: for people. digest: of both, in order."""
 
   name: str
   ids: tuple[str, ...]
@@ -28,7 +29,7 @@ class ClassList:
 
   @property
   def digest(self) -> str:
-    return hashlib.sha256('\n'.join(self.ids).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join(self.ids + self.names).encode()).hexdigest()[:16]
 
 
 def imagenet_names() -> dict[str, str]:
@@ -40,18 +41,22 @@ def imagenet_names() -> dict[str, str]:
 def read(source: str, order: str) -> ClassList | None:
   """The list 'cmc', 'kaggle', or of a file: an id a line, and after a tab its name if it has one.
 
+  Lines that begin with # are comments; after a WNID a space does for the tab.
+
   None for 'all'. Raises: InputError if there is no such list, or if it is empty or repeats itself.
   """
   if source == ALL:
     return None
   path = FOLDER / f'{source}.txt' if source in SHIPPED else Path(source).expanduser()
   try:
-    lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in path.read_text('utf-8-sig').splitlines()]
+    lines = [line for line in lines if line and not line.startswith('#')]
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(
       f'config.data.class_list: got {source!r}, which cannot be read as a file ({error}); allowed '
       f"'all', 'cmc', 'kaggle' or a text file with one class a line"
     ) from error
+  lines = [re.sub(r'^(n\d{8})\s+', r'\1\t', line) for line in lines]
   given = dict(line.partition('\t')[::2] for line in lines)  # id -> name or ''
   if not lines or len(given) < len(lines):
     found = f'{len(lines)} lines, {len(given)} different'

@@ -21,6 +21,7 @@ FORMATS = {
   '.gif': {'GIF'},
 }
 READ = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')  # MPO, several JPEGs in one, is opened as JPEG.
+MAX_ASPECT = 64
 BACKGROUND = 'white'  # Behind transparent pixels.
 
 
@@ -64,7 +65,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-  """The largest central square, (size, size). Smaller images are enlarged."""
+  """The largest central square, (size, size). Smaller images are enlarged.
+
+  Raises: BadImage for a strip that says nothing and would be enlarged beyond all memory.
+  """
+  if max(image.size) > MAX_ASPECT * min(image.size):
+    raise BadImage(f'too narrow ({image.width}x{image.height})')
   while min(image.size) >= 2 * size:
     image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
   scale = size / min(image.size)

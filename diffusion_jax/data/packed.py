@@ -18,12 +18,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
 
 CHUNK_BYTES = 16 * 2**20
 QUICK_CHUNKS = 16
+SHOWN_CHUNKS = 64  # 1 GiB: from here on, reading them is shown.
 SPLITS = ('train', 'holdout')
+VERSION = 1  # Of meta.json.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,17 +66,36 @@ def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Packed:
   )
 
 
+def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+  """meta.json with its own digest, written beside and renamed: a set is one once it has it."""
+  meta = {key: meta[key] for key in meta if key != 'digest'}
+  temporary = folder / 'meta.tmp'
+  with open(temporary, 'w') as file:
+    file.write(json.dumps({**meta, 'digest': _digest(meta)}, indent=1) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, folder / 'meta.json')
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
-  """meta.json. Raises: DamagedError if it does not agree with its own fingerprint."""
+  """meta.json. Raises: DamagedError if it is not what was written."""
   path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
-    whole = meta['fingerprint'] == fingerprint_of(meta)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise DamagedError(f'{path}: damaged ({error}); {remedy(folder)}') from error
+    whole = meta.pop('digest') == _digest(meta)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise DamagedError(f'{path}: damaged ({error!r}); {remedy(folder)}') from error
   if not whole:
-    raise DamagedError(f'{path}: does not agree with its own fingerprint; {remedy(folder)}')
+    raise DamagedError(f'{path}: does not agree with its own digest; {remedy(folder)}')
+  if meta['version'] != VERSION:
+    raise InputError(
+      f'{path}: of format {meta["version"]}, this program reads {VERSION}; {remedy(folder)}'
+    )
   return meta
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def remedy(folder: Path) -> str:
@@ -89,9 +111,19 @@ def fingerprint_of(meta: Mapping[str, Any]) -> str:
 
 
 def prepared(folder: Path) -> dict[Path, dict[str, Any]]:
-  """Every prepared set below `folder`, with its meta."""
-  paths = sorted(Path(folder).glob('*/meta.json'))
-  return {path.parent: read_meta(path.parent) for path in paths}
+  """Every prepared set below `folder` whose description is whole, with its meta."""
+  return {path: meta for path, meta in _scan(folder).items() if isinstance(meta, dict)}
+
+
+def _scan(folder: Path) -> dict[Path, dict[str, Any] | DamagedError]:
+  """Every set below `folder`; a folder that begins with a dot is none yet."""
+  found = {}
+  for path in sorted(Path(folder).glob('[!.]*/meta.json')):
+    try:
+      found[path.parent] = read_meta(path.parent)
+    except DamagedError as error:
+      found[path.parent] = error
+  return found
 
 
 def matching(
@@ -101,9 +133,9 @@ def matching(
 
   def fits(meta):
     if not fingerprint:
-      return meta['recipe'] == dict(recipe)
-    shape = all(meta['recipe'][key] == recipe[key] for key in ('image_size', 'channels'))
-    return shape and meta['fingerprint'] == fingerprint
+      return dict(recipe) in [made['recipe'] for made in meta['made']]
+    side, channels = recipe['image_size'], recipe['channels']
+    return meta['fingerprint'] == fingerprint and meta['image_shape'] == [side, side, channels]
 
   return {path: meta for path, meta in prepared(folder).items() if fits(meta)}
 
@@ -112,6 +144,7 @@ def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Pat
   """The one set that matches.
 
   Raises: InputError if there is none, or several; it says what is there and what differs.
+  DamagedError if there is none, but a damaged one.
   """
   found = matching(folder, recipe, fingerprint)
   if len(found) == 1:
@@ -128,6 +161,9 @@ def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Pat
       f'{folder} holds {len(found)} prepared sets {wanted}: choose one with '
       f'--config.data.fingerprint, of {some}'
     )
+  damaged = [error for error in _scan(folder).values() if isinstance(error, DamagedError)]
+  if damaged:  # It may be the one.
+    raise damaged[0]
   others = prepared(folder).items()
   lines = [f'  {path.name}: {_differences(meta, recipe)}' for path, meta in others]
   raise InputError(
@@ -138,7 +174,7 @@ def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Pat
 
 
 def _differences(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-  found = meta['recipe']
+  found = meta['made'][0]['recipe']
   differing = [key for key in recipe if found.get(key) != recipe[key]]
   return ', '.join(f'{key} {found.get(key)!r}, not {recipe[key]!r}' for key in differing)
 
@@ -175,7 +211,8 @@ def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:
 
 def chunk_digests(path: Path, numbers: range | np.ndarray | None = None) -> list[str]:
   """Of the chunks of a file, by number, or of all; by as many threads as there are cores."""
-  count = -(-path.stat().st_size // CHUNK_BYTES)
+  if numbers is None:
+    numbers = range(-(-path.stat().st_size // CHUNK_BYTES))
 
   def digest(number: int) -> str:
     with open(path, 'rb') as file:
@@ -183,4 +220,7 @@ def chunk_digests(path: Path, numbers: range | np.ndarray | None = None) -> list
       return hashlib.sha256(file.read(CHUNK_BYTES)).hexdigest()[:16]
 
   with ThreadPoolExecutor(os.cpu_count()) as pool:
-    return list(pool.map(digest, range(count) if numbers is None else numbers))
+    digests = pool.map(digest, numbers)
+    few = len(numbers) < SHOWN_CHUNKS
+    bar = tqdm(digests, desc='verifying', total=len(numbers), unit='part', disable=few, leave=False)
+    return list(bar)

@@ -6,6 +6,7 @@ start, so neither the order of the work nor an interruption changes a byte of th
 
 import errno
 import functools
+import io
 import itertools
 import json
 import multiprocessing
@@ -25,11 +26,12 @@ from tqdm import tqdm
 
 from diffusion_jax.data.decode import FORMATS, BadImage, to_pixels
 from diffusion_jax.data.readers.base import Entry, Payload, Reader, Slice
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import DamagedError, InputError
 
 TASK_IMAGES = 32
 ALONE_SECONDS = 1.0  # What takes no longer is done without starting other processes.
 JOURNAL_SECONDS = 1.0
+JOURNAL = 'journal'  # Beside the images.
 
 
 class Target(NamedTuple):
@@ -59,10 +61,16 @@ def create_images(path: Path, count: int, size: int, channels: int) -> Target:
   Raises: InputError if the disk has no room.
   """
   shape = (count, size, size, channels)
-  header = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
-  with open(path, 'r+b' if path.exists() else 'w+b') as file:
-    np.lib.format.write_array_header_1_0(file, header)
-    target = Target(str(path), file.tell(), size, channels)
+  header = io.BytesIO()
+  description = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(header, description)
+  header = header.getvalue()
+  target = Target(str(path), len(header), size, channels)
+  whole = path.exists() and path.stat().st_size == len(header) + count * target.row_bytes
+  if not whole:  # What a journal says about another file is void.
+    path.with_name(JOURNAL).unlink(missing_ok=True)
+  with open(path, 'r+b' if whole else 'w+b') as file:
+    file.write(header)
     try:
       _reserve(file.fileno(), target.offset + count * target.row_bytes)
     except OSError as error:
@@ -80,7 +88,8 @@ def _reserve(descriptor: int, size: int) -> None:
 def disk_error(error: OSError, path: Path, needed: int) -> InputError:
   """A failed write as a message."""
   full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-  advice = f'; {needed:,} bytes are needed: make room, or choose another --config.data.dir'
+  size = f'{needed:,} bytes are needed: ' if needed else ''
+  advice = f'; {size}make room, or choose another --config.data.dir'
   return InputError(f'{path}: {error.strerror}' + (advice if full else ''))
 
 
@@ -119,10 +128,11 @@ def content(payload: Payload) -> bytes:
 class Journal:
   """The finished rows, a line a flush; a torn last line is ignored."""
 
-  def __init__(self, path: Path, images: Path):
+  def __init__(self, images: Path):
+    path = images.with_name(JOURNAL)
     self.rows: set[int] = set()
     self.odd: dict[int, str] = {}
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text('utf-8', 'replace').splitlines() if path.exists() else []
     for line in lines:
       try:
         rows, odd = json.loads(line)
@@ -197,6 +207,12 @@ def pack(
           bad.update(result.bad)
           check_bad(bad)
     journal.flush()
+    lacking = [row for row in missing if row not in journal.rows and row not in bad]
+    if lacking:
+      raise DamagedError(
+        f'{reader.origin}: {len(lacking)} images are listed but were not found when it was read, '
+        f'first {entries[lacking[0]].where}'
+      )
   except BrokenProcessPool as error:
     raise InputError(
       'a decoding process was killed, perhaps for lack of memory; the same command goes on from '

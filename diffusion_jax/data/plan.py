@@ -16,6 +16,7 @@ from diffusion_jax.data.readers.base import Entry, Reader
 from diffusion_jax.errors import InputError
 
 WNID = re.compile(r'n\d{8}')
+MAX_BYTES = 2**29  # Of one file.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def make_plan(reader: Reader, recipe: Recipe) -> Plan:
   listing = reader.listing(lambda class_id: chosen is None or class_id in chosen)
   if wanted:
     class_lists.require_found(wanted, listing.class_ids, reader.origin)
-  classes = wanted or class_lists.named(class_lists.ALL, listing.class_ids)
+  classes = wanted or class_lists.named(class_lists.ALL, listing.class_ids, recipe.label_order)
   label_of = {class_id: label for label, class_id in enumerate(classes.ids)}
   entries = sorted(listing.entries, key=lambda e: (label_of[e.class_id], e.name))
   empty = [c for c in classes.ids if c not in {e.class_id for e in entries if e.split == 'train'}]
@@ -78,43 +79,55 @@ def _with_holdout(entries: list[Entry], label_of, recipe: Recipe, origin: str) -
       f'config.data.holdout: got {recipe.holdout}, allowed 0: {origin} has a held-out set of its own'
     )
   classes, count = len(label_of), len(entries)
+  labels = np.asarray([label_of[e.class_id] for e in entries])
+  least = np.bincount(labels).argmin()
+  expected = f'{origin} has {count} images of {classes} classes, and both parts need every class'
   if not classes <= recipe.holdout <= count - classes:
     allowed = f'{classes}..{count - classes}' if count >= 2 * classes else 'only 0'
-    raise InputError(
-      f'config.data.holdout: got {recipe.holdout}, allowed {allowed}: {origin} has {count} images of '
-      f'{classes} classes, and both parts need every class'
-    )
+    raise InputError(f'config.data.holdout: got {recipe.holdout}, allowed {allowed}: {expected}')
   from sklearn.model_selection import train_test_split
 
+  smallest = f'the smallest class, {list(label_of)[least]}, has {np.bincount(labels)[least]} images'
   try:
     _, held = train_test_split(
-      np.arange(count),
-      test_size=recipe.holdout,
-      stratify=[label_of[e.class_id] for e in entries],
-      random_state=recipe.split_seed,
+      np.arange(count), test_size=recipe.holdout, stratify=labels, random_state=recipe.split_seed
     )
   except ValueError as error:  # A class with a single image cannot be in both parts.
-    raise InputError(f'config.data.holdout: got {recipe.holdout}: {error}') from error
+    raise InputError(
+      f'config.data.holdout: got {recipe.holdout}; {expected}, but {smallest}'
+    ) from error
+  if len(np.unique(labels[held])) < classes:
+    raise InputError(
+      f'config.data.holdout: got {recipe.holdout}, too few: {expected}, but {smallest}'
+    )
   held = set(held.tolist())
   return [e._replace(split='holdout') if i in held else e for i, e in enumerate(entries)]
 
 
-def identity_of(plan: Plan, recipe: Recipe) -> str:
-  """Of the listing and the recipe: equal for the same images in a folder and in an archive."""
+def identity_of(plan: Plan, recipe: Recipe, origin: str) -> str:
+  """Of the source, its listing and the recipe: the same command on the same files has the same.
+
+  What is the same content from another place is found by its fingerprint, once it is decoded.
+  """
   digest = hashlib.sha256(json.dumps([recipe.mapping(), RESIZE, packed.CHUNK_BYTES]).encode())
-  digest.update('\n'.join(plan.classes.ids).encode())
+  digest.update('\n'.join((origin, *plan.classes.ids, *plan.classes.names)).encode())
   for e in plan.entries:
-    digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.size}'.encode())
+    digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.stamp}'.encode())
   return digest.hexdigest()[:16]
 
 
 def contradictions(entries: Sequence[Entry]) -> dict[int, str]:
-  """Files whose name states another WNID than the folder that they lie in: row -> reason."""
+  """Files that are bad before they are read: row -> reason.
+
+  Those whose name states another WNID than the folder that they lie in, and giants.
+  """
   wrong = {}
   for row, entry in enumerate(entries):
     named = WNID.match(entry.name.rsplit('/', 1)[-1])
     if named and WNID.fullmatch(entry.class_id) and named[0] != entry.class_id:
       wrong[row] = f'mislabelled (named {named[0]}, lies in class {entry.class_id})'
+    elif entry.size > MAX_BYTES:
+      wrong[row] = f'too large ({entry.size:,} bytes)'
   return wrong
 
 

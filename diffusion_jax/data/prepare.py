@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -45,9 +44,9 @@ def prepare(
   reader = open_source(source)
   print(f'listing {reader.origin} ({reader.form})', flush=True)
   plan = make_plan(reader, recipe)
-  identity = identity_of(plan, recipe)
+  identity = identity_of(plan, recipe, reader.origin)
   for path, meta in packed.prepared(folder).items():
-    if meta['identity'] == identity:
+    if identity in [made['identity'] for made in meta['made']]:
       packed.verify(path, meta, full=True)
       print(f'{path}: prepared already, and whole')
       return path, meta
@@ -65,17 +64,28 @@ def prepare(
     except OSError as error:
       raise packing.disk_error(error, work, 0) from error
     target = folder / f'{recipe.name}-{recipe.image_size}-{meta["fingerprint"]}'
-    if target.exists():
-      print(
-        f'{target}: the same images are there already, from {packed.read_meta(target)["source"]}'
-      )
-      shutil.rmtree(work)
-      return target, packed.read_meta(target)
+    same = [
+      path for path, m in packed.prepared(folder).items() if m['fingerprint'] == target.name[-16:]
+    ]
+    if same:
+      return _joined(same[0], meta, work)
     os.replace(work, target)
     packing.sync(folder)
-    for name in ('journal', 'lock'):
+    for name in (packing.JOURNAL, 'lock'):
       (target / name).unlink(missing_ok=True)
   return target, meta
+
+
+def _joined(path: Path, meta: dict[str, Any], work: Path) -> tuple[Path, dict[str, Any]]:
+  """The set that holds the same images already, which is now found under this recipe too."""
+  known = packed.read_meta(path)
+  packed.verify(path, known, full=True)
+  print(f'{path}: the same images are there already, from {known["made"][0]["source"]}')
+  known = {**known, 'made': known['made'] + meta['made']}
+  packed.write_meta(path, known)
+  (work / packing.JOURNAL).unlink(missing_ok=True)  # First: without pixels it would be a lie.
+  shutil.rmtree(work)
+  return path, known
 
 
 def cores() -> int:
@@ -105,7 +115,7 @@ def _fill(
   """Writes images.npy, labels.npy and meta.json."""
   entries, images = plan.entries, work / 'images.npy'
   target = packing.create_images(images, len(entries), recipe.image_size, recipe.channels)
-  journal = packing.Journal(work / 'journal', images)
+  journal = packing.Journal(images)
 
   def check_bad(bad: dict[int, str]) -> None:
     if len(bad) > max_bad_fraction * len(entries):
@@ -126,19 +136,24 @@ def _fill(
       data = os.pread(file.fileno(), target.row_bytes, target.offset + other * target.row_bytes)
       os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes)
   np.save(work / 'labels.npy', plan.labels)
-  meta = {
-    'name': recipe.name,
-    'identity': identity,
-    'recipe': recipe.mapping(),
+  made = {
     'source': reader.origin,
     'form': reader.form,
-    'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'recipe': recipe.mapping(),
+    'identity': identity,
+  }
+  meta = {
+    'version': packed.VERSION,
+    'name': recipe.name,
+    'made': [made],
     'image_shape': [recipe.image_size, recipe.image_size, recipe.channels],
     'resize': RESIZE,
     'num_train': plan.num_train,
     'num_holdout': len(entries) - plan.num_train,
     'label_ids': list(plan.classes.ids),
     'label_names': list(plan.classes.names),
+    'images_per_class': images_per_class(plan),
     'label_list': {
       'name': plan.classes.name,
       'digest': plan.classes.digest,
@@ -162,10 +177,17 @@ def _fill(
     'chunk_digests': packed.chunk_digests(images),
   }
   meta['fingerprint'] = packed.fingerprint_of(meta)
-  (work / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
-  for name in ('images.npy', 'labels.npy', 'meta.json'):
+  for name in ('images.npy', 'labels.npy'):
     packing.sync(work / name)
+  packed.write_meta(work, meta)
   return meta
+
+
+def images_per_class(plan: Plan) -> dict[str, list[int]]:
+  """Split -> the number of images of every label."""
+  parts = np.split(plan.labels, [plan.num_train])
+  counts = (np.bincount(part, minlength=len(plan.classes.ids)).tolist() for part in parts)
+  return dict(zip(packed.SPLITS, counts))
 
 
 def too_many_bad(

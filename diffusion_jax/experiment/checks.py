@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InputError
@@ -121,10 +122,19 @@ def device_problems(experiment: Experiment) -> list[str]:
 
 def data_problems(experiment: Experiment) -> list[str]:
   """Problems that only the prepared data show."""
+  config, meta, problems = experiment.config, experiment.meta, []
   count = len(experiment.label_names)
-  if experiment.config.num_classes in (0, count):
-    return []
-  return [
-    f'config.num_classes: got {experiment.config.num_classes}, allowed {count} (classes of the data '
-    f'set {experiment.meta["name"]!r}) or 0 (unconditional)'
-  ]
+  if config.num_classes not in (0, count):
+    problems.append(
+      f'config.num_classes: got {config.num_classes}, allowed {count} (classes of the data set '
+      f'{meta["name"]!r}) or 0 (unconditional)'
+    )
+  if config.data.device_resident:
+    needed = meta['num_train'] * math.prod(meta['image_shape'])
+    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')  # None on CPU.
+    if limit and needed > limit:
+      problems.append(
+        f'config.data.device_resident: got True, but {needed:,} bytes of images do not fit into the '
+        f'{limit:,} of a device; allowed False'
+      )
+  return problems

@@ -18,7 +18,7 @@ class Data:
 
   name: str = where(lambda n: FILE_NAME.fullmatch(n), 'letters, digits, _ and -')
   dir: str = where(bool, 'a folder')
-  image_size: int = where(*COUNT)
+  image_size: int = where(lambda n: 1 <= n <= 4096, '1..4096')
   channels: int = one_of(1, 3)
   class_list: str = where(bool, "'all', 'cmc', 'kaggle' or a file")
   label_order: str = one_of('sorted', 'file')

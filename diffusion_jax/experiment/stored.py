@@ -56,11 +56,12 @@ def save_meta(workdir: Path, meta: Mapping[str, Any]) -> None:
   save(workdir, {key: meta[key] for key in meta if key != 'chunk_digests'}, META_FILE)
 
 
-def load_meta(workdir: Path) -> dict[str, Any] | None:
-  """DIR/data.json, or None if there is none that is readable."""
+def load_meta(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
+  """DIR/data.json, or None if there is none that is readable and describes the data of this run."""
   try:
-    return json.loads((workdir / META_FILE).read_text())
-  except (OSError, ValueError):
+    meta = json.loads((workdir / META_FILE).read_text())
+    return meta if meta['fingerprint'] == fingerprint else None
+  except (OSError, ValueError, KeyError, TypeError):
     return None
 
 

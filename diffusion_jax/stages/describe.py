@@ -1,6 +1,7 @@
 """--mode=describe: what a config comes to, without training it."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def facts(experiment: Experiment) -> dict:
     'train_images': meta['num_train'] if meta else None,
     'holdout_images': meta['num_holdout'] if meta else None,
     'data_bytes': meta['images_bytes'] if meta else None,
+    'resident_bytes_per_device': resident_bytes(experiment, meta),
     'data_fingerprint': meta['fingerprint'] if meta else None,
     'state_bytes_per_device': local_bytes(state),
     'gradient_bytes_per_device': local_bytes(params),
@@ -54,6 +56,13 @@ def facts(experiment: Experiment) -> dict:
 def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
   """The description of the data, or None while there are none."""
   return experiment.meta if experiment.stored_meta or experiment.is_prepared() else None
+
+
+def resident_bytes(experiment: Experiment, meta: Mapping[str, Any] | None) -> int:
+  """Of the training images, if they are to be kept on the device."""
+  if not (meta and experiment.config.data.device_resident):
+    return 0
+  return meta['num_train'] * math.prod(meta['image_shape'])
 
 
 def data_line(f: dict) -> str:
@@ -85,7 +94,8 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
     print(json.dumps(f))
     return
   height, width, channels = f['image_shape']
-  memory = [f[f'{part}_bytes_per_device'] for part in ('state', 'gradient', 'activation')]
+  parts = ('state', 'gradient', 'activation', 'resident')
+  memory = [f[f'{part}_bytes_per_device'] for part in parts]
   classes = f'{f["num_classes"]} classes' if f['num_classes'] else 'unconditional'
   rows = {
     'model': f'{f["model"]}, {f["parameters"]:,} parameters, activations {f["dtype"]}',
@@ -95,8 +105,9 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
     'training': f'{f["steps"]:,} steps of batch {f["batch_size"]:,}'
     + (f' = {f["epochs"]:.1f} epochs' if f['epochs'] else ''),
     'memory': '{} a device: {} state, {} gradients, about {} activations'.format(
-      *(quantity(b, 'B') for b in (sum(memory), *memory))
-    ),
+      *(quantity(b, 'B') for b in (sum(memory), *memory[:3]))
+    )
+    + (f', {quantity(memory[3], "B")} data' if memory[3] else ''),
     'devices': f'{f["devices"]} {jax.devices()[0].device_kind}',
   }
   if workdir:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.data import packed
@@ -33,14 +34,13 @@ def run(experiment: Experiment, workdir: Path) -> Mapping[str, Any]:
     max_bad_fraction=data.max_bad_fraction,
     workers=data.workers,
   )
-  labels = {split: packed.open_split(folder, meta, split).labels for split in packed.SPLITS}
-  print(summary(meta, labels))
-  counts = {
-    split: dict(zip(meta['label_ids'], class_counts(meta, labels[split]).tolist()))
-    for split in packed.SPLITS
-  }
+  print(summary(meta))
+  trained = stored.has_checkpoint(workdir)
+  if trained and stored.load(workdir).get('data', {}).get('fingerprint') != meta['fingerprint']:
+    print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
+    return meta
   workdir.mkdir(parents=True, exist_ok=True)
-  stored.save_meta(workdir, {**meta, 'images_per_class': counts})
+  stored.save_meta(workdir, meta)
   images.save_png(workdir / 'data.png', picture(folder, meta))
   print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
   return meta
@@ -49,22 +49,23 @@ def run(experiment: Experiment, workdir: Path) -> Mapping[str, Any]:
 def ensure(experiment: Experiment, workdir: Path) -> None:
   """Prepares the data of a run if that has not been done. Raises: InputError if it cannot be."""
   data = experiment.config.data
-  if data.source and not data.fingerprint and not experiment.is_prepared():
+  if data.fingerprint or not data.source:
+    return
+  if experiment.is_prepared():
+    folder, meta = experiment.prepared
+    sources = [made['source'] for made in meta['made']]
+    print(f'data: {folder}, prepared from {", ".join(sources)}')
+  elif jax.process_count() == 1:  # Several hosts would all prepare.
     print(f'no prepared data in {experiment.data_dir} yet: preparing them first')
     run(experiment, workdir)
 
 
-def class_counts(meta: Mapping[str, Any], labels: np.ndarray) -> np.ndarray:
-  """Images of every class: (num_classes,)."""
-  return np.bincount(labels, minlength=len(meta['label_ids']))
-
-
-def summary(meta: Mapping[str, Any], labels: Mapping[str, np.ndarray]) -> str:
+def summary(meta: Mapping[str, Any]) -> str:
   """What the set holds, in a few lines and a table."""
   order, names = meta['label_list'], meta['label_names']
   rows = []
   for split in packed.SPLITS:
-    counts = class_counts(meta, labels[split])
+    counts = np.asarray(meta['images_per_class'][split])
     least, most = counts.argmin(), counts.argmax()
     ends = [f'{counts[i]:,} ({names[i]})' for i in (least, most)] if counts.any() else ['', '']
     rows.append([split, f'{counts.sum():,}', f'{(counts > 0).sum():,}', *ends])
@@ -94,7 +95,7 @@ def picture(folder: Path, meta: Mapping[str, Any]) -> np.ndarray:
   """Images spread over the classes with their names: (H', W', 3) uint8."""
   source = packed.open_split(folder, meta, 'train')
   first = np.searchsorted(source.labels, np.arange(len(source.label_names)))
-  each = max(1, min(MAX_CELLS // len(first), class_counts(meta, source.labels).min()))
+  each = max(1, min(MAX_CELLS // len(first), min(meta['images_per_class']['train'])))
   chosen = first if len(first) <= MAX_CELLS else first[:: -(-len(first) // MAX_CELLS)]
   rows = (chosen[:, None] + np.arange(min(each, 10))).reshape(-1)
   batch = source.read(rows)

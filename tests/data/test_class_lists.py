@@ -26,10 +26,14 @@ def test_order_is_part_of_the_digest():
 
 def test_a_list_of_the_user(tmp_path):
   path = tmp_path / 'pets.txt'
-  path.write_text('n02123045\ndog\tHouse dog\n\neel\n')
+  path.write_bytes(b'\xef\xbb\xbfn02123045 tabby cat\r\n# mine:\r\ndog\tHouse dog\r\n\r\neel\r\n')
   found = class_lists.read(str(path), 'file')
   assert found.name == 'pets'
-  assert found.ids == ('n02123045', 'dog', 'eel') and found.names == ('tabby', 'House dog', 'eel')
+  assert found.ids == ('n02123045', 'dog', 'eel') and found.names == (
+    'tabby cat',
+    'House dog',
+    'eel',
+  )
 
 
 @pytest.mark.parametrize('text, message', [('', '0 lines'), ('cat\ncat\n', '2 lines, 1 different')])

@@ -88,6 +88,23 @@ def test_two_of_one_recipe_must_be_told_apart(data, tmp_path):
   assert packed.find(data, RECIPE.mapping(), meta['fingerprint'])[0] == other
 
 
+def test_a_damaged_set_does_not_hide_a_whole_one(data, tmp_path):
+  root = write_tree(tmp_path / 'more', {**SMALL, 'train/cat': 6})
+  recipe = dataclasses.replace(RECIPE, name='more')
+  other, _ = prepare(str(root), recipe, data, max_bad_fraction=0, workers=1)
+  (other / 'meta.json').write_text('torn')
+  assert packed.find(data, RECIPE.mapping(), '')[0].name.startswith('pets')
+  with pytest.raises(DamagedError, match=str(other)):
+    packed.find(data, recipe.mapping(), '')
+
+
+def test_another_format_is_told(data):
+  folder, meta = the_set(data)
+  packed.write_meta(folder, {**meta, 'version': 99})
+  with pytest.raises(InputError, match='of format 99, this program reads 1'):
+    packed.find(data, RECIPE.mapping(), '')
+
+
 def flip_byte(path, position):
   content = bytearray(path.read_bytes())
   content[position] ^= 1
@@ -120,7 +137,9 @@ def test_a_damaged_description(data):
     json.dumps(meta)[:-10],
     json.dumps({**meta, 'num_train': 11}),
     json.dumps({**meta, 'label_names': ['dog', 'cat', 'eel']}),
+    json.dumps({k: v for k, v in meta.items() if k != 'made'}),
     '{}',
+    '[]',
   ):
     (folder / 'meta.json').write_text(wrong)
     with pytest.raises(DamagedError, match=r'meta\.json'):

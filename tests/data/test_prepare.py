@@ -2,9 +2,11 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +18,12 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import packed, packing
+from diffusion_jax.data import prepare as prepare_module
 from diffusion_jax.data.decode import center_crop
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
-from diffusion_jax.errors import InputError
+from diffusion_jax.data.readers import tree
+from diffusion_jax.errors import DamagedError, InputError
 from tests.data.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -50,29 +54,73 @@ def test_pixels_labels_and_order_are_those_of_the_files(root, tmp_path):
   assert sorted(path.name for path in folder.iterdir()) == ['images.npy', 'labels.npy', 'meta.json']
 
 
-def test_tree_and_archives_make_the_same_set_and_are_known_again(root, tmp_path, capsys):
+def test_the_same_images_are_one_set_whatever_they_come_in(root, tmp_path, capsys):
   folder, meta = made(root, tmp_path / 'data')
+  capsys.readouterr()
+  assert made(root, tmp_path / 'data')[0] == folder
+  assert 'prepared already' in capsys.readouterr().out
   for source in (as_tar(root, tmp_path / 'p.tgz', 'w:gz'), as_zip(root, tmp_path / 'p.zip')):
-    capsys.readouterr()
-    assert made(source, tmp_path / 'data')[0] == folder
-    assert 'prepared already' in capsys.readouterr().out
+    for message in ('the same images are there already', 'prepared already'):
+      assert made(source, tmp_path / 'data')[0] == folder
+      assert message in capsys.readouterr().out
     other, found = made(source, tmp_path / source.suffix)
     assert found['fingerprint'] == meta['fingerprint'] and other.name == folder.name
+  sources = [made['source'] for made in packed.read_meta(folder)['made']]
+  assert sources == [str(root), str(tmp_path / 'p.tgz'), str(tmp_path / 'p.zip')]
 
 
-def test_the_fingerprint_sees_pixels_classes_order_and_size(root, tmp_path):
+def test_a_set_is_found_under_every_recipe_that_made_it(root, tmp_path):
   names = tmp_path / 'list.txt'
+  names.write_text('cat\ndog\neel\n')
+  listed = dataclasses.replace(RECIPE, class_list=str(names), split_seed=3)
+  folder, _ = made(root, tmp_path / 'data')
+  assert made(root, tmp_path / 'data', listed)[0] == folder
+  for recipe in (RECIPE, listed):
+    assert packed.find(tmp_path / 'data', recipe.mapping(), '')[0] == folder
+
+
+def test_a_damaged_set_never_replaces_a_good_one(root, tmp_path):
+  folder, _ = made(root, tmp_path / 'data')
+  images = folder / 'images.npy'
+  images.write_bytes(images.read_bytes()[:-1] + b'x')
+  with pytest.raises(DamagedError, match=str(images)):
+    made(as_zip(root, tmp_path / 'p.zip'), tmp_path / 'data')
+  shutil.rmtree(folder)
+  made(tmp_path / 'p.zip', tmp_path / 'data')
+
+
+def test_other_content_is_another_set_even_at_the_same_size(tmp_path, capsys):
+  """Files of equal name and size: in another folder, or changed where they are."""
+  roots = [tmp_path / 'one', tmp_path / 'two']
+  for seed, root in enumerate(roots):
+    (root / 'a').mkdir(parents=True)
+    (root / 'a' / 'x.bmp').write_bytes(encoded(picture(seed), 'BMP'))
+  found = [made(root, tmp_path / 'data')[1]['fingerprint'] for root in roots]
+  (roots[0] / 'a' / 'x.bmp').write_bytes(encoded(picture(2), 'BMP'))
+  found.append(made(roots[0], tmp_path / 'data')[1]['fingerprint'])
+  assert len(set(found)) == 3
+
+
+def test_the_fingerprint_sees_pixels_classes_names_order_and_size(root, tmp_path):
+  names = tmp_path / 'list.txt'
+  found = []
+
+  def add(**changes):
+    recipe = dataclasses.replace(RECIPE, **changes)
+    found.append(made(root, tmp_path / 'data', recipe)[1]['fingerprint'])
+
+  add()
+  add(image_size=15)
+  add(channels=1)
   names.write_text('eel\ncat\ndog\n')
-  recipes = {
-    'as it is': RECIPE,
-    'size': dataclasses.replace(RECIPE, image_size=15),
-    'gray': dataclasses.replace(RECIPE, channels=1),
-    'order': dataclasses.replace(RECIPE, class_list=str(names), label_order='file'),
-  }
-  found = {k: made(root, tmp_path / 'data', r)[1]['fingerprint'] for k, r in recipes.items()}
+  add(class_list=str(names), label_order='file')
+  names.write_text('eel\ncat\tTom\ndog\n')
+  add(class_list=str(names), label_order='file')
+  names.write_text('eel\ncat\tFelix\ndog\n')
+  add(class_list=str(names), label_order='file')
   (root / 'train' / 'cat' / '0000.jpg').write_bytes(encoded(picture(77)))
-  found['pixels'] = made(root, tmp_path / 'data')[1]['fingerprint']
-  assert len(set(found.values())) == 5
+  add()
+  assert len(set(found)) == 7
 
 
 def test_a_holdout_is_split_off_by_class_and_seed(tmp_path):
@@ -99,7 +147,8 @@ def test_a_holdout_is_split_off_by_class_and_seed(tmp_path):
     (SMALL, 3, r'holdout: got 3, allowed 0: .* has a held-out set of its own'),
     ({'a': 5, 'b': 5}, 1, r'holdout: got 1, allowed 2\.\.8'),
     ({'a': 5, 'b': 5}, 9, r'holdout: got 9, allowed 2\.\.8'),
-    ({'a': 1, 'b': 5}, 2, r'holdout: got 2: The least populated class'),
+    ({'a': 1, 'b': 5}, 2, r'got 2; .*, but the smallest class, a, has 1 images'),
+    ({'a': 60, 'b': 2}, 2, r'got 2, too few: .*, but the smallest class, b, has 2 images'),
   ],
 )
 def test_holdouts_that_cannot_be(tmp_path, counts, holdout, message):
@@ -170,6 +219,22 @@ def test_wrong_names_are_told(tmp_path):
   assert meta['label_names'] == ['tench', 'goldfish']
 
 
+def descendants(pid):
+  """Process numbers of children and theirs."""
+  found = []
+  for path in Path(f'/proc/{pid}/task').glob('*/children'):
+    for child in path.read_text().split():
+      found += [int(child), *descendants(int(child))]
+  return found
+
+
+def is_running(pid):
+  try:
+    return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0] != 'Z'
+  except OSError:
+    return False
+
+
 def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
   """kill -9 while two processes decode; orphans end; the second run does the rest only."""
   root = tmp_path / 'large'
@@ -199,13 +264,18 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
   while len(journaled()) < 60 and process.poll() is None and time.monotonic() < deadline:
     time.sleep(0.05)
   assert process.poll() is None and journaled()
+  workers = descendants(process.pid)
+  assert len(workers) >= 2
   process.send_signal(signal.SIGKILL)
   process.wait()
+  while any(map(is_running, workers)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(map(is_running, workers))
   assert packed.prepared(interrupted) == {}  # Half a set is not found as a set.
   done = len(set(journaled()))
   assert 0 < done < 300
   journal = next(interrupted.glob('.preparing-*/journal'))
-  journal.write_text(journal.read_text() + '[[0, 1')  # As if killed while writing.
+  journal.write_bytes(journal.read_bytes() + b'[[0, 1\xff')  # As if killed while writing.
 
   again = subprocess.run(
     [*command, str(interrupted)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -216,6 +286,54 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
   ((folder, meta),) = packed.prepared(interrupted).items()
   assert meta['fingerprint'] == whole['fingerprint']
   assert (folder / 'images.npy').read_bytes() == (whole_folder / 'images.npy').read_bytes()
+
+
+@pytest.mark.parametrize(
+  'place', ['write_meta', 'chunk_digests', 'substitutes_for', 'sync', 'replace']
+)
+def test_killed_after_decoding_it_goes_on_too(root, tmp_path, monkeypatch, place):
+  """Stopped dead at the named call, between the last image and the end."""
+  (root / 'train' / 'cat' / '0001.jpg').write_bytes(b'')
+  whole = made(root, tmp_path / 'whole', max_bad_fraction=0.1)[1]
+
+  class Killed(BaseException):
+    pass
+
+  def kill(*arguments):
+    raise Killed
+
+  rooms = {'substitutes_for': prepare_module, 'sync': packing, 'replace': os}
+  monkeypatch.setattr(rooms.get(place, packed), place, kill)
+  with pytest.raises(Killed):
+    made(root, tmp_path / 'data', max_bad_fraction=0.1)
+  monkeypatch.undo()
+  assert packed.prepared(tmp_path / 'data') == {}
+  folder, meta = made(root, tmp_path / 'data', max_bad_fraction=0.1)
+  assert meta['fingerprint'] == whole['fingerprint'] and not folder.name.startswith('.')
+  assert packed.find(tmp_path / 'data', RECIPE.mapping(), '')[0] == folder
+
+
+def test_a_journal_without_its_images_is_void(root, tmp_path, monkeypatch, capsys):
+  whole = made(root, tmp_path / 'whole')[1]
+
+  def kill(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(packed, 'write_meta', kill)
+  with pytest.raises(KeyboardInterrupt):
+    made(root, tmp_path / 'data')
+  monkeypatch.undo()
+  next((tmp_path / 'data').glob('.preparing-*/images.npy')).unlink()
+  capsys.readouterr()
+  assert made(root, tmp_path / 'data')[1]['fingerprint'] == whole['fingerprint']
+  assert 'going on' not in capsys.readouterr().out
+
+
+def test_images_that_are_listed_but_not_delivered_stop_it(root, tmp_path, monkeypatch):
+  payloads = tree.Tree.payloads
+  monkeypatch.setattr(tree.Tree, 'payloads', lambda *a: itertools.islice(payloads(*a), 17))
+  with pytest.raises(DamagedError, match='1 images are listed but were not found'):
+    made(root, tmp_path / 'data')
 
 
 def test_two_at_once_are_refused(root, tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
-"""A folder of images inside a .tar, .tar.gz or .zip: read as a stream, never extracted."""
+"""A folder of images inside a tar (plain or compressed) or a zip: read as a stream, never extracted."""
 
 import contextlib
 import dataclasses
+import lzma
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
 
 from diffusion_jax.data.decode import BadImage
 from diffusion_jax.data.readers import imagenet
@@ -18,67 +21,86 @@ from diffusion_jax.data.readers.base import (
   Payload,
   Slice,
   checked_member,
+  printable,
+  stamp_of,
   tree_listing,
 )
 from diffusion_jax.errors import DamagedError, InputError
 
-TARS = ('.tar', '.tar.gz', '.tgz')
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError)
+SUFFIXES = ('.tar', '.gz', '.tgz', '.bz2', '.xz', '.zip')
+READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+COMPRESSED = {b'\x1f\x8b': 'gz', b'BZ': 'bz2', b'\xfd7': 'xz'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """path: an existing file."""
+  """path: an existing file. kind: 'zip', 'tar' or 'compressed tar', from its content."""
 
   path: Path
-  form: str = 'archive of images'
+  kind: str
+
+  @property
+  def form(self) -> str:
+    return f'{self.kind} of images'
 
   @property
   def origin(self) -> str:
-    return str(self.path)
+    return printable(str(self.path))
 
   def listing(self, keep: Keep) -> Listing:
-    """Raises: InputError for links and paths that lead outside; DamagedError if it ends early."""
+    """Raises: InputError for links and paths that lead outside; DamagedError if it is not whole."""
     files, folders = [], []
+    stamp = stamp_of(self.path.stat())
     with told(self.path):
-      for name, is_folder, size, key in self._members():
-        (folders if is_folder else files).append(name if is_folder else File(name, size, key))
-    return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.path}:{path}')
+      members = tqdm(self._members(), desc='listing', unit='file', mininterval=1, leave=False)
+      for name, is_folder, size, key in members:
+        (folders if is_folder else files).append(
+          name if is_folder else File(name, size, f'{stamp} {size}', key)
+        )
+    return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}:{path}')
 
-  def _members(self) -> Iterator[tuple[str, bool, int, object]]:
-    """(path, whether a folder, size, key): an offset in a plain tar, else the member's name."""
-    if self.path.suffix == '.zip':
+  def _members(self) -> Iterator[tuple[str, bool, int, int]]:
+    """(path, whether a folder, size, key): an offset in a plain tar, else the member's number."""
+    if self.kind == 'zip':
       with zipfile.ZipFile(self.path) as file:
-        for info in file.infolist():
-          refuse_links(self.path, info.filename, info.external_attr >> 28 == 0o12)
+        for number, info in enumerate(file.infolist()):
+          refuse_links(self.origin, info.filename, info.external_attr >> 28 == 0o12)
           name = checked_member(info.filename, self.origin)
-          yield name, info.is_dir(), info.file_size, info.filename
+          if info.flag_bits & 1 or info.compress_type not in READABLE:
+            how = (
+              'encrypted' if info.flag_bits & 1 else f'compressed by method {info.compress_type}'
+            )
+            raise InputError(f'{self.origin}: member {name} is {how}; repack it as a plain zip')
+          yield name, info.is_dir(), info.file_size, number
       return
     with tarfile.open(self.path) as file:
-      for member in file:
-        refuse_links(self.path, member.name, not (member.isfile() or member.isdir()))
+      for number, member in enumerate(file):
+        refuse_links(self.origin, member.name, not (member.isfile() or member.isdir()))
         name = checked_member(member.name, self.origin)
-        key = member.offset_data if self.path.suffix == '.tar' else member.name
+        key = member.offset_data if self.kind == 'tar' else number
         yield name, member.isdir(), member.size, key
+      imagenet.require_end(file)
 
   def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
     with told(self.path):
-      if self.path.suffix == '.tar':
+      if self.kind == 'tar':
         for number, entry in enumerate(entries):
           yield number, Slice(str(self.path), entry.key, entry.size)
-      elif self.path.suffix == '.zip':
+      elif self.kind == 'zip':
         with zipfile.ZipFile(self.path) as file:
+          infos = file.infolist()
           for number, entry in enumerate(entries):
             try:
-              yield number, file.read(entry.key)
-            except (zipfile.BadZipFile, zlib.error) as error:  # This member only.
+              yield number, file.read(infos[entry.key])
+            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:  # This member only.
               yield number, BadImage(f'damaged in the archive ({error})')
       else:
         numbers = {entry.key: number for number, entry in enumerate(entries)}
-        with tarfile.open(self.path, 'r|gz') as file:  # One pass, in the order of the archive.
-          for member in file:
-            if member.name in numbers:
-              yield numbers[member.name], file.extractfile(member).read()
+        with tarfile.open(self.path, 'r|*') as file:  # One pass, in the order of the archive.
+          for key, member in enumerate(file):
+            if key in numbers:
+              yield numbers[key], file.extractfile(member).read()
 
 
 @contextlib.contextmanager
@@ -89,23 +111,45 @@ def told(path: Path) -> Iterator[None]:
   except PermissionError as error:
     raise InputError(f'{path}: cannot be read ({error.strerror})') from error
   except BROKEN as error:
-    raise DamagedError(f'{path}: not a whole archive ({error}); fetch it again') from error
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise DamagedError(f'{path}: not a whole archive ({reason}); fetch it again') from error
 
 
-def refuse_links(path: Path, name: str, is_special: bool) -> None:
+def refuse_links(origin: str, name: str, is_special: bool) -> None:
   """Raises: InputError for links and devices."""
   if is_special:
-    raise InputError(f'{path}: member {name!r} is a link or a device, which is refused')
+    raise InputError(f'{origin}: member {name!r} is a link or a device, which is refused')
+
+
+def kind_of(path: Path) -> str:
+  """From the content, whatever the name. Raises: InputError if it is no archive."""
+  with open(path, 'rb') as file:
+    start = file.read(512)
+  if start[:2] == b'PK':
+    return 'zip'
+  if start[:2] in COMPRESSED:
+    return 'compressed tar'
+  if start[257:262] == b'ustar' or path.suffix.lower() == '.tar':
+    return 'tar'
+  raise InputError(
+    f'config.data.source: {path}: neither a tar nor a zip by its first bytes; allowed a folder of '
+    'images or an archive of one'
+  )
 
 
 def matches(source: str) -> bool:
-  """A file named so, but not one of ILSVRC2012's."""
-  return source.endswith((*TARS, '.zip')) and not imagenet.matches(source)
+  """A file, or what is named like an archive; but not one of ILSVRC2012's."""
+  path = Path(source).expanduser()
+  named = path.suffix.lower() in SUFFIXES and not path.is_dir()
+  return (path.is_file() or named) and not imagenet.matches(source)
 
 
 def build(source: str) -> Archive:
-  """Raises: InputError if the file does not exist."""
+  """Raises: InputError if the file does not exist, or is no archive."""
   path = Path(source).expanduser().absolute()
   if not path.is_file():
     raise InputError(f'config.data.source: {path}: no such file')
-  return Archive(path)
+  try:
+    return Archive(path, kind_of(path))
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read ({error.strerror})') from error

@@ -1,5 +1,6 @@
 """What every reader gives, and the layout of folders of images, on disk or in an archive."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from diffusion_jax.errors import InputError
 SPLIT = re.compile(r'(train|validation|val|test)(?:\.X\d*)?', re.IGNORECASE)
 HOLDOUT_NAMES = ('validation', 'val', 'test')  # The first that is there becomes the holdout.
 EXPECTED = 'expected train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE'
+HIDDEN = ('.', '__MACOSX')
 
 
 class Slice(NamedTuple):
@@ -31,7 +33,8 @@ class Entry(NamedTuple):
   """One image of a source: not read yet.
 
   split: 'train' or 'holdout'. class_id: as the source calls it. name: of the file below its class.
-  where: for messages. size: in bytes, -1 unknown. key: how the reader finds it again.
+  where: for messages. size: in bytes, -1 unknown. stamp: another one, another content. key: how the
+  reader finds it again.
   """
 
   split: str
@@ -39,11 +42,12 @@ class Entry(NamedTuple):
   name: str
   where: str
   size: int
+  stamp: str
   key: Any
 
 
 class Listing(NamedTuple):
-  """entries: in any order. class_ids: all classes that the source has, wanted or not.
+  """entries: in any order. class_ids: all classes that the source has, wanted or not, in its order.
 
   notes: what was left out and why, a line each.
   """
@@ -71,11 +75,22 @@ class Reader(Protocol):
 
 
 class File(NamedTuple):
-  """A file of a tree: path relative to its root."""
+  """A file of a tree: path relative to its root, fit to be printed."""
 
   path: str
   size: int
+  stamp: str
   key: Any
+
+
+def printable(name: str) -> str:
+  """A file name that is not UTF-8 with its odd bytes as backslash escapes."""
+  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+
+
+def stamp_of(status: os.stat_result) -> str:
+  """Size and time of a file: another content has another one."""
+  return f'{status.st_size} {status.st_mtime_ns}'
 
 
 def checked_member(name: str, origin: str) -> str:
@@ -83,12 +98,17 @@ def checked_member(name: str, origin: str) -> str:
   path = PurePosixPath(name.replace('\\', '/'))
   if path.is_absolute() or '..' in path.parts or re.match(r'[A-Za-z]:', name):
     raise InputError(f'{origin}: member {name!r} points outside of the archive, which is refused')
-  return str(path)
+  return printable(str(path))
 
 
 def is_image(path: str) -> bool:
   """By its name."""
   return Path(path).suffix.lower() in FORMATS
+
+
+def is_hidden(path: str) -> bool:
+  """Whether a part of it is what systems put beside files."""
+  return any(part.startswith(HIDDEN) for part in path.split('/'))
 
 
 def tree_listing(
@@ -97,24 +117,20 @@ def tree_listing(
   """The images of a tree, its split and classes taken from the paths.
 
   files, folders: relative paths with '/'; folders are there to notice empty classes. where(path)
-  names a file in messages.
+  names a file in messages. Of files with one path, the last one counts.
   Raises: InputError for no images, another layout, or a class without images.
   """
-  hidden = ('.', '__MACOSX')
-  files = [f for f in files if not any(p.startswith(hidden) for p in f.path.split('/'))]
-  images = [f for f in files if is_image(f.path)]
+  given = list(files)
+  unique = list({f.path: f for f in given}.values())
+  images = [f for f in unique if is_image(f.path) and not is_hidden(f.path)]
   if not images:
-    some = ', '.join(f.path for f in files[:3]) or 'nothing'
+    some = ', '.join(f.path for f in unique[:3]) or 'nothing'
     suffixes = ' '.join(sorted(FORMATS))
     raise InputError(f'{origin}: no images in it (found {some}); looked for {suffixes}')
   root = _common_root(images)
   depth = len(root)
-  tops = {f.path.split('/')[depth] for f in images}
-  splits, notes = _splits(tops, origin)
-  others = len(files) - len(images)
-  if others:
-    first = next(f.path for f in files if not is_image(f.path))
-    notes.append(f'{others} files are no images by their names, and were left out: {first}')
+  splits, notes = _splits({f.path.split('/')[depth] for f in images}, origin)
+  notes += _left_out(given, unique)
   entries, class_ids = [], set()
   for file in images:
     parts = file.path.split('/')[depth:]
@@ -127,9 +143,23 @@ def tree_listing(
     class_ids.add(parts[0])
     if keep(parts[0]):
       name = '/'.join(parts[1:])
-      entries.append(Entry(split, parts[0], name, where(file.path), file.size, file.key))
+      entry = Entry(split, parts[0], name, where(file.path), file.size, file.stamp, file.key)
+      entries.append(entry)
   _require_images(entries, folders, depth, splits, origin, keep)
   return Listing(entries, sorted(class_ids), notes)
+
+
+def _left_out(given: Sequence[File], unique: Sequence[File]) -> list[str]:
+  """A note for each kind of file that is not used."""
+  kinds = {
+    'hidden files': [f for f in unique if is_hidden(f.path)],
+    'files that are no images by their names': [
+      f for f in unique if not is_hidden(f.path) and not is_image(f.path)
+    ],
+  }
+  notes = [f'left out, {n}: {len(fs)}, such as {fs[0].path}' for n, fs in kinds.items() if fs]
+  twice = len(given) - len(unique)
+  return notes + ([f'left out, earlier files of the same path: {twice}'] if twice else [])
 
 
 def _common_root(images: Sequence[File]) -> list[str]:
@@ -152,14 +182,15 @@ def _splits(tops: set[str], origin: str) -> tuple[dict[str, str], list[str]]:
   strangers = sorted(tops - set(kinds))
   if strangers:
     raise InputError(
-      f'{origin}: {", ".join(strangers[:3])} beside {", ".join(sorted(kinds))}; {EXPECTED}'
+      f'{origin}: {", ".join(strangers[:3])} beside {", ".join(sorted(kinds))}; {EXPECTED} '
+      '(if these are classes, put all of them into a folder train/)'
     )
   if 'train' not in kinds.values():
     raise InputError(f'{origin}: {", ".join(sorted(kinds))} without train; {EXPECTED}')
   holdout = next((name for name in HOLDOUT_NAMES if name in kinds.values()), '')
   splits = {'train': 'train', holdout: 'holdout'}
   left_out = sorted(top for top, kind in kinds.items() if kind not in splits)
-  notes = [f'{top}/ was left out: {holdout}/ is the held-out set' for top in left_out]
+  notes = [f'left out, {top}/: {holdout}/ is the held-out set' for top in left_out]
   return {top: splits.get(kind, '') for top, kind in kinds.items()}, notes
 
 
@@ -170,8 +201,7 @@ def _require_images(entries, folders, depth, splits, origin, keep) -> None:
     parts = folder.split('/')[depth:]
     split = splits.get(parts[0], '') if splits and parts else 'train'
     parts = parts[1:] if splits else parts
-    hidden = any(p.startswith(('.', '__MACOSX')) for p in parts)
-    if len(parts) != 1 or not split or hidden or not keep(parts[0]):
+    if len(parts) != 1 or not split or is_hidden(folder) or not keep(parts[0]):
       continue
     if (split, parts[0]) not in found:
       raise InputError(

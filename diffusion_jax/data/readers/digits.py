@@ -21,7 +21,7 @@ class Digits:
 
   def listing(self, keep: Keep) -> Listing:
     entries = [
-      Entry('train', str(label), f'{number:04d}', f'digits/{number}', -1, number)
+      Entry('train', str(label), f'{number:04d}', f'digits/{number}', -1, '', number)
       for number, label in enumerate(self.labels)
       if keep(str(label))
     ]

@@ -4,15 +4,26 @@ ILSVRC2012_img_train.tar is a tar of one tar a class, ILSVRC2012_img_val.tar is 
 of the latter are numbers in the devkit, whose meta.mat says which WNID each number means.
 """
 
+import bz2
 import dataclasses
+import gzip
 import io
+import lzma
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax.data.readers.base import Entry, Keep, Listing, Payload, Slice, checked_member
-from diffusion_jax.errors import InputError
+from diffusion_jax.data.readers.base import (
+  Entry,
+  Keep,
+  Listing,
+  Payload,
+  Slice,
+  checked_member,
+  stamp_of,
+)
+from diffusion_jax.errors import DamagedError, InputError
 
 TRAIN = 'ILSVRC2012_img_train.tar'
 VALIDATION = 'ILSVRC2012_img_val.tar'
@@ -45,6 +56,7 @@ class ILSVRC2012:
         class_ids.append(class_id)
         if keep(class_id):
           entries += self._class_entries(outer, member, class_id)
+      require_end(outer)
     entries += self._validation(keep)
     return Listing(entries, sorted(class_ids), [])
 
@@ -52,6 +64,7 @@ class ILSVRC2012:
     path = self.folder / TRAIN
     with tarfile.open(fileobj=outer.extractfile(tar)) as inner:
       found = [self._entry(path, 'train', class_id, m, tar.offset_data) for m in inner]
+      require_end(inner)
     if not found:
       raise InputError(f'{path}: class {class_id} has no images (member {tar.name})')
     return found
@@ -61,7 +74,8 @@ class ILSVRC2012:
     if not member.isfile():
       raise InputError(f'{path}: member {name!r} is a link or a device, which is refused')
     key = Slice(str(path), base + member.offset_data, member.size)
-    return Entry(split, class_id, name, f'{path}:{class_id}/{name}', member.size, key)
+    where, stamp = f'{path}:{class_id}/{name}', stamp_of(path.stat())
+    return Entry(split, class_id, name, where, member.size, stamp, key)
 
   def _validation(self, keep: Keep) -> list[Entry]:
     from diffusion_jax.data.readers.archive import told
@@ -69,6 +83,7 @@ class ILSVRC2012:
     path = self.folder / VALIDATION
     with told(path), tarfile.open(path) as file:
       members = sorted(file, key=lambda member: member.name)
+      require_end(file)
     with told(self.folder / DEVKIT):
       classes = validation_classes(self.folder / DEVKIT)
     if len(members) != len(classes):
@@ -87,18 +102,39 @@ def validation_classes(devkit: Path) -> list[str]:
   Raises: InputError if the devkit holds no label list or no meta.mat.
   """
   from scipy.io import loadmat
+  from scipy.io.matlab import MatReadError
 
   with tarfile.open(devkit) as file:
     members = {Path(m.name).name: m for m in file if m.isfile()}
     if not {GROUND_TRUTH, 'meta.mat'} <= set(members):
       raise InputError(f'{devkit}: expected {GROUND_TRUTH} and meta.mat in it')
     numbers = file.extractfile(members[GROUND_TRUTH]).read().split()
-    synsets = loadmat(io.BytesIO(file.extractfile(members['meta.mat']).read()), squeeze_me=True)
-  wnids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in synsets['synsets'].reshape(-1)}
-  unknown = sorted({int(n) for n in numbers} - set(wnids))
+    matlab = file.extractfile(members['meta.mat']).read()
+  try:
+    synsets = loadmat(io.BytesIO(matlab), squeeze_me=True)['synsets'].reshape(-1)
+    wnids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in synsets}
+    numbers = [int(number) for number in numbers]
+  except (MatReadError, ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+    raise DamagedError(f'{devkit}: {GROUND_TRUTH} or meta.mat is damaged ({error})') from error
+  unknown = sorted(set(numbers) - set(wnids))
   if unknown:
     raise InputError(f'{devkit}: {GROUND_TRUTH} has labels {unknown[:5]} that meta.mat lacks')
-  return [wnids[int(number)] for number in numbers]
+  return [wnids[number] for number in numbers]
+
+
+def require_end(file: tarfile.TarFile) -> None:
+  """Raises: tarfile.ReadError if a fully listed tar does not end with its end mark.
+
+  tarfile takes a broken or missing header in the middle for the end. Reads on to the end of the
+  file, because a compressed one has its checksum there.
+  """
+  compressed = isinstance(file.fileobj, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile))
+  if not compressed:  # Where going back is cheap, the first of two empty blocks; else the second.
+    file.fileobj.seek(file.offset)
+  if file.fileobj.read(512) != bytes(512):
+    raise tarfile.ReadError(f'no end mark after byte {file.offset:,}: cut short or damaged')
+  while compressed and file.fileobj.read(2**20):
+    pass
 
 
 def _folder(source: str) -> Path:

@@ -7,7 +7,10 @@ import dataclasses
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from diffusion_jax.data.readers.base import HOLDOUT_NAMES, Entry, Keep, Listing, Payload
 from diffusion_jax.errors import InputError
@@ -30,16 +33,25 @@ class TFDS:
     holdout = next((name for name in HOLDOUT_NAMES if name in self.builder.info.splits), None)
     if holdout:
       splits[holdout] = 'holdout'
-    entries = []
+    entries, stamp = [], f'{self.builder.info.full_name} {self.builder.data_dir}'
     for source_split, split in splits.items():
-      for number, example in enumerate(self._examples(source_split, {'label'})):
+      labels = tqdm(
+        self._examples(source_split, {'label'}),
+        desc=f'reading labels of {source_split}',
+        total=self.builder.info.splits[source_split].num_examples,
+        unit='image',
+        mininterval=1,
+        leave=False,
+      )
+      for number, example in enumerate(labels):
         class_id = class_names[int(example['label'])]
         if keep(class_id):
           name, where = f'{number:08d}', f'{self.origin}/{source_split}/{number}'
-          entries.append(Entry(split, class_id, name, where, -1, (source_split, number)))
+          key = (source_split, number)
+          entries.append(Entry(split, class_id, name, where, -1, stamp, key))
     left_out = sorted(set(self.builder.info.splits) - set(splits))
-    notes = [f'split {name} was left out' for name in left_out]
-    return Listing(entries, sorted(class_names), notes)
+    notes = [f'left out, split {name}' for name in left_out]
+    return Listing(entries, list(class_names), notes)
 
   def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
     wanted = {entry.key: number for number, entry in enumerate(entries)}
@@ -69,8 +81,8 @@ class TFDS:
 
 
 def matches(source: str) -> bool:
-  """The form of a TFDS name; not 'digits', which is scikit-learn's."""
-  return bool(NAME.fullmatch(source)) and source != 'digits'
+  """The form of a TFDS name, of no path that exists; not 'digits', which is scikit-learn's."""
+  return bool(NAME.fullmatch(source)) and source != 'digits' and not Path(source).exists()
 
 
 def build(source: str) -> TFDS:
@@ -96,7 +108,9 @@ def build(source: str) -> TFDS:
   if not builder.data_path.exists():
     raise InputError(
       f'config.data.source: TFDS data set {source!r} is not prepared: {builder.data_path} does not '
-      f'exist; run: tfds build {source} (or set TFDS_DATA_DIR to where it is)'
+      f'exist. Set TFDS_DATA_DIR to where it is, or run: python -c "import '
+      f'diffusion_jax.data.imagenet100_tfds, tensorflow_datasets as tfds; '
+      f"tfds.builder('{source}').download_and_prepare()\""
     )
   features = builder.info.features
   if not {'image', 'label'} <= set(features) or 'train' not in builder.info.splits:

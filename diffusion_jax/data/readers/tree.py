@@ -6,7 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffusion_jax.data.readers import imagenet
-from diffusion_jax.data.readers.base import Entry, File, Keep, Listing, Payload, Slice, tree_listing
+from diffusion_jax.data.readers.base import (
+  Entry,
+  File,
+  Keep,
+  Listing,
+  Payload,
+  Slice,
+  printable,
+  stamp_of,
+  tree_listing,
+)
 from diffusion_jax.errors import InputError
 
 
@@ -19,30 +29,35 @@ class Tree:
 
   @property
   def origin(self) -> str:
-    return str(self.root)
+    return printable(str(self.root))
 
   def listing(self, keep: Keep) -> Listing:
-    """Symbolic links are followed: they are the user's own."""
+    """Symbolic links are followed: they are the user's own. Raises: InputError if they form a loop."""
     files: list[File] = []
     folders: list[str] = []
 
-    def walk(path: str, relative: str) -> None:
+    def walk(path: str, relative: str, above: frozenset[str]) -> None:
+      real = os.path.realpath(path)
+      if real in above:
+        raise InputError(f'{printable(path)}: a symbolic link to a folder that it lies in')
       try:
         with os.scandir(path) as items:
           found = sorted(items, key=lambda item: item.name)
       except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+        raise InputError(f'{printable(path)}: cannot be read ({error.strerror})') from error
       for item in found:
-        name = f'{relative}/{item.name}' if relative else item.name
+        name = printable(f'{relative}/{item.name}' if relative else item.name)
         if item.is_dir():
           folders.append(name)
-          walk(item.path, name)
-        else:
-          size = item.stat().st_size if item.is_file() else 0  # A dangling link is an empty file.
-          files.append(File(name, size, item.path))
+          walk(item.path, name, above | {real})
+        elif item.is_file():
+          status = item.stat()
+          files.append(File(name, status.st_size, stamp_of(status), item.path))
+        else:  # A dangling link is a file that cannot be read.
+          files.append(File(name, 0, '', item.path))
 
-    walk(str(self.root), '')
-    return tree_listing(files, folders, self.origin, keep, lambda path: str(self.root / path))
+    walk(str(self.root), '', frozenset())
+    return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}')
 
   def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
     for number, entry in enumerate(entries):
@@ -50,8 +65,9 @@ class Tree:
 
 
 def matches(source: str) -> bool:
-  """A folder that does not hold ILSVRC2012's archives."""
-  return Path(source).expanduser().is_dir() and not imagenet.matches(source)
+  """A folder that does not hold ILSVRC2012's archives; './digits' is a folder, 'digits' is not."""
+  folder = Path(source).expanduser().is_dir()
+  return folder and source != 'digits' and not imagenet.matches(source)
 
 
 def build(source: str) -> Tree:

@@ -71,6 +71,14 @@ def test_every_form_gives_the_same_images(root):
     assert some == {key: value for key, value in expected.items() if key[1] != 'dog'}, name
 
 
+def test_a_folder_that_is_named_like_a_tfds_set_is_a_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write_tree(tmp_path / 'cifar10' / 'small', {'a': 1, 'b': 1})
+  for source in ('cifar10', 'cifar10/small', 'cifar10/small/'):
+    assert open_source(source).form == 'folder of images'
+    assert len(contents(source)) == 2
+
+
 def test_one_reader_at_most_wants_a_source(root, tmp_path):
   write_ilsvrc2012(tmp_path / 'ilsvrc', ['n00000001'])
   sources = [*forms(root).values(), tmp_path / 'ilsvrc', tmp_path / 'ilsvrc' / imagenet.TRAIN]
@@ -93,7 +101,7 @@ def test_validation_wins_over_test_and_it_is_said(tmp_path):
   root = write_tree(tmp_path / 'set', {'train/a': 1, 'validation/a': 2, 'test/a': 3})
   listing = open_source(str(root)).listing(EVERY)
   assert sum(e.split == 'holdout' for e in listing.entries) == 2
-  assert listing.notes == ['test/ was left out: validation/ is the held-out set']
+  assert listing.notes == ['left out, test/: validation/ is the held-out set']
 
 
 def test_a_tree_without_splits_is_all_train_below_any_folder(tmp_path):
@@ -120,7 +128,10 @@ def test_suffixes_and_what_is_no_image(tmp_path):
   (root / 'a' / '.DS_Store').write_text('')
   listing = open_source(str(root)).listing(EVERY)
   assert len(listing.entries) == 7
-  assert listing.notes == ['1 files are no images by their names, and were left out: a/notes.txt']
+  assert listing.notes == [
+    'left out, hidden files: 1, such as a/.DS_Store',
+    'left out, files that are no images by their names: 1, such as a/notes.txt',
+  ]
 
 
 @pytest.mark.parametrize(
@@ -203,9 +214,92 @@ def test_a_missing_and_a_cut_archive(root, tmp_path, kind):
   with pytest.raises(InputError, match=r'nothing\..*: no such file'):
     open_source(str(tmp_path / f'nothing.{kind}'))
   path = forms(root)[kind]
-  path.write_bytes(path.read_bytes()[: 300 if kind == 'tar' else -400])
-  with pytest.raises(DamagedError, match=f'{path}: not a whole archive'):
+  whole = path.read_bytes()
+  for end in (300, len(whole) // 2, -400 if kind != 'tar' else -10_240):
+    path.write_bytes(whole[:end])
+    with pytest.raises(DamagedError, match=f'{path}: not a whole archive'):
+      contents(path)
+
+
+def test_a_broken_header_in_the_middle_of_a_tar_is_not_its_end(root, tmp_path):
+  path = as_tar(root, tmp_path / 'pets.tar')
+  with tarfile.open(path) as file:
+    offset = file.getmembers()[9].offset
+  content = bytearray(path.read_bytes())
+  content[offset + 150] ^= 1  # Of the header's checksum.
+  path.write_bytes(content)
+  with pytest.raises(DamagedError, match=f'no end mark after byte {offset:,}'):
     contents(path)
+
+
+def test_a_changed_byte_in_a_compressed_tar_is_noticed(root, tmp_path):
+  path = as_tar(root, tmp_path / 'pets.tar.gz', 'w:gz')
+  whole = path.read_bytes()
+  for position in range(40, len(whole), len(whole) // 12):
+    content = bytearray(whole)
+    content[position] ^= 4
+    path.write_bytes(content)
+    with pytest.raises((DamagedError, InputError)):
+      contents(path)
+
+
+@pytest.mark.parametrize('kind', ['tar', 'tar.gz', 'zip'])
+def test_of_members_with_one_path_the_last_counts(tmp_path, kind):
+  first, last = encoded(picture(1)), encoded(picture(2))
+  path = tmp_path / f'set.{kind}'
+  if kind == 'zip':
+    with zipfile.ZipFile(path, 'w') as file, pytest.warns(UserWarning, match='Duplicate'):
+      for name, content in (('a/x.jpg', first), ('b/y.jpg', first), ('a/x.jpg', last)):
+        file.writestr(name, content)
+  else:
+    with tarfile.open(path, 'w:gz' if kind == 'tar.gz' else 'w') as file:
+      for name, content in (('a/x.jpg', first), ('b/y.jpg', first), ('a/x.jpg', last)):
+        add_bytes(file, name, content)
+  assert contents(path) == {('train', 'a', 'x.jpg'): last, ('train', 'b', 'y.jpg'): first}
+  notes = open_source(str(path)).listing(EVERY).notes
+  assert notes == ['left out, earlier files of the same path: 1']
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+  root = write_tree(tmp_path / 'set', {'a': 1, 'b': 1})
+  odd = os.fsencode(root) + b'/caf\xe9'
+  os.mkdir(odd)
+  with open(odd + b'/\xff.jpg', 'wb') as file:
+    file.write(encoded(picture(3)))
+  for source in (root, as_tar(root, tmp_path / 'set.tar')):
+    found = contents(source)
+    assert found['train', 'caf\\xe9', '\\xff.jpg'] == encoded(picture(3))
+    assert ''.join(map(str, found)).encode()
+
+
+def test_the_kind_of_an_archive_is_told_from_its_content(root, tmp_path):
+  expected = contents(root)
+  for name, source in forms(root).items():
+    if name != 'tree':
+      renamed = source.rename(tmp_path / f'{name.replace(".", "")}.TAR')
+      assert contents(renamed) == expected, name
+  text = tmp_path / 'set.jpg'
+  text.write_bytes(encoded(picture(0)))
+  with pytest.raises(InputError, match=f'{text}: neither a tar nor a zip'):
+    open_source(str(text))
+
+
+def test_encrypted_zips_are_told(root, tmp_path):
+  path = as_zip(root, tmp_path / 'pets.zip')
+  content = bytearray(path.read_bytes())
+  content[content.index(b'PK\x01\x02') + 8] |= 1  # The flag in the first central entry.
+  path.write_bytes(content)
+  with pytest.raises(InputError, match='is encrypted; repack it as a plain zip'):
+    contents(path)
+
+
+def test_links_are_followed_but_not_in_a_circle(root, tmp_path):
+  linked = tmp_path / 'linked'
+  linked.symlink_to(root)
+  assert contents(linked) == contents(root)
+  (root / 'train' / 'cat' / 'up').symlink_to(root)
+  with pytest.raises(InputError, match='train/cat/up: a symbolic link to a folder that it lies in'):
+    contents(root)
 
 
 def test_official_archives(tmp_path):
@@ -230,6 +324,11 @@ def test_official_archives_that_are_not(tmp_path):
     add_bytes(file, 'ILSVRC2012_val_00000001.JPEG', b'x')
   with pytest.raises(InputError, match=r'1 images, but .* has labels for 2'):
     open_source(str(source)).listing(EVERY)
+  with tarfile.open(source / imagenet.DEVKIT, 'w:gz') as file:
+    add_bytes(file, f'data/{imagenet.GROUND_TRUTH}', b'1')
+    add_bytes(file, 'data/meta.mat', b'no such thing')
+  with pytest.raises(DamagedError, match=r'meta\.mat is damaged'):
+    open_source(str(source)).listing(EVERY)
   with tarfile.open(source / imagenet.TRAIN, 'w') as file:
     add_bytes(file, 'train/n00000001/x.JPEG', b'x')
   with pytest.raises(InputError, match=r'expected one WNID\.tar a class'):
@@ -242,7 +341,7 @@ def test_the_tfds_builder_and_its_reader(tmp_path, monkeypatch, file_format):
 
   source = write_ilsvrc2012(tmp_path / 'ilsvrc', cmc_and_others(), per_class=1)
   monkeypatch.setattr(tensorflow_datasets.core.constants, 'DATA_DIR', str(tmp_path / 'tfds'))
-  with pytest.raises(InputError, match=r"'imagenet100' is not prepared.*tfds build imagenet100"):
+  with pytest.raises(InputError, match=r"'imagenet100' is not prepared.*download_and_prepare"):
     open_source('imagenet100')
   builder = imagenet100_tfds.Imagenet100(data_dir=tmp_path / 'tfds')
   manual = tensorflow_datasets.download.DownloadConfig(manual_dir=source)
