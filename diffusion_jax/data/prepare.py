@@ -202,6 +202,6 @@ def too_many_bad(
       f'config.data.max_bad_fraction {max_bad_fraction:g} allows (so far):',
       *lines,
       *more,
-      'repair or remove them, or raise the fraction; the same command goes on',
+      'raise the fraction, and the same command goes on; or repair or remove them, and it begins anew',
     ]
   )
