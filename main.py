@@ -28,6 +28,8 @@ def main() -> int:
   except Stop as stop:
     print(f'main.py: {stop}', file=sys.stderr)
     return stop.exit_code
+  except BrokenPipeError:  # As by `| head`: nobody reads on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt:
     print('main.py: interrupted; the same command goes on from what is finished', file=sys.stderr)
     return 130

@@ -9,11 +9,16 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   """The defaults."""
   config = ConfigDict()
+  config.task = 'diffusion'  # What is trained, a module of diffusion_jax/tasks.
   config.seed = 0  # Of initialisation, data order and training noise.
   config.space = 'pixel'  # 'pixel'. ('latent' is reserved for autoencoder latents.)
   config.num_classes = 10  # Labels of the data, or 0: unconditional.
   config.dtype = (
     'auto'  # Activations: 'float32', 'bfloat16', 'auto' (float32 on CPU, else bfloat16).
+  )
+
+  config.allow_pickle = (
+    False  # Read foreign weights from PyTorch pickles: only from whom you trust.
   )
 
   config.data = ConfigDict()  # One prepared set; --mode=prepare makes it, every run finds it.
@@ -54,11 +59,13 @@ def get_config() -> ConfigDict:
 
   config.process = ConfigDict()
   config.process.prediction = 'v'  # 'eps', 'x0', 'v', 'velocity'.
+  config.process.learned_variance = False  # Of the reverse steps too, in C more output channels.
 
   config.loss = ConfigDict()
   config.loss.label_drop = 0.1  # Share of labels hidden in training; guidance needs > 0.
   config.loss.weighting = 'none'  # 'none', 'min_snr'.
   config.loss.min_snr_gamma = 5.0
+  config.loss.vlb_weight = 0.001  # Of the variational bound; only with process.learned_variance.
 
   config.model = ConfigDict()
   config.model.name = 'dit'  # A module of diffusion_jax/models.
@@ -68,13 +75,37 @@ def get_config() -> ConfigDict:
   config.model.dit.depth = 12
   config.model.dit.num_heads = 6
   config.model.dit.mlp_ratio = 4.0
+  config.model.dit.frequency_shift = 0  # Of the time sinusoids: 0 published DiT, 1 diffusers'.
+  config.model.dit.attention = 'xla'  # 'xla'; 'cudnn': NVIDIA GPUs, not with dtype float32.
+  config.model.dit.remat = False  # Recompute blocks in the backward pass: less memory, more time.
   config.model.unet = ConfigDict()
   config.model.unet.channels = 64  # Of the first level, a multiple of 32.
   config.model.unet.channel_mult = (1, 2)  # Channels of each level, in units of `channels`.
   config.model.unet.num_res_blocks = 2  # A level, one more on the way up.
   config.model.unet.attention_resolutions = (4,)  # Sides of feature maps, in pixels.
-  config.model.unet.num_heads = 4
+  config.model.unet.num_heads = 4  # Of attention; DDPM has 1.
+  config.model.unet.head_channels = 0  # Width of a head, for as many as fit; 0: num_heads of them.
   config.model.unet.dropout = 0.1
+  config.model.unet.scale_shift_norm = True  # By the condition: ADM; False adds it, DDPM.
+  config.model.unet.resample = 'conv'  # 'conv' (DDPM), 'residual' (ADM): pooling residual blocks.
+  config.model.unet.frequency_shift = 0  # Of the time sinusoids: 0 (ADM), 1 (DDPM).
+  config.model.unet.norm_epsilon = 1e-5  # 1e-5 (ADM), 1e-6 (DDPM).
+  config.model.unet.attention = 'xla'  # 'xla', 'cudnn' (fused; on a GPU in bfloat16).
+  config.model.unet.remat = False  # Recompute blocks in the backward pass: less memory, more time.
+
+  config.vae = ConfigDict()  # The KL autoencoder; these are KL-f4.
+  config.vae.channels = 128  # Of the first level, a multiple of 32.
+  config.vae.channel_mult = (1, 2, 4)  # A level each, halved between them: f = 4.
+  config.vae.num_res_blocks = 2
+  config.vae.z_channels = 3
+  config.vae.embed_channels = 3  # Of the latents.
+  config.vae.kl_weight = 1e-6  # Of sums over the latents, against sums over the pixels.
+  config.vae.perceptual_weight = 1.0  # Of LPIPS; 0 leaves it out.
+  config.vae.perceptual_weights = ''  # Folder or file with VGG16's and LPIPS's weights.
+  config.vae.discriminator_start = 50_000  # Steps without it.
+  config.vae.discriminator_weight = 0.5
+  config.vae.discriminator_channels = 64
+  config.vae.discriminator_layers = 3
 
   config.optimizer = ConfigDict()  # AdamW.
   config.optimizer.learning_rate = 1e-4
@@ -99,13 +130,14 @@ def get_config() -> ConfigDict:
   config.checkpoint.every_steps = 500
   config.checkpoint.keep_newest = 2
   config.checkpoint.keep_best = 1
-  config.checkpoint.best_metric = 'holdout_loss'  # Measured at every periodic checkpoint.
+  config.checkpoint.best_metric = 'holdout_loss'  # Of config.task; measured at every checkpoint.
   config.checkpoint.best_mode = 'min'  # 'min', 'max'.
 
   config.sampler = ConfigDict()
   config.sampler.name = 'ddim'  # A module of diffusion_jax/diffusion/samplers.
   config.sampler.ddim = ConfigDict(dict(eta=0.0))  # 0: deterministic, 1: like DDPM.
-  config.sampler.ddpm = ConfigDict(dict(variance='fixed_small'))  # 'fixed_small', 'fixed_large'.
+  # 'fixed_small', 'fixed_large', or with process.learned_variance 'learned'.
+  config.sampler.ddpm = ConfigDict(dict(variance='fixed_small'))
 
   config.sample = ConfigDict()
   config.sample.name = ''  # Folder below DIR/samples; '' is made from sampler, steps and scale.

@@ -18,9 +18,11 @@ class NoiseLevel(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a network's output says about x_t: both (B,H,W,C) float32.
+  """What a network's output says about x_t: all (B,H,W,C) float32.
 
-  variance: learned variance of the reverse step, or None.
+  variance: where the network places the variance of the reverse step, 0 at the posterior's and 1 at
+  that of the forward step, on a logarithmic scale and not bounded by them; None if it does not say.
+  What that amounts to depends on the step, so samplers turn it into a variance.
   """
 
   x0: Array

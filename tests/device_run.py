@@ -17,7 +17,8 @@ import optax
 from diffusion_jax.experiment.experiment import check_devices, create
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import prepare, train
+from diffusion_jax.stages import prepare
+from diffusion_jax.tasks import shared
 from tests.conftest import tiny_mapping
 
 RULES = {
@@ -42,7 +43,7 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   experiment.__dict__['trainer'] = trainer
   check_devices(experiment)
   prepare.ensure(experiment, folder)
-  step = train.compile_step(experiment)
+  step = shared.compile_step(experiment, trainer.train_step, experiment.abstract_state)
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   state = jax.jit(experiment.init_state, out_shardings=shardings)()
   for number in range(2):

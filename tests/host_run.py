@@ -19,7 +19,7 @@ from diffusion_jax.data.packed import Packed
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
 from diffusion_jax.experiment.experiment import create
 from diffusion_jax.runtime import mesh
-from diffusion_jax.stages import train
+from diffusion_jax.tasks import shared
 from tests.conftest import tiny_mapping
 
 MESHES = {'data': {}, 'tensor': {'mesh.data': 1, 'mesh.tensor': -1}}
@@ -38,7 +38,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
   whole = jax.jit(lambda x: x, out_shardings=mesh.replicated(devices))
   found = {}
 
-  step = train.compile_step(experiment)
+  step = shared.compile_step(experiment, trainer.train_step, experiment.abstract_state)
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   state = jax.jit(experiment.init_state, out_shardings=shardings)()
   batches = train_batches(

@@ -16,6 +16,7 @@ TIERS = [
   {'diffusion', 'models', 'data', 'evaluation', 'reporting', 'runtime'},
   {'interop', 'training'},
   {'experiment'},
+  {'tasks'},
   {'stages', 'command'},
 ]
 # What interop and training may enter of the rooms below them.

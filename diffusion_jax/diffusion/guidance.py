@@ -2,6 +2,7 @@
 
 The scale here is the one most codebases use, uncond + scale * (cond - uncond): 1 is no guidance
 (the paper's w is scale - 1). The order is: guide, clip x0, derive eps again from the clipped x0.
+A learned variance is not guided: it is that of the labelled row, as the published DiT samples.
 """
 
 import jax.numpy as jnp
@@ -39,11 +40,12 @@ def make_denoiser(
       prediction = Prediction(
         uncond.x0 + cfg_scale * (cond.x0 - uncond.x0),
         uncond.eps + cfg_scale * (cond.eps - uncond.eps),
+        cond.variance,
       )
     if clip_x0:
       n = process.level(t, x_t)
       x0 = jnp.clip(prediction.x0, -1, 1)
-      prediction = Prediction(x0, (x_t - n.alpha * x0) / n.sigma)
+      prediction = Prediction(x0, (x_t - n.alpha * x0) / n.sigma, prediction.variance)
     return prediction
 
   return denoise

@@ -1,4 +1,9 @@
-"""The denoising loss: x0, t, eps -> x_t -> network -> weighted squared error, in this order."""
+"""The denoising loss: x0, t, eps -> x_t -> network -> weighted squared error, in this order.
+
+With learned variance a share of the variational bound is added in training (Nichol & Dhariwal 2021,
+arXiv:2102.09672, Eq. 16, L_hybrid = L_simple + lambda L_vlb). L_vlb is a sum over T timesteps, which
+T times the term of one uniform timestep estimates.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.diffusion import variational_bound
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.randomness import fold_in_each, normal_each
 from diffusion_jax.types import Array
@@ -19,7 +25,8 @@ class DenoisingLoss:
   """Mean squared error of the network's target (Ho et al. 2020, Eq. 14), optionally min-SNR weighted.
 
   null_label stands for "no class"; label_drop is the share of training labels replaced by it
-  (Ho & Salimans 2022, arXiv:2207.12598, Algorithm 1).
+  (Ho & Salimans 2022, arXiv:2207.12598, Algorithm 1). vlb_weight: the lambda of Eq. 16, used only
+  with learned variance, where it is all that trains the variance, and nothing but that.
   """
 
   process: Process
@@ -27,6 +34,7 @@ class DenoisingLoss:
   label_drop: float
   weighting: str
   min_snr_gamma: float
+  vlb_weight: float
 
   def __call__(
     self, network: Network, x0: Array, labels: Array, keys: Array, *, train: bool
@@ -39,9 +47,15 @@ class DenoisingLoss:
       dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_drop))(drop_keys)
       labels = jnp.where(dropped, self.null_label, labels)
     x_t = self.process.corrupt(x0, eps, t)
-    output = network(x_t, self.process.schedule.network_time(t), labels)
-    error = jnp.square(output.astype(jnp.float32) - self.process.target(x0, eps, t))
+    output = network(x_t, self.process.schedule.network_time(t), labels).astype(jnp.float32)
+    prediction, fraction = self.process.split(output)
+    error = jnp.square(prediction - self.process.target(x0, eps, t))
     loss = jnp.mean(error, axis=range(1, error.ndim))  # (B,)
     if train and self.weighting == 'min_snr':
       loss = loss * self.process.min_snr_weight(t, self.min_snr_gamma)
+    if train and fraction is not None:
+      schedule = self.process.schedule
+      mean_x0 = jax.lax.stop_gradient(self.process.to_prediction(output, x_t, t).x0)
+      term = variational_bound.term(schedule, x0, x_t, t, mean_x0, fraction)  # (B,)
+      loss = loss + self.vlb_weight * schedule.num_timesteps * term
     return loss

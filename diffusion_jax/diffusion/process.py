@@ -3,6 +3,9 @@
 x_t = alpha x0 + sigma eps. A prediction type is a linear function of (x0, eps) that the network is
 trained on; together with x_t it can be solved for both. Samplers and guidance only see the result.
 Salimans & Ho 2022, arXiv:2202.00512, Section 4; Lipman et al. 2023, arXiv:2210.02747.
+
+With learned variance the output has 2C channels: the prediction, and the v of Nichol & Dhariwal 2021
+(arXiv:2102.09672, Eq. 15). v = -1 is the smaller bound of the variance and v = 1 the larger one.
 """
 
 import dataclasses
@@ -53,10 +56,11 @@ PREDICTION_TYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """A noise schedule and a prediction type, one of PREDICTION_TYPES."""
+  """A noise schedule, a prediction type of PREDICTION_TYPES, and whether the output has v too."""
 
   schedule: NoiseSchedule
   prediction: str
+  learned_variance: bool = False
 
   def level(self, t: Array, like: Array) -> NoiseLevel:
     """The noise level at t, () or (B,), shaped to multiply `like` (B,...)."""
@@ -73,9 +77,18 @@ class Process:
     """What the network's output at (x_t, t) is trained on."""
     return PREDICTION_TYPES[self.prediction].target(self.level(t, x0), x0, eps)
 
+  def split(self, output: Array) -> tuple[Array, Array | None]:
+    """The network's output -> what the target is compared with (B,H,W,C), and (v + 1) / 2 or None."""
+    if not self.learned_variance:
+      return output, None
+    prediction, v = jnp.split(output, 2, axis=-1)
+    return prediction, (v + 1) / 2
+
   def to_prediction(self, output: Array, x_t: Array, t: Array) -> Prediction:
-    """x0 and eps from the network's output. eps is undefined at alpha = 0, x0 at sigma = 0."""
-    return PREDICTION_TYPES[self.prediction].invert(self.level(t, x_t), x_t, output)
+    """What the network's output means. eps is undefined at alpha = 0, x0 at sigma = 0."""
+    output, fraction = self.split(output)
+    found = PREDICTION_TYPES[self.prediction].invert(self.level(t, x_t), x_t, output)
+    return found._replace(variance=fraction)
 
   def min_snr_weight(self, t: Array, gamma: float) -> Array:
     """min(SNR, gamma) in units of an x0 loss (Hang et al. 2023, arXiv:2303.09556, Section 3.4)."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 
@@ -29,9 +30,13 @@ def config_problems(experiment: Experiment) -> list[str]:
   if schedule is not None:
     _attempt(lambda: experiment.sampler, problems)
     problems += _grid_problems(experiment)
-  _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=jnp.float32), problems)
+    problems += _variance_problems(experiment)
+  # What 'auto' is, the devices decide; the model is built again for them.
+  dtype = jnp.float32 if config.dtype == 'float32' else jnp.bfloat16
+  _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=dtype), problems)
   _attempt(experiment.metrics, problems)
   problems += _label_problems(experiment)
+  problems += _task_problems(config)
   if config.space == 'latent':
     problems.append(
       "config.space: got 'latent', which needs an autoencoder, and this version has none; "
@@ -48,6 +53,25 @@ def config_problems(experiment: Experiment) -> list[str]:
       f'config.optimizer.warmup_steps: got {config.optimizer.warmup_steps}, allowed up to '
       f'config.train.num_steps {config.train.num_steps}'
     )
+  return problems
+
+
+def _task_problems(config) -> list[str]:
+  """Of config.task: its metrics, and for the autoencoder its sizes."""
+  problems = []
+  metrics = {'diffusion': ('holdout_loss',), 'autoencoder': ('psnr', 'reconstruction', 'kl')}
+  if config.checkpoint.best_metric not in metrics[config.task]:
+    problems.append(
+      f'config.checkpoint.best_metric: got {config.checkpoint.best_metric!r}, allowed for task '
+      f'{config.task!r}: {", ".join(metrics[config.task])}'
+    )
+  if config.task == 'autoencoder':
+    module = _attempt(lambda: module_of(config, jnp.float32), problems)
+    if module is not None and config.data.image_size % module.factor:
+      problems.append(
+        f'config.data.image_size: got {config.data.image_size}, allowed multiples of '
+        f'{module.factor}: config.vae.channel_mult {config.vae.channel_mult} halves it that often'
+      )
   return problems
 
 
@@ -88,6 +112,23 @@ def _grid_problems(experiment: Experiment) -> list[str]:
   ]
 
 
+def _variance_problems(experiment: Experiment) -> list[str]:
+  config, problems = experiment.config, []
+  learned, sampler = config.process.learned_variance, config.sampler
+  if sampler.options.get('variance') == 'learned' and not learned:
+    problems.append(
+      f"config.sampler.{sampler.name}.variance: got 'learned', allowed 'fixed_small', "
+      "'fixed_large' unless config.process.learned_variance is True"
+    )
+  if learned and getattr(experiment.schedule, 'num_timesteps', 0) < 2:
+    problems.append(
+      'config.process.learned_variance: got True, allowed False with config.schedule.name '
+      f'{config.schedule.name!r} as it is: the bounds of the variance are those of the steps of a '
+      'table of num_timesteps >= 2'
+    )
+  return problems
+
+
 def _label_problems(experiment: Experiment) -> list[str]:
   config, problems = experiment.config, []
   if config.sample.cfg_scale != 1:
@@ -108,6 +149,12 @@ def device_problems(experiment: Experiment) -> list[str]:
   config, problems = experiment.config, []
   mesh = _attempt(lambda: experiment.mesh, problems)
   if mesh is None:
+    return problems
+  backend = jax.default_backend()
+  if config.model.options.get('attention') == 'cudnn' and backend != 'gpu':
+    problems.append(
+      f"config.model.{config.model.name}.attention: got 'cudnn', allowed 'xla' on {backend} devices"
+    )
     return problems
   shards, size = batch_shards(mesh), config.train.batch_size
   if size % shards:

@@ -18,12 +18,15 @@ from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureNetwork, Metric
+from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer
 from diffusion_jax.experiment.fields import read
 from diffusion_jax.experiment.sections import Config
 from diffusion_jax.randomness import purpose_key
 from diffusion_jax.runtime.mesh import make_mesh, state_shardings
+from diffusion_jax.training import resident
+from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import TrainState, create_state
+from diffusion_jax.training.state import create_state
 from diffusion_jax.training.step import Trainer
 from diffusion_jax.types import Array, DataSource, NoiseSchedule, PyTree, Sampler
 
@@ -45,7 +48,7 @@ class Experiment:
 
   @functools.cached_property
   def process(self) -> Process:
-    return Process(self.schedule, self.config.process.prediction)
+    return Process(self.schedule, **dataclasses.asdict(self.config.process))
 
   @functools.cached_property
   def sampler(self) -> Sampler:
@@ -123,8 +126,11 @@ class Experiment:
 
   @functools.cached_property
   def module(self) -> nn.Module:
+    outputs = 2 if self.config.process.learned_variance else 1
     return self.config.model.build(
-      out_channels=self.image_shape[-1], num_classes=self.config.num_classes, dtype=self.dtype
+      out_channels=outputs * self.image_shape[-1],
+      num_classes=self.config.num_classes,
+      dtype=self.dtype,
     )
 
   @functools.cached_property
@@ -136,6 +142,7 @@ class Experiment:
       label_drop=config.loss.label_drop if config.num_classes else 0.0,
       weighting=config.loss.weighting,
       min_snr_gamma=config.loss.min_snr_gamma,
+      vlb_weight=config.loss.vlb_weight,
     )
     optimizer = make_optimizer(
       **dataclasses.asdict(config.optimizer), total_steps=config.train.num_steps
@@ -144,14 +151,28 @@ class Experiment:
       self.module, loss, optimizer, config.train.ema_decay, config.data.flip, config.seed
     )
 
+  @functools.cached_property
+  def autoencoder_trainer(self) -> AutoencoderTrainer:
+    """Raises: InputError for sizes that do not fit each other."""
+    return make_autoencoder_trainer(self.config, self.dtype)
+
+  @functools.cached_property
+  def resident_data(self) -> dict[str, Array]:
+    """All training examples on the devices if config asks for it, else nothing."""
+    if not self.config.data.device_resident:
+      return {}
+    return resident.load(self.train_data, self.mesh)
+
   def init_params(self) -> PyTree:
     """Parameters at step 0, a function of the seed."""
     x = jnp.zeros((1, *self.image_shape), jnp.float32)
     key = purpose_key(self.config.seed, 'init')
     return self.module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params']
 
-  def init_state(self) -> TrainState:
-    """The state at step 0."""
+  def init_state(self) -> PyTree:
+    """The state of config.task at step 0."""
+    if self.config.task == 'autoencoder':
+      return self.autoencoder_trainer.create_state(self.image_shape)
     return create_state(self.init_params(), self.trainer.optimizer)
 
   @functools.cached_property
@@ -164,7 +185,7 @@ class Experiment:
       raise InputError(f'config.mesh (data, fsdp, tensor): {error}') from error
 
   @functools.cached_property
-  def abstract_state(self) -> TrainState:
+  def abstract_state(self) -> PyTree:
     """Shapes, dtypes and shardings of the state.
 
     Raises: InputError if the model does not fit the images, or the sharding rules the state.
@@ -172,7 +193,8 @@ class Experiment:
     try:
       state = jax.eval_shape(self.init_state)
     except ValueError as error:
-      path = f'{self.config.model.path}.{self.config.model.name}'
+      diffuses = self.config.task == 'diffusion'
+      path = f'config.model.{self.config.model.name}' if diffuses else 'config.vae'
       raise InputError(f'{path}.{error}') from error
     try:
       shardings = state_shardings(state, self.mesh, self.config.mesh.rules)
@@ -212,15 +234,6 @@ class Experiment:
   def metrics(self) -> list[Metric]:
     """The metrics of config.eval."""
     return [choice.build() for choice in self.config.eval.metrics]
-
-
-def input_shapes(experiment: Experiment, batch_size: int) -> tuple[Array, Array, Array]:
-  """ShapeDtypeStructs of the backbone's arguments x, time, y."""
-  return (
-    jax.ShapeDtypeStruct((batch_size, *experiment.image_shape), jnp.float32),
-    jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-    jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-  )
 
 
 def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None) -> Experiment:

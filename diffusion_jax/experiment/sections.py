@@ -38,6 +38,7 @@ class Process:
   """config.process"""
 
   prediction: str = one_of('eps', 'x0', 'v', 'velocity')
+  learned_variance: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,30 @@ class Loss:
   label_drop: float = where(*SHARE)
   weighting: str = one_of('none', 'min_snr')
   min_snr_gamma: float = where(lambda x: x > 0, '> 0')
+  vlb_weight: float = where(*NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vae:
+  """config.vae"""
+
+  channels: int = where(*COUNT)
+  channel_mult: tuple[int, ...]
+  num_res_blocks: int = where(*COUNT)
+  z_channels: int = where(*COUNT)
+  embed_channels: int = where(*COUNT)
+  kl_weight: float = where(*NOT_NEGATIVE)
+  perceptual_weight: float = where(*NOT_NEGATIVE)
+  perceptual_weights: str
+  discriminator_start: int = where(*NOT_NEGATIVE)
+  discriminator_weight: float = where(*NOT_NEGATIVE)
+  discriminator_channels: int = where(lambda n: n > 0 and n % 8 == 0, 'positive multiples of 8')
+  discriminator_layers: int = where(*COUNT)
+
+  def sizes(self) -> dict[str, Any]:
+    """The arguments of models.vae.make_autoencoder."""
+    names = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels')
+    return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +108,7 @@ class Checkpoint:
   every_steps: int = where(*COUNT)
   keep_newest: int = where(*COUNT)
   keep_best: int = where(*NOT_NEGATIVE)
-  best_metric: str = one_of('holdout_loss')
+  best_metric: str = one_of('holdout_loss', 'psnr', 'reconstruction', 'kl')
   best_mode: str = one_of('min', 'max')
 
 
@@ -149,7 +174,9 @@ class Logging:
 class Config:
   """The whole config."""
 
+  task: str = one_of('diffusion', 'autoencoder')
   seed: int = where(*NOT_NEGATIVE)
+  allow_pickle: bool
   space: str = one_of('pixel', 'latent')
   num_classes: int = where(*NOT_NEGATIVE)
   dtype: str = one_of('auto', 'float32', 'bfloat16')
@@ -157,6 +184,7 @@ class Config:
   schedule: Choice = choice('diffusion.schedules')
   process: Process
   loss: Loss
+  vae: Vae
   model: Choice = choice('models', ['out_channels', 'num_classes', 'dtype'])
   optimizer: Optimizer
   train: Train

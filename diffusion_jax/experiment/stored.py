@@ -14,13 +14,20 @@ from diffusion_jax.errors import DamagedError, InputError
 FILE = 'config.json'
 META_FILE = 'data.json'
 # A checkpoint means nothing under another value of these.
-FIXED = ('seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'train.batch_size')
+FIXED = (
+  *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
+  'train.batch_size',
+)
 # The command line decides these for every mode; training decided the others.
-FREE = ('sampler', 'sample', 'eval', 'bench', 'mesh', 'logging', 'dtype')
-# The same for where data are and how they are read; what is not given stays as it was.
-FREE_DATA = tuple(
-  f'data.{name}'
-  for name in ('dir', 'device_resident', 'verify', 'source', 'max_bad_fraction', 'workers')
+FREE = (
+  *('sampler', 'sample', 'eval', 'bench', 'mesh', 'logging', 'dtype', 'allow_pickle'),
+  'vae.perceptual_weights',
+)
+# The same for how data are read and networks computed; what is not given stays as it was.
+FREE_IF_GIVEN = (
+  *('data.dir', 'data.device_resident', 'data.verify', 'data.source', 'data.max_bad_fraction'),
+  *('data.workers', 'model.dit.attention', 'model.dit.remat', 'model.unet.attention'),
+  'model.unet.remat',
 )
 
 
@@ -79,14 +86,14 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
   given = _tuples(json.loads(json.dumps(given)))
   problems = []
   for path, value in sorted(overrides.items()):
-    if not _under(path, FREE + FREE_DATA) and _get(trained, path) != _get(given, path):
+    if not _under(path, FREE + FREE_IF_GIVEN) and _get(trained, path) != _get(given, path):
       problems.append(
         f'--config.{path}: got {value!r}, but {workdir} was trained with {_get(trained, path)!r}; '
         'leave the flag out, or train in another workdir'
       )
   if problems:
     raise InputError('\n'.join(problems))
-  for path in (*FREE, *(path for path in FREE_DATA if path in overrides)):
+  for path in (*FREE, *(path for path in FREE_IF_GIVEN if path in overrides)):
     _set(trained, path, _get(given, path))
   return trained
 
@@ -99,12 +106,12 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
   old = dict(_leaves(load(workdir)))
   new = dict(_leaves(_tuples(json.loads(json.dumps(given)))))
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE + FREE_DATA)]
+  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE + FREE_IF_GIVEN)]
   if fatal:
     lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
     advice = f'go on with the same values, or train in another workdir than {workdir}'
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
-  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_DATA)]
+  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_IF_GIVEN)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
 
 

@@ -17,6 +17,7 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.types import Array
 
 SINUSOID_WIDTH = 256
+ATTENTIONS = ('xla', 'cudnn')
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 
@@ -76,6 +77,7 @@ class DiTBlock(nn.Module):
 
   num_heads: int
   mlp_ratio: float
+  attention: str
   dtype: jnp.dtype
 
   @nn.compact
@@ -88,7 +90,7 @@ class DiTBlock(nn.Module):
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
     h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
-    h = attend(dense(3 * width, 'qkv')(h), self.num_heads)  # (B, N, d)
+    h = attend(dense(3 * width, 'qkv')(h), self.num_heads, implementation=self.attention)
     x = x + gate_a[:, None] * dense(width, 'attention_out')(h)
     h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)
     h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in')(h), approximate=True)
@@ -97,13 +99,20 @@ class DiTBlock(nn.Module):
 
 
 class DiT(nn.Module):
-  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32."""
+  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
+
+  frequency_shift: of the time sinusoids. attention: one of ATTENTIONS. remat: keep only the input
+  of each block for the backward pass and compute the block again; the values are the same.
+  """
 
   patch_size: int
   hidden_size: int
   depth: int
   num_heads: int
   mlp_ratio: float
+  frequency_shift: int
+  attention: str
+  remat: bool
   out_channels: int
   num_classes: int
   dtype: jnp.dtype = jnp.float32
@@ -122,16 +131,23 @@ class DiT(nn.Module):
     positions = position_embedding(height // p, width // p, self.hidden_size)
     tokens = tokens + jnp.asarray(positions, self.dtype)
     c = ConditionEmbedding(
-      self.hidden_size, SINUSOID_WIDTH, self.num_classes, self.dtype, name='condition'
+      self.hidden_size,
+      SINUSOID_WIDTH,
+      self.num_classes,
+      self.dtype,
+      frequency_shift=self.frequency_shift,
+      name='condition',
     )(time, y)  # (B, d)
 
+    # Inside a scan nothing can be merged with its recomputation, so prevent_cse would only cost.
+    block = nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock
     blocks = nn.scan(
-      DiTBlock,
+      block,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       length=self.depth,
       in_axes=nn.broadcast,
-    )(self.num_heads, self.mlp_ratio, self.dtype, name='blocks')
+    )(self.num_heads, self.mlp_ratio, self.attention, self.dtype, name='blocks')
     tokens, _ = blocks(tokens, c)
 
     shift, scale = AdaLNZero(2, self.dtype, name='final_adaln')(c)
@@ -149,11 +165,14 @@ def build(
   depth: int,
   num_heads: int,
   mlp_ratio: float,
+  frequency_shift: int,
+  attention: str,
+  remat: bool,
   out_channels: int,
   num_classes: int,
   dtype: jnp.dtype,
 ) -> DiT:
-  """Raises: ValueError for sizes that do not fit each other."""
+  """Raises: ValueError for sizes that do not fit each other, and for attention that cannot run."""
   require_positive(
     patch_size=patch_size,
     hidden_size=hidden_size,
@@ -163,4 +182,29 @@ def build(
   )
   require_divisible('hidden_size', hidden_size, 'num_heads', num_heads)
   require_divisible('hidden_size', hidden_size, 'the position embedding', 4)
-  return DiT(patch_size, hidden_size, depth, num_heads, mlp_ratio, out_channels, num_classes, dtype)
+  if frequency_shift not in (0, 1):
+    raise ValueError(f'frequency_shift: got {frequency_shift}, allowed 0, 1')
+  if attention not in ATTENTIONS:
+    raise ValueError(f'attention: got {attention!r}, allowed {ATTENTIONS}')
+  if attention == 'cudnn' and jnp.dtype(dtype).itemsize != 2:
+    raise ValueError(
+      f"attention: got 'cudnn' with dtype {jnp.dtype(dtype).name}, allowed 'xla', or dtype bfloat16"
+    )
+  if attention == 'cudnn' and hidden_size // num_heads % 8:
+    raise ValueError(
+      f"attention: got 'cudnn' with {hidden_size // num_heads} channels a head, allowed 'xla', or "
+      'a hidden_size that is a multiple of 8 num_heads'
+    )
+  return DiT(
+    patch_size,
+    hidden_size,
+    depth,
+    num_heads,
+    mlp_ratio,
+    frequency_shift,
+    attention,
+    remat,
+    out_channels,
+    num_classes,
+    dtype,
+  )

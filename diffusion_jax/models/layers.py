@@ -10,13 +10,17 @@ from diffusion_jax.types import Array
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
-def sinusoidal_embedding(time: Array, width: int, max_period: float = 10_000.0) -> Array:
+def sinusoidal_embedding(
+  time: Array, width: int, max_period: float = 10_000.0, frequency_shift: int = 0
+) -> Array:
   """[cos, sin] of time times width/2 frequencies from 1 to 1/max_period: (B,) -> (B, width) float32.
 
-  The frequencies are max_period^(-k / (width/2)), as in the published ADM and DiT.
+  The frequencies are max_period^(-k / (width/2 - frequency_shift)): shift 0 in the published ADM and
+  DiT, which stop just before 1/max_period; 1 in DDPM, which reaches it.
   """
   half = width // 2
-  frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
+  exponents = -np.log(max_period) * np.arange(half) / (half - frequency_shift)
+  frequencies = np.exp(exponents).astype(np.float32)
   angles = time.astype(jnp.float32)[:, None] * frequencies
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -33,10 +37,13 @@ class ConditionEmbedding(nn.Module):
   num_classes: int
   dtype: jnp.dtype
   kernel_init: nn.initializers.Initializer = EMBEDDING_INIT
+  frequency_shift: int = 0
 
   @nn.compact
   def __call__(self, time: Array, y: Array) -> Array:
-    h = sinusoidal_embedding(time, self.sinusoid_width)  # (B, sinusoid_width)
+    h = sinusoidal_embedding(
+      time, self.sinusoid_width, frequency_shift=self.frequency_shift
+    )  # (B, sinusoid_width)
     h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_in')(h)
     h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_out')(
       nn.silu(h)
@@ -53,11 +60,15 @@ class ConditionEmbedding(nn.Module):
     return h
 
 
-def attend(qkv: Array, num_heads: int) -> Array:
-  """Multi-head self-attention of packed [q; k; v]: (B, N, 3d) -> (B, N, d), softmax in float32."""
+def attend(qkv: Array, num_heads: int, implementation: str = 'xla') -> Array:
+  """Multi-head self-attention of packed [q; k; v]: (B, N, 3d) -> (B, N, d), softmax in float32.
+
+  implementation: 'xla', or 'cudnn' (fused; bfloat16 or float16 on a GPU only).
+  """
   batch, tokens, width = qkv.shape
   q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, num_heads, width // 3 // num_heads), 2, 0)
-  return jax.nn.dot_product_attention(q, k, v).reshape(batch, tokens, width // 3)
+  h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+  return h.reshape(batch, tokens, width // 3)
 
 
 def require_divisible(name: str, value: int, by_name: str, by: int) -> None:

@@ -1,69 +1,33 @@
-"""UNet of DDPM (Ho et al. 2020, Appendix B) with ADM's conditioning (Dhariwal & Nichol 2021, arXiv:2105.05233).
+"""UNets of DDPM (Ho et al. 2020, Appendix B) and ADM (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
-Residual blocks take time and class through scale-shift GroupNorm; attention at chosen resolutions;
-strided convolutions down, nearest-neighbour and convolution up.
+Residual blocks under time and class, attention at chosen resolutions, a skip from every block on the
+way down to one on the way up. The two differ in options only:
+
+|                   | DDPM   | ADM        |
+|-------------------|--------|------------|
+| scale_shift_norm  | False  | True       |
+| resample          | 'conv' | 'residual' |
+| num_heads         | 1      | 4, or head_channels = 64 |
+| frequency_shift   | 1      | 0          |
+| norm_epsilon      | 1e-6   | 1e-5       |
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import (
-  ConditionEmbedding,
-  attend,
-  require_divisible,
-  require_positive,
+from diffusion_jax.models.layers import ConditionEmbedding, require_divisible, require_positive
+from diffusion_jax.models.unet_blocks import (
+  NUM_GROUPS,
+  AttentionBlock,
+  ResidualBlock,
+  conv,
+  group_norm,
+  nearest_upsample,
+  zeros,
 )
 from diffusion_jax.types import Array
 
-NUM_GROUPS = 32
-zeros = nn.initializers.zeros
 lecun = nn.initializers.lecun_normal()
-
-
-def group_norm(dtype, name: str) -> nn.GroupNorm:
-  """32 groups; statistics in float32."""
-  return nn.GroupNorm(num_groups=NUM_GROUPS, epsilon=1e-5, dtype=dtype, name=name)
-
-
-class ResidualBlock(nn.Module):
-  """norm, SiLU, conv, scale-shift norm by the condition, SiLU, dropout, conv (zero), plus the input."""
-
-  channels: int
-  dropout: float
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Array, condition: Array, train: bool) -> Array:
-    """x (B, H, W, C), condition (B, d) -> (B, H, W, channels)."""
-    h = nn.silu(group_norm(self.dtype, 'norm_in')(x))
-    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name='conv_in')(h)
-    modulation = nn.Dense(2 * self.channels, dtype=self.dtype, name='modulation')(
-      nn.silu(condition)
-    )
-    scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)  # (B, 1, 1, channels)
-    h = group_norm(self.dtype, 'norm_out')(h) * (1 + scale) + shift
-    h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name='conv_out')(h)
-    if x.shape[-1] != self.channels:
-      x = nn.Dense(self.channels, dtype=self.dtype, name='skip')(x)
-    return x + h
-
-
-class AttentionBlock(nn.Module):
-  """Self-attention over all positions, added to the input; zero at initialisation."""
-
-  num_heads: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """(B, H, W, C) -> (B, H, W, C)."""
-    channels = x.shape[-1]
-    tokens = group_norm(self.dtype, 'norm')(x).reshape(x.shape[0], -1, channels)  # (B, HW, C)
-    h = attend(nn.Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens), self.num_heads)
-    h = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name='out')(h)
-    return x + h.reshape(x.shape)
 
 
 class UNet(nn.Module):
@@ -74,7 +38,14 @@ class UNet(nn.Module):
   num_res_blocks: int
   attention_resolutions: tuple[int, ...]
   num_heads: int
+  head_channels: int
   dropout: float
+  scale_shift_norm: bool
+  resample: str
+  frequency_shift: int
+  norm_epsilon: float
+  attention: str
+  remat: bool
   out_channels: int
   num_classes: int
   dtype: jnp.dtype = jnp.float32
@@ -84,47 +55,86 @@ class UNet(nn.Module):
     """Raises: ValueError if the image cannot be halved often enough or attention would be nowhere."""
     self._check(x.shape[1:3])
     condition = ConditionEmbedding(
-      4 * self.channels, self.channels, self.num_classes, self.dtype, lecun, name='condition'
+      4 * self.channels,
+      self.channels,
+      self.num_classes,
+      self.dtype,
+      kernel_init=lecun,
+      frequency_shift=self.frequency_shift,
+      name='condition',
     )(time, y)  # (B, 4 channels)
+    residual_block, attention_block = ResidualBlock, AttentionBlock
+    if self.remat:
+      residual_block = nn.remat(ResidualBlock, static_argnums=(3,))  # `train`, after self.
+      attention_block = nn.remat(AttentionBlock)
+
+    def residual(h, channels, name, resample=''):
+      block = residual_block(
+        channels,
+        self.dropout,
+        self.scale_shift_norm,
+        self.norm_epsilon,
+        self.dtype,
+        resample,
+        name=name,
+      )
+      return block(h, condition, train)
+
+    def attend(h, name):
+      block = attention_block(
+        self.num_heads,
+        self.head_channels,
+        self.norm_epsilon,
+        self.attention,
+        self.dtype,
+        name=name,
+      )
+      return block(h)
 
     def stage(h, channels, name):
-      h = ResidualBlock(channels, self.dropout, self.dtype, name=f'{name}_residual')(
-        h, condition, train
-      )
+      h = residual(h, channels, f'{name}_residual')
       if h.shape[1] in self.attention_resolutions:
-        h = AttentionBlock(self.num_heads, self.dtype, name=f'{name}_attention')(h)
+        h = attend(h, f'{name}_attention')
       return h
 
-    def conv(channels, name, stride=1):
-      return nn.Conv(channels, (3, 3), (stride, stride), padding=1, dtype=self.dtype, name=name)
+    def down(h, name):
+      """(B, H, W, C) -> (B, H/2, W/2, C)."""
+      if self.resample == 'residual':
+        return residual(h, h.shape[-1], name, 'down')
+      padding = ((0, 1), (0, 1))  # Right and bottom only, as in DDPM.
+      return conv(h.shape[-1], self.dtype, name, strides=(2, 2), padding=padding)(h)
 
-    last = len(self.channel_mult) - 1
-    h = conv(self.channels, 'conv_in')(x)
+    def up(h, name):
+      """(B, H, W, C) -> (B, 2H, 2W, C)."""
+      if self.resample == 'residual':
+        return residual(h, h.shape[-1], name, 'up')
+      return conv(h.shape[-1], self.dtype, name)(nearest_upsample(h))
+
+    levels = list(enumerate(self.channel_mult))
+    h = conv(self.channels, self.dtype, 'conv_in')(x)
     skips = [h]
-    for level, mult in enumerate(self.channel_mult):
+    for level, mult in levels:
       for block in range(self.num_res_blocks):
         h = stage(h, mult * self.channels, f'down_{level}_{block}')
         skips.append(h)
-      if level < last:
-        h = conv(h.shape[-1], f'down_{level}_resample', stride=2)(h)  # (B, H/2, W/2, C)
+      if level < len(levels) - 1:
+        h = down(h, f'down_{level}_resample')
         skips.append(h)
 
     middle = h.shape[-1]
-    h = ResidualBlock(middle, self.dropout, self.dtype, name='mid_0_residual')(h, condition, train)
-    h = AttentionBlock(self.num_heads, self.dtype, name='mid_attention')(h)
-    h = ResidualBlock(middle, self.dropout, self.dtype, name='mid_1_residual')(h, condition, train)
+    h = residual(h, middle, 'mid_0_residual')
+    h = attend(h, 'mid_attention')
+    h = residual(h, middle, 'mid_1_residual')
 
-    for level, mult in reversed(list(enumerate(self.channel_mult))):
+    for level, mult in reversed(levels):
       for block in range(self.num_res_blocks + 1):
         h = jnp.concatenate([h, skips.pop()], axis=-1)
         h = stage(h, mult * self.channels, f'up_{level}_{block}')
       if level > 0:
-        batch, height, width, channels = h.shape
-        h = jax.image.resize(h, (batch, 2 * height, 2 * width, channels), 'nearest')
-        h = conv(channels, f'up_{level}_resample')(h)  # (B, 2H, 2W, C)
+        h = up(h, f'up_{level}_resample')
 
-    h = nn.silu(group_norm(self.dtype, 'norm_out')(h))
-    h = nn.Conv(self.out_channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name='conv_out')(h)
+    h = nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_out')(h))
+    h = conv(self.out_channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
     return h.astype(jnp.float32)
 
   def _check(self, size: tuple[int, int]) -> None:
@@ -147,7 +157,14 @@ def build(
   num_res_blocks: int,
   attention_resolutions: tuple[int, ...],
   num_heads: int,
+  head_channels: int,
   dropout: float,
+  scale_shift_norm: bool,
+  resample: str,
+  frequency_shift: int,
+  norm_epsilon: float,
+  attention: str,
+  remat: bool,
   out_channels: int,
   num_classes: int,
   dtype: jnp.dtype,
@@ -156,21 +173,50 @@ def build(
 
   Raises: ValueError for sizes that do not fit each other.
   """
-  require_positive(channels=channels, num_res_blocks=num_res_blocks, num_heads=num_heads)
+  require_positive(
+    channels=channels,
+    num_res_blocks=num_res_blocks,
+    num_heads=num_heads,
+    norm_epsilon=norm_epsilon,
+  )
   require_divisible('channels', channels, 'the norm groups', NUM_GROUPS)
-  require_divisible('channels', channels, 'num_heads', num_heads)
+  if head_channels < 0:
+    raise ValueError(f'head_channels: got {head_channels}, allowed >= 0 (0: num_heads decides)')
+  if head_channels:
+    require_divisible('channels', channels, 'head_channels', head_channels)
+  else:
+    require_divisible('channels', channels, 'num_heads', num_heads)
   if not channel_mult or any(mult < 1 for mult in channel_mult):
     raise ValueError(f'channel_mult: got {channel_mult}, allowed one positive integer a level')
   if not 0 <= dropout < 1:
     raise ValueError(f'dropout: got {dropout}, allowed 0 <= dropout < 1')
+  _require_one_of('resample', resample, 'conv', 'residual')
+  _require_one_of('frequency_shift', frequency_shift, 0, 1)
+  _require_one_of('attention', attention, 'xla', 'cudnn')
+  if attention == 'cudnn' and jnp.dtype(dtype) == jnp.float32:
+    raise ValueError(
+      "attention: got 'cudnn', which has no float32; allowed 'xla', or dtype bfloat16 on a GPU"
+    )
   return UNet(
-    channels,
-    tuple(channel_mult),
-    num_res_blocks,
-    tuple(attention_resolutions),
-    num_heads,
-    dropout,
-    out_channels,
-    num_classes,
-    dtype,
+    channels=channels,
+    channel_mult=tuple(channel_mult),
+    num_res_blocks=num_res_blocks,
+    attention_resolutions=tuple(attention_resolutions),
+    num_heads=num_heads,
+    head_channels=head_channels,
+    dropout=dropout,
+    scale_shift_norm=scale_shift_norm,
+    resample=resample,
+    frequency_shift=frequency_shift,
+    norm_epsilon=norm_epsilon,
+    attention=attention,
+    remat=remat,
+    out_channels=out_channels,
+    num_classes=num_classes,
+    dtype=dtype,
   )
+
+
+def _require_one_of(name: str, value, *allowed) -> None:
+  if value not in allowed:
+    raise ValueError(f'{name}: got {value!r}, allowed {", ".join(map(repr, allowed))}')

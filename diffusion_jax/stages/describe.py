@@ -12,27 +12,25 @@ from diffusion_jax.experiment.experiment import (
   Experiment,
   check_data,
   check_devices,
-  input_shapes,
 )
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards
+from diffusion_jax.tasks import task_of
 
 
 def facts(experiment: Experiment) -> dict:
   """Numbers about the model, the data and the training; bytes are those of one device."""
-  config, trainer, state = experiment.config, experiment.trainer, experiment.abstract_state
+  config, task, state = experiment.config, task_of(experiment), experiment.abstract_state
   params, meta = state.params, meta_if_prepared(experiment)
 
-  def forward(params, x, time, y):
-    return trainer.network(params)(x, time, y)
-
-  one, local = input_shapes(experiment, 1), config.train.batch_size // batch_shards(experiment.mesh)
-  saved = cost.saved_for_backward(forward, params, *input_shapes(experiment, local))
+  one = task.forward_inputs(1)
+  local = task.forward_inputs(config.train.batch_size // batch_shards(experiment.mesh))
+  saved = cost.saved_for_backward(task.forward, params, *local)
   return {
-    'model': config.model.name,
+    'model': config.model.name if config.task == 'diffusion' else config.task,
     'parameters': cost.num_parameters(params),
-    'flops_per_image': cost.flops(forward, params, *one),
+    'flops_per_image': cost.flops(task.forward, params, *one),
     'image_shape': list(experiment.image_shape),
     'num_classes': config.num_classes,
     'dtype': jax.numpy.dtype(experiment.dtype).name,

@@ -19,6 +19,7 @@ from diffusion_jax.types import DataSource
 
 def run(experiment: Experiment, workdir: Path) -> None:
   """Makes the samples that are missing, measures, writes DIR/eval/NAME.json and prints a table."""
+  sample.require_diffusion(experiment)
   check_devices(experiment)
   check_data(experiment)
   num_samples = experiment.config.sample.num_samples

@@ -30,6 +30,7 @@ MAX_ROWS = 10  # Classes in the grid and the animation.
 
 def run(experiment: Experiment, workdir: Path) -> Path:
   """Makes what is missing of the sample set. Returns: its folder."""
+  require_diffusion(experiment)
   check_devices(experiment)
   check_data(experiment)
   folder = workdir / 'samples' / set_name(experiment)
@@ -50,6 +51,15 @@ def run(experiment: Experiment, workdir: Path) -> Path:
   write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
   print(f'done: grid.png, denoising.gif and {len(done) + len(missing):,} samples in {folder}')
   return folder
+
+
+def require_diffusion(experiment: Experiment) -> None:
+  """Raises: InputError for a work directory of an autoencoder, which makes no images of its own."""
+  if experiment.config.task != 'diffusion':
+    raise InputError(
+      f'config.task: this work directory trains an {experiment.config.task}, which has no samples; '
+      'its reconstructions are in previews/, its metrics in metrics.jsonl'
+    )
 
 
 def set_name(experiment: Experiment) -> str:

@@ -1,14 +1,11 @@
 """--mode=train: trains a work directory from where it stands to config.train.num_steps."""
 
 import contextlib
-import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from diffusion_jax.data.pipeline import Numbers, evaluation_batches, train_batches
+from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices, create
@@ -18,12 +15,11 @@ from diffusion_jax.runtime import logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.stages import describe, prepare
-from diffusion_jax.training import resident
+from diffusion_jax.tasks import shared, task_of
 from diffusion_jax.training.loop import Action, run_loop
-from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import DataSource
+from diffusion_jax.types import PyTree
 
-MAX_ROWS = 10  # Classes in a preview.
+NEXT = '--mode=sample or evaluate'
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
@@ -32,6 +28,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
   check_devices(experiment)
+  task_of(experiment).require()
   experiment, changed = with_data(experiment, workdir)
   config = experiment.config
   if config.logging.wandb_project:
@@ -53,7 +50,8 @@ def run(experiment: Experiment, workdir: Path) -> None:
     )
     with contextlib.closing(writer):
       train(experiment, workdir, checkpoints, writer, state, start, interruption)
-  print(f'done: {config.train.num_steps:,} steps in {workdir}; next: --mode=sample or evaluate')
+  after = 'config.vae.checkpoint of latent systems' if config.task == 'autoencoder' else NEXT
+  print(f'done: {config.train.num_steps:,} steps in {workdir}; next: {after}')
 
 
 def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[str]]:
@@ -81,23 +79,24 @@ def train(
   workdir: Path,
   checkpoints: Checkpoints,
   writer,
-  state: TrainState,
+  state: PyTree,
   start: int,
   interruption: Interruption,
 ) -> None:
   """The loop with its three actions: held-out loss, preview, checkpoint, in this order."""
-  config = experiment.config
+  config, task = experiment.config, task_of(experiment)
   measured: dict[str, float] = {}
   measured_at, saved_at = None, start if start else None
 
   def measure(step, state):
     nonlocal measured_at
     if measured_at != step:
-      measured['holdout_loss'], measured_at = holdout_loss(state.ema_params), step
+      measured.update(task.measure(state))
+      measured_at = step
       writer.write_scalars(step, dict(measured))
 
   def preview(step, state):
-    picture = draw_preview(state.ema_params)
+    picture = task.preview(state)
     images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
     writer.write_images(step, {'preview': picture[None]})
     writer.flush()
@@ -109,10 +108,8 @@ def train(
     saved_at = step
 
   (workdir / 'previews').mkdir(exist_ok=True)
-  holdout_loss = make_holdout_loss(experiment)
-  draw_preview = make_preview(experiment)
   batches = train_batches(
-    step_input(experiment),
+    shared.step_input(experiment),
     seed=config.seed,
     batch_size=config.train.batch_size,
     start_step=start,
@@ -122,7 +119,7 @@ def train(
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
   outcome = run_loop(
-    compile_step(experiment),
+    task.compile_step(start),
     state,
     (mesh.to_devices(batch, sharding) for batch in batches),
     start=start,
@@ -180,7 +177,7 @@ def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = Fa
   )
 
 
-def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tuple[TrainState, int]:
+def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tuple[PyTree, int]:
   """The newest good state and its step, or a new one and 0; says which."""
   restored = checkpoints.restore(experiment.abstract_state)
   if restored is None:
@@ -192,78 +189,3 @@ def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tupl
     print(f'checkpoint of step {step} is damaged ({reason}): moved to {aside}')
   print(f'resumed at step {restored.step} from {checkpoints.directory / str(restored.step)}')
   return restored.state, restored.step
-
-
-def step_input(experiment: Experiment) -> DataSource:
-  """What the step is given: examples, or their numbers if the device has the examples."""
-  source = experiment.train_data
-  return Numbers(source) if experiment.config.data.device_resident else source
-
-
-def compile_step(experiment: Experiment) -> Callable:
-  """(state, batch) -> (state, metrics), compiled once, ahead of time, its state donated."""
-  state, devices = experiment.abstract_state, experiment.mesh
-  shardings = jax.tree.map(lambda x: x.sharding, state)
-  size = experiment.config.train.batch_size
-  batch = {
-    name: jax.ShapeDtypeStruct(
-      (size, *item.shape), item.dtype, sharding=mesh.batch_sharding(devices)
-    )
-    for name, item in step_input(experiment).element.items()
-  }
-  resident_data = {}
-  if experiment.config.data.device_resident:
-    resident_data = resident.load(experiment.train_data, devices)
-
-  def train_step(state, batch, data):
-    if data:
-      batch = resident.gather(data, batch['number'], devices)
-    return experiment.trainer.train_step(state, batch)
-
-  step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
-  compiled = step.lower(state, batch, resident_data).compile()
-  return lambda state, batch: compiled(state, batch, resident_data)
-
-
-def make_holdout_loss(experiment: Experiment) -> Callable:
-  """params -> mean loss over all held-out examples, each counted once."""
-  step = jax.jit(experiment.trainer.evaluation_step)
-  sharding = mesh.batch_sharding(experiment.mesh)
-  size = experiment.config.train.batch_size
-  read = functools.partial(
-    evaluation_batches,
-    experiment.holdout_data,
-    batch_size=size,
-    rows=mesh.local_rows(experiment.mesh, size),
-  )
-
-  def holdout_loss(params) -> float:
-    # One batch at a time: neither the device's memory nor the hosts' collectives take a queue.
-    sums = [jax.device_get(step(params, mesh.to_devices(batch, sharding))) for batch in read()]
-    losses, counts = np.sum(sums, axis=0)
-    return float(losses / counts)
-
-  return holdout_loss
-
-
-def make_preview(experiment: Experiment) -> Callable:
-  """params -> one picture (H', W', 3) from fixed noise, a row a class."""
-  names = experiment.label_names
-  num_classes = experiment.config.num_classes
-  rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
-  labels = np.repeat(np.arange(rows, dtype=np.int32), columns)
-  generator, trainer = experiment.generator(), experiment.trainer
-  padding = (0, mesh.round_up(len(labels), experiment.mesh) - len(labels))
-  inputs = (np.pad(np.arange(len(labels), dtype=np.uint32), padding), np.pad(labels, padding))
-  sharding = mesh.batch_sharding(experiment.mesh)
-
-  @jax.jit
-  def generate(params, indices, labels):
-    return generator.images(trainer.network(params), indices, labels)[0]
-
-  def preview(params) -> np.ndarray:
-    made = jax.device_get(generate(params, *mesh.to_devices(inputs, sharding)))
-    made = made[: len(labels)].reshape(rows, columns, *made.shape[1:])
-    return images.grid(made, names[:rows] if num_classes else ())
-
-  return preview

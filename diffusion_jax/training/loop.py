@@ -48,7 +48,7 @@ def run_loop(
   max_skipped: int,
   interruption: Interruption,
 ) -> Outcome:
-  """Steps start + 1..stop of train_step(state, batch) -> (state, metrics).
+  """Steps start + 1..stop of train_step(step, state, batch) -> (state, metrics).
 
   A requested interruption ends it between two steps.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
@@ -77,12 +77,9 @@ def run_loop(
         f'{step} or shortly before. Those steps changed nothing, and the checkpoints are good. '
         'Lower config.optimizer.learning_rate or config.optimizer.clip_norm.'
       )
-    values = {
-      'loss': _finite_mean([m['loss'] for m in metrics]),
-      'grad_norm': _finite_mean([m['grad_norm'] for m in metrics]),
-      'skipped': skipped,
-      'images_per_s': images_per_s,
-    }
+    names = [name for name in metrics[-1] if name != 'skipped']
+    means = {name: _finite_mean([m[name] for m in metrics if name in m]) for name in names}
+    values = {**means, 'skipped': skipped, 'images_per_s': images_per_s}
     write(step, values)
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 
@@ -91,8 +88,8 @@ def run_loop(
     for batch in batches:
       if interruption.requested:
         break
-      state, metrics = train_step(state, batch)
       step += 1
+      state, metrics = train_step(step, state, batch)
       since_log.append(metrics)
       if pending:
         report(pending)

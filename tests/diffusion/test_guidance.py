@@ -46,6 +46,21 @@ def test_cost_is_one_pass_without_guidance_and_one_doubled_pass_with():
     assert rows == expected
 
 
+@pytest.mark.parametrize('clip_x0', [False, True])
+@pytest.mark.parametrize('scale', [1.0, 3.0])
+def test_learned_variance_is_that_of_the_labelled_row_and_not_guided(scale, clip_x0):
+  def network(x, time, labels):
+    v = jnp.broadcast_to(labels[:, None, None, None] / 10, x.shape)
+    return jnp.concatenate([x / 10, v], axis=-1)
+
+  process = Process(build('cosine'), 'v', learned_variance=True)
+  options = dict(null_label=10, cfg_scale=scale, clip_x0=clip_x0)
+  found = make_denoiser(network, process, LABELS, **options)(X, T)
+  expected = np.broadcast_to((LABELS[:, None, None, None] / 10 + 1) / 2, X.shape)
+  np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
+  assert found.x0.shape == found.eps.shape == X.shape
+
+
 def test_clipping_comes_after_guidance_and_eps_follows():
   found, process = denoise(3.0, clip_x0=True)
   plain, _ = denoise(3.0)

@@ -38,7 +38,7 @@ def test_min_snr_weight_makes_every_type_the_same_x0_loss(prediction):
 
 
 def loss_of(network, prediction='v', **changes):
-  fields = dict(null_label=10, label_drop=0.0, weighting='none', min_snr_gamma=5.0)
+  fields = dict(null_label=10, label_drop=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0)
   loss = DenoisingLoss(Process(build('cosine'), prediction), **{**fields, **changes})
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(len(X0)))
   return loss(network, X0, jnp.arange(len(X0)), keys, train=True)

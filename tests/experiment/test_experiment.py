@@ -10,6 +10,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.experiment import check_devices, create
 from diffusion_jax.runtime.cost import num_parameters
+from diffusion_jax.tasks import task_of
 from tests.conftest import tiny_mapping
 
 CONFIGS = sorted(Path(__file__).parents[2].glob('configs/[a-z]*.py'))
@@ -31,13 +32,10 @@ def test_every_config_builds_at_full_size(path):
   experiment = create(mapping)
   check_devices(experiment)
   assert overrides == {} and num_parameters(experiment.abstract_state.params) > 0
-  shapes = (jax.ShapeDtypeStruct((4, *experiment.image_shape), 'float32'),)
-  out = jax.eval_shape(
-    lambda p, x: experiment.trainer.network(p)(x, x[:, 0, 0, 0], x[:, 0, 0, 0].astype('int32')),
-    experiment.abstract_state.params,
-    *shapes,
-  )
-  assert out.shape == shapes[0].shape
+  task = task_of(experiment)
+  out = jax.eval_shape(task.forward, experiment.abstract_state.params, *task.forward_inputs(4))
+  out = out[0] if experiment.config.task == 'autoencoder' else out
+  assert out.shape == (4, *experiment.image_shape)
 
 
 def test_overrides_are_reported():

@@ -17,6 +17,9 @@ SMALL = {
   'unet': dict(channels=32, num_res_blocks=1, num_heads=2),
 }
 
+OTHER_UNET = dict(resample='residual', head_channels=16, scale_shift_norm=False, frequency_shift=1)
+CASES = [(name, {}) for name in NAMES] + [('unet', OTHER_UNET)]
+
 
 def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes):
   options = {**base.get_config().model[name].to_dict(), **changes}
@@ -36,9 +39,9 @@ def shaken(params, scale=0.05):
 
 
 @pytest.mark.parametrize('num_classes', [0, 10])
-@pytest.mark.parametrize('name', NAMES)
-def test_contract(name, num_classes):
-  module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name])
+@pytest.mark.parametrize('name, changes', CASES)
+def test_contract(name, changes, num_classes):
+  module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name], **changes)
   x, time, y = inputs()
   params = module.init(jax.random.key(1), x, time, y)['params']
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))

@@ -5,7 +5,7 @@ import numpy as np
 
 from diffusion_jax.data.pipeline import Numbers, train_batches
 from diffusion_jax.runtime import mesh
-from diffusion_jax.stages import train
+from diffusion_jax.tasks import shared
 from diffusion_jax.training import resident
 
 
@@ -29,12 +29,12 @@ def test_training_is_bit_identical(tiny):
   states = {}
   for is_resident in (False, True):
     experiment = tiny(**{'data.device_resident': is_resident, 'data.flip': True})
-    step = train.compile_step(experiment)
+    step = shared.compile_step(experiment, experiment.trainer.train_step, experiment.abstract_state)
     sharding = mesh.batch_sharding(experiment.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
     state = jax.jit(experiment.init_state, out_shardings=shardings)()
     batches = train_batches(
-      train.step_input(experiment), seed=0, batch_size=16, start_step=0, stop_step=3
+      shared.step_input(experiment), seed=0, batch_size=16, start_step=0, stop_step=3
     )
     for batch in batches:
       assert set(batch) == ({'number'} if is_resident else {'image', 'label'})

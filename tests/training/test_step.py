@@ -151,7 +151,7 @@ def test_metrics_are_read_only_when_logged_and_one_step_late(monkeypatch):
   reads, now, written = [], [0], []
   monkeypatch.setattr(jax, 'device_get', lambda tree: jax.tree.map(float, tree))
 
-  def train_step(state, batch):
+  def train_step(number, state, batch):
     now[0] += 1
     value = Unread(now[0], reads, now)
     return state, {'loss': value, 'grad_norm': value, 'skipped': 0}
@@ -178,7 +178,7 @@ def test_actions_run_when_due_and_at_the_end():
   ran = []
   good = {'loss': 1.0, 'grad_norm': 1.0, 'skipped': 0}
   outcome = loop(
-    lambda state, batch: (state, good),
+    lambda number, state, batch: (state, good),
     7,
     lambda *_: None,
     actions=[Action(3, lambda step, state: ran.append(step))],
@@ -189,7 +189,7 @@ def test_actions_run_when_due_and_at_the_end():
 def test_too_many_skipped_steps_end_the_run():
   skipped = [0]
 
-  def train_step(state, batch):
+  def train_step(number, state, batch):
     skipped[0] += 1
     return state, {'loss': np.nan, 'grad_norm': np.nan, 'skipped': skipped[0]}
 

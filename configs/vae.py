@@ -1,0 +1,32 @@
+"""The KL-f4 autoencoder of the latent systems (Rombach et al. 2022), trained on ImageNet-100 at 128 px.
+
+    python main.py --config=configs/vae.py --workdir=runs/vae --config.data.dir=DATA \
+        --config.vae.perceptual_weights=FOLDER
+
+FOLDER holds VGG16's and LPIPS's weights (the message without it says where they are); without them
+--config.vae.perceptual_weight=0 trains on L1, KL and the adversary alone. Prepare DATA first, with
+configs/data.py. Of several GPUs' days; what it reaches has not been measured here.
+"""
+
+from configs import data
+
+
+def get_config():
+  """The data of configs/data.py, and the published losses."""
+  config = data.get_config()
+  config.task = 'autoencoder'
+  config.optimizer.learning_rate = 1e-4
+  config.optimizer.decay = 'constant'
+  config.optimizer.warmup_steps = 1000
+  config.optimizer.b1 = 0.5
+  config.optimizer.b2 = 0.9
+  config.train.num_steps = 200_000
+  config.train.batch_size = 32
+  config.train.ema_decay = 0.999
+  config.train.log_every_steps = 100
+  config.train.holdout_every_steps = 5000
+  config.train.preview_every_steps = 5000
+  config.checkpoint.every_steps = 5000
+  config.checkpoint.best_metric = 'psnr'
+  config.checkpoint.best_mode = 'max'
+  return config

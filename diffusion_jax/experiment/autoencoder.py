@@ -1,0 +1,57 @@
+"""The autoencoder's trainer from a config."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.sections import Config
+from diffusion_jax.interop import lpips
+from diffusion_jax.models.discriminator import PatchDiscriminator
+from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.training.autoencoder import AutoencoderTrainer
+from diffusion_jax.training.optimizer import make_optimizer
+from diffusion_jax.types import Array
+
+
+def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
+  """Raises: InputError for sizes that do not fit each other."""
+  try:
+    return make_autoencoder(**config.vae.sizes(), image_channels=config.data.channels, dtype=dtype)
+  except ValueError as error:
+    raise InputError(f'config.vae.{error}') from error
+
+
+def make_autoencoder_trainer(config: Config, dtype: jnp.dtype) -> AutoencoderTrainer:
+  """Without the perceptual loss, whose weights only training needs: perceptual_of has it.
+
+  Raises: InputError for sizes that do not fit each other.
+  """
+  vae = config.vae
+  optimizer = make_optimizer(
+    **dataclasses.asdict(config.optimizer), total_steps=config.train.num_steps
+  )
+  return AutoencoderTrainer(
+    module=module_of(config, dtype),
+    discriminator=PatchDiscriminator(vae.discriminator_channels, vae.discriminator_layers, dtype),
+    optimizer=optimizer,
+    ema_decay=config.train.ema_decay,
+    flip=config.data.flip,
+    seed=config.seed,
+    kl_weight=vae.kl_weight,
+    perceptual_weight=vae.perceptual_weight,
+    discriminator_weight=vae.discriminator_weight,
+  )
+
+
+def perceptual_of(config: Config) -> Callable[[Array, Array], Array] | None:
+  """LPIPS with the user's weights, or None without a perceptual loss.
+
+  Raises: InputError that says which files are needed.
+  """
+  if not config.vae.perceptual_weight:
+    return None
+  params = lpips.load(config.vae.perceptual_weights, allow_pickle=config.allow_pickle)
+  return lambda a, b: LPIPS().apply({'params': params}, a, b)

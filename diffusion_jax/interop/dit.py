@@ -1,0 +1,95 @@
+"""DiTs as published by their authors (Peebles & Xie 2023): DiT-XL-2-256x256.pt, or as .safetensors."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.interop import weights
+from diffusion_jax.interop.diffusers import dit_source, patches_to_flax
+from diffusion_jax.models import dit
+from diffusion_jax.types import PyTree
+
+HEAD_WIDTH = {1152: 72}  # Of DiT-XL; all others have 64.
+NAMES = {
+  ('patch_in',): ('x_embedder.proj',),
+  ('condition', 'time_in'): ('t_embedder.mlp.0',),
+  ('condition', 'time_out'): ('t_embedder.mlp.2',),
+  ('condition', 'label'): ('y_embedder.embedding_table',),
+  ('blocks', 'adaln', 'modulation'): ('adaLN_modulation.1',),
+  ('blocks', 'qkv'): ('attn.qkv',),
+  ('blocks', 'attention_out'): ('attn.proj',),
+  ('blocks', 'mlp_in'): ('mlp.fc1',),
+  ('blocks', 'mlp_out'): ('mlp.fc2',),
+  ('final_adaln', 'modulation'): ('final_layer.adaLN_modulation.1',),
+  ('patch_out',): ('final_layer.linear',),
+}
+
+
+def load(
+  path: str | Path, *, allow_pickle: bool = False, num_heads: int = 0, dtype=jnp.float32
+) -> tuple[dit.DiT, PyTree]:
+  """path: .pt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
+
+  num_heads: 0 is that of the published model of this width; the file does not say.
+  Raises: InputError, DamagedError; see weights.read_state and weights.convert.
+  """
+  path = Path(path)
+  state = weights.read_state(path, allow_pickle=allow_pickle)
+  return from_state(state, str(path), num_heads=num_heads, dtype=dtype)
+
+
+def from_state(
+  state: Mapping[str, np.ndarray], origin: str, *, num_heads: int = 0, dtype=jnp.float32
+) -> tuple[dit.DiT, PyTree]:
+  """Raises: InputError that names what does not fit."""
+  needed = (
+    'x_embedder.proj.weight',
+    'y_embedder.embedding_table.weight',
+    'final_layer.linear.weight',
+  )
+  missing = [name for name in needed if name not in state]
+  if missing:
+    raise InputError(f'{origin}: no DiT as published, it lacks {", ".join(missing)}')
+  width, in_channels, patch, _ = state['x_embedder.proj.weight'].shape
+  blocks = (re.match(r'blocks\.(\d+)\.', name) for name in state)
+  depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+  mlp = state.get('blocks.0.mlp.fc1.bias', np.zeros(4 * width))
+  try:
+    module = dit.build(
+      patch_size=patch,
+      hidden_size=width,
+      depth=depth,
+      num_heads=num_heads or width // HEAD_WIDTH.get(width, 64),
+      mlp_ratio=len(mlp) / width,
+      frequency_shift=0,
+      remat=False,
+      attention='xla',
+      out_channels=len(state['final_layer.linear.weight']) // patch**2,
+      num_classes=len(state['y_embedder.embedding_table.weight']) - 1,
+      dtype=dtype,
+    )
+  except ValueError as error:
+    raise InputError(f'{origin}: {error}') from error
+  _require_our_positions(state, width, origin)
+  state = {name: array for name, array in state.items() if name != 'pos_embed'}
+  images = jnp.zeros((1, 2 * patch, 2 * patch, in_channels))
+  abstract = weights.abstract_params(module, images, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  source_of = dit_source(NAMES, 'blocks.{}.', depth)
+  return module, weights.convert(
+    abstract, state, source_of, origin=origin, transform=patches_to_flax
+  )
+
+
+def _require_our_positions(state: Mapping[str, np.ndarray], width: int, origin: str) -> None:
+  """Raises: InputError if the stored positions are not the frozen sinusoids that we compute."""
+  stored = state.get('pos_embed')
+  if stored is None:
+    return
+  side = int(np.sqrt(stored.shape[1]))
+  ours = dit.position_embedding(side, side, width)
+  if stored.shape[1:] != ours.shape or not np.allclose(stored[0], ours, atol=1e-5):
+    raise InputError(f'{origin}: pos_embed {stored.shape} is not the published sinusoids')

@@ -1,0 +1,146 @@
+"""Reading foreign weight files, and matching their arrays with our parameters by name and shape."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.types import PyTree
+
+PICKLES = ('.ckpt', '.pt', '.pth', '.bin')
+HEADER_BYTES = 8  # Of a safetensors file: the length of its JSON header.
+
+
+class Source(NamedTuple):
+  """Where one of our arrays comes from.
+
+  names: foreign arrays, joined along our last axis (q, k, v). stacked: of these names' '{}', how many
+  make our leading axis (scanned blocks); 0: none.
+  """
+
+  names: tuple[str, ...]
+  stacked: int = 0
+
+
+def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
+  """All arrays of a .safetensors file, or of a PyTorch pickle if the user allows that.
+
+  Raises: InputError for a missing file or a pickle without leave; DamagedError for a broken one.
+  """
+  if not path.is_file():
+    raise InputError(f'{path}: no such file')
+  if path.suffix == '.safetensors':
+    return _read_safetensors(path)
+  if path.suffix not in PICKLES:
+    raise InputError(f'{path}: got suffix {path.suffix!r}, allowed .safetensors, {PICKLES}')
+  if not allow_pickle:
+    raise InputError(
+      f'{path}: a pickle, which can run code when it is read; if you trust its source, say '
+      '--config.allow_pickle=True, or convert it to .safetensors'
+    )
+  return _read_pickle(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+  from safetensors import SafetensorError, safe_open
+
+  try:
+    with safe_open(path, framework='flax') as file:  # NumPy has no bfloat16 of its own.
+      return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+  except (SafetensorError, OSError, ValueError) as error:
+    raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
+
+
+def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+  """Never anything but tensors: weights_only is not negotiable."""
+  import torch
+
+  try:
+    content = torch.load(path, map_location='cpu', weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    reason = str(error).splitlines()[0][:200]
+    raise DamagedError(f'{path}: not a whole PyTorch file of tensors alone ({reason})') from error
+  return _tensors(content, path)
+
+
+def _tensors(content, path: Path) -> dict[str, np.ndarray]:
+  """The mapping of tensors in what training programs wrap around it; the average is preferred."""
+  for wrapper in ('ema', 'state_dict', 'model'):
+    if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+      content = content[wrapper]
+  tensors = {k: v for k, v in content.items() if hasattr(v, 'detach')} if content else {}
+  if not tensors:
+    raise InputError(f'{path}: no tensors in it')
+  return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+
+
+def read_json(path: Path) -> dict:
+  """Raises: InputError if it is missing, DamagedError if it is not JSON."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError as error:
+    raise InputError(f'{path}: no such file') from error
+  except ValueError as error:
+    raise DamagedError(f'{path}: not JSON ({error})') from error
+
+
+def convert(
+  abstract: PyTree,
+  state: Mapping[str, np.ndarray],
+  source_of: Callable[[tuple[str, ...]], Source],
+  *,
+  origin: str,
+  transform: Callable[[tuple[str, ...], np.ndarray, int], np.ndarray] | None = None,
+) -> PyTree:
+  """Parameters shaped like `abstract` out of `state`; every array of `state` must be used.
+
+  source_of: path of ours -> Source. transform(path, array, ndim of ours): ours from theirs, `to_flax`
+  if None.
+  Raises: InputError that names every missing, unexpected and misshapen array, with both shapes.
+  """
+  transform = transform or to_flax
+  flat, found, used, problems = flatten_dict(abstract), {}, set(), []
+  for path, wanted in flat.items():
+    source = source_of(path)
+    ndim = len(wanted.shape) - bool(source.stacked)
+    rows = []
+    for index in range(max(source.stacked, 1)):
+      names = [name.format(index) for name in source.names]
+      missing = [name for name in names if name not in state]
+      problems += [f'missing {name} (for {"/".join(path)})' for name in missing]
+      used.update(names)
+      if not missing:
+        rows.append(np.concatenate([transform(path, state[n], ndim) for n in names], axis=-1))
+    if len(rows) < max(source.stacked, 1):
+      continue
+    array = np.stack(rows) if source.stacked else rows[0]
+    if array.shape != wanted.shape:
+      problems.append(f'{source.names[0]} gives {array.shape}, {"/".join(path)} is {wanted.shape}')
+    found[path] = array
+  problems += [f'unexpected {name} {state[name].shape}' for name in sorted(set(state) - used)]
+  if problems:
+    listed = '\n'.join(f'  {problem}' for problem in problems[:10])
+    more = f'\n  and {len(problems) - 10} more' if len(problems) > 10 else ''
+    raise InputError(f'{origin}: does not fit the model:\n{listed}{more}')
+  return unflatten_dict(found)
+
+
+def to_flax(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:
+  """PyTorch's layout -> Flax's: OIHW -> HWIO, 1x1 convolutions and linear maps (out, in) -> (in, out)."""
+  if path[-1] != 'kernel':
+    return array
+  if array.ndim == 4 and ndim == 2:
+    return array[:, :, 0, 0].T
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
+def abstract_params(module, *arguments, **named) -> PyTree:
+  """ShapeDtypeStructs of a module's parameters."""
+  return jax.eval_shape(module.init, jax.random.key(0), *arguments, **named)['params']

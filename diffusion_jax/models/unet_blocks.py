@@ -1,0 +1,112 @@
+"""Blocks of the UNets of DDPM (Ho et al. 2020) and ADM (Dhariwal & Nichol 2021).
+
+Both are pre-activation residual blocks with 32 norm groups. DDPM adds a projection of the condition
+between the convolutions and changes resolution by a convolution of its own; ADM turns the condition
+into scale and shift of the second norm and may change resolution inside a residual block.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.models.layers import attend
+from diffusion_jax.types import Array
+
+NUM_GROUPS = 32
+CUDNN_HEAD_WIDTHS = (8, 256)  # A multiple of the first, up to the second.
+zeros = nn.initializers.zeros
+
+
+def group_norm(epsilon: float, dtype, name: str) -> nn.GroupNorm:
+  """32 groups; statistics in float32."""
+  return nn.GroupNorm(num_groups=NUM_GROUPS, epsilon=epsilon, dtype=dtype, name=name)
+
+
+def conv(channels: int, dtype, name: str, **options) -> nn.Conv:
+  """3x3, the size kept unless the options say otherwise."""
+  return nn.Conv(channels, (3, 3), dtype=dtype, name=name, **options)
+
+
+def average_pool(x: Array) -> Array:
+  """Means of 2x2 squares: (B, H, W, C) -> (B, H/2, W/2, C)."""
+  batch, height, width, channels = x.shape
+  return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+def nearest_upsample(x: Array) -> Array:
+  """Every pixel becomes a 2x2 square: (B, H, W, C) -> (B, 2H, 2W, C)."""
+  batch, height, width, channels = x.shape
+  squares = (batch, height, 2, width, 2, channels)
+  return jnp.broadcast_to(x[:, :, None, :, None], squares).reshape(
+    batch, 2 * height, 2 * width, channels
+  )
+
+
+RESIZE = {'': lambda x: x, 'down': average_pool, 'up': nearest_upsample}
+
+
+class ResidualBlock(nn.Module):
+  """norm, SiLU, conv, conditioned norm, SiLU, dropout, conv (zero), plus the input.
+
+  resample 'down' or 'up' halves or doubles both the activated input and the skip ('': neither).
+  """
+
+  channels: int
+  dropout: float
+  scale_shift_norm: bool
+  norm_epsilon: float
+  dtype: jnp.dtype
+  resample: str = ''
+
+  @nn.compact
+  def __call__(self, x: Array, condition: Array, train: bool) -> Array:
+    """x (B, H, W, C), condition (B, d) -> (B, H', W', channels)."""
+    resize = RESIZE[self.resample]
+    h = resize(nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_in')(x)))
+    h = conv(self.channels, self.dtype, 'conv_in')(h)  # (B, H', W', channels)
+    width = 2 * self.channels if self.scale_shift_norm else self.channels
+    modulation = nn.Dense(width, dtype=self.dtype, name='modulation')(nn.silu(condition))
+    modulation = modulation[:, None, None]  # (B, 1, 1, width)
+    norm_out = group_norm(self.norm_epsilon, self.dtype, 'norm_out')
+    if self.scale_shift_norm:
+      scale, shift = jnp.split(modulation, 2, axis=-1)  # (B, 1, 1, channels)
+      h = norm_out(h) * (1 + scale) + shift
+    else:
+      h = norm_out(h + modulation)
+    h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+    h = conv(self.channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
+    x = resize(x)
+    if x.shape[-1] != self.channels:
+      x = nn.Dense(self.channels, dtype=self.dtype, name='skip')(x)
+    return x + h
+
+
+class AttentionBlock(nn.Module):
+  """Self-attention over all positions, added to the input; zero at initialisation.
+
+  Heads are head_channels wide, or num_heads of them if that is 0.
+  """
+
+  num_heads: int
+  head_channels: int
+  norm_epsilon: float
+  attention: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """(B, H, W, C) -> (B, H, W, C). Raises: ValueError for heads that cuDNN does not have."""
+    channels = x.shape[-1]
+    num_heads = channels // self.head_channels if self.head_channels else self.num_heads
+    multiple, most = CUDNN_HEAD_WIDTHS
+    head_width = channels // num_heads
+    if self.attention == 'cudnn' and (head_width % multiple or head_width > most):
+      raise ValueError(
+        f"attention: got 'cudnn', whose heads are a multiple of {multiple} up to {most} channels "
+        f"wide; {num_heads} of {channels} channels are {head_width}; allowed 'xla'"
+      )
+    tokens = group_norm(self.norm_epsilon, self.dtype, 'norm')(x)
+    tokens = tokens.reshape(x.shape[0], -1, channels)  # (B, HW, C)
+    qkv = nn.Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens)
+    h = attend(qkv, num_heads, self.attention)
+    h = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name='out')(h)
+    return x + h.reshape(x.shape)

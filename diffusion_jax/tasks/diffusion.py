@@ -1,0 +1,93 @@
+"""Training a diffusion model: the denoising loss, held-out loss, samples from fixed noise."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.reporting import images
+from diffusion_jax.runtime import mesh
+from diffusion_jax.tasks import shared
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.types import PyTree
+
+METRICS = ('holdout_loss',)
+MAX_ROWS = 10  # Classes in a preview.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diffusion:
+  """See tasks.Task."""
+
+  experiment: Experiment
+
+  @property
+  def abstract_state(self) -> TrainState:
+    return self.experiment.abstract_state
+
+  def require(self) -> None:
+    """Nothing."""
+
+  def init_state(self) -> TrainState:
+    return self.experiment.init_state()
+
+  def compile_step(self, start: int) -> Callable:
+    del start
+    step = shared.compile_step(
+      self.experiment, self.experiment.trainer.train_step, self.abstract_state
+    )
+    return lambda number, state, batch: step(state, batch)
+
+  @functools.cached_property
+  def _evaluation_step(self) -> Callable:
+    return jax.jit(self.experiment.trainer.evaluation_step)
+
+  def measure(self, state: TrainState) -> dict[str, float]:
+    evaluate = functools.partial(self._evaluation_step, state.ema_params)
+    losses, counts = shared.sum_over_holdout(self.experiment, evaluate)
+    return {'holdout_loss': float(losses / counts)}
+
+  @functools.cached_property
+  def _draw(self) -> Callable[[PyTree], np.ndarray]:
+    """params -> one picture from fixed noise, a row a class."""
+    experiment = self.experiment
+    num_classes = experiment.config.num_classes
+    rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
+    labels = np.repeat(np.arange(rows, dtype=np.int32), columns)
+    generator, trainer = experiment.generator(), experiment.trainer
+    padding = (0, mesh.round_up(len(labels), experiment.mesh) - len(labels))
+    inputs = (np.pad(np.arange(len(labels), dtype=np.uint32), padding), np.pad(labels, padding))
+    sharding = mesh.batch_sharding(experiment.mesh)
+
+    @jax.jit
+    def generate(params, indices, labels):
+      return generator.images(trainer.network(params), indices, labels)[0]
+
+    def draw(params) -> np.ndarray:
+      made = jax.device_get(generate(params, *mesh.to_devices(inputs, sharding)))
+      made = made[: len(labels)].reshape(rows, columns, *made.shape[1:])
+      return images.grid(made, experiment.label_names[:rows] if num_classes else ())
+
+    return draw
+
+  def preview(self, state: TrainState) -> np.ndarray:
+    return self._draw(state.ema_params)
+
+  def forward(self, params, x, time, y):
+    return self.experiment.trainer.network(params)(x, time, y)
+
+  def forward_inputs(self, batch_size: int) -> tuple:
+    return (
+      jax.ShapeDtypeStruct((batch_size, *self.experiment.image_shape), jnp.float32),
+      jax.ShapeDtypeStruct((batch_size,), jnp.float32),
+      jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    )
+
+
+def build(experiment: Experiment) -> Diffusion:
+  """The task of an experiment."""
+  return Diffusion(experiment)
