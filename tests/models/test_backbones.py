@@ -18,7 +18,7 @@ SMALL = {
 }
 
 OTHER_UNET = dict(resample='residual', head_channels=16, scale_shift_norm=False, frequency_shift=1)
-CASES = [(name, {}) for name in NAMES] + [('unet', OTHER_UNET)]
+CASES = [(name, {}, classes) for name in NAMES for classes in (0, 10)] + [('unet', OTHER_UNET, 10)]
 
 
 def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes):
@@ -38,8 +38,7 @@ def shaken(params, scale=0.05):
   return jax.tree.map(lambda p: p + scale * jax.random.normal(next(keys), p.shape), params)
 
 
-@pytest.mark.parametrize('num_classes', [0, 10])
-@pytest.mark.parametrize('name, changes', CASES)
+@pytest.mark.parametrize('name, changes, num_classes', CASES)
 def test_contract(name, changes, num_classes):
   module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name], **changes)
   x, time, y = inputs()

@@ -163,6 +163,7 @@ def test_convert_names_what_does_not_fit():
     convert(state, build(**{**SMALL, **DDPM, 'resample': 'residual'}))
 
 
+@pytest.mark.slow
 def test_remat_changes_memory_only():
   options = {**ADM, 'channel_mult': (1, 1), 'attention_resolutions': (), 'dropout': 0.3}
   plain, remat = (build(**{**SMALL, **options}, remat=on) for on in (False, True))

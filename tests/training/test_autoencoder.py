@@ -136,10 +136,13 @@ def test_psnr_is_the_textbooks():
   np.testing.assert_allclose(psnr(jnp.full((1, 2, 2, 3), 2 / 255)), 20 * np.log10(255), rtol=1e-5)
 
 
-def test_discriminator_judges_patches_alone_by_image():
-  module = PatchDiscriminator(16, 3)
-  x = jax.random.normal(jax.random.key(0), (3, 64, 64, 3))
-  params = module.init(jax.random.key(1), x)['params']
-  out = module.apply({'params': params}, x)
+def test_discriminator_judges_patches_of_each_image_alone():
+  module = PatchDiscriminator(8, 2)
+  x = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
+  params = jax.jit(module.init)(jax.random.key(1), x)['params']
+  apply = jax.jit(module.apply)
+  out = apply({'params': params}, x)
   assert out.shape == (3, 6, 6, 1) and out.dtype == jnp.float32
-  np.testing.assert_allclose(module.apply({'params': params}, x[1:2]), out[1:2], atol=1e-5)
+  np.testing.assert_allclose(apply({'params': params}, x.at[0].set(0))[1:], out[1:], atol=1e-5)
+  right = apply({'params': params}, x.at[:, :, 16:].set(0))  # A patch sees 34 pixels at most.
+  assert not np.allclose(right, out)
