@@ -114,7 +114,7 @@ def validation_classes(devkit: Path) -> list[str]:
     synsets = loadmat(io.BytesIO(matlab), squeeze_me=True)['synsets'].reshape(-1)
     wnids = {int(s['ILSVRC2012_ID']): str(s['WNID']) for s in synsets}
     numbers = [int(number) for number in numbers]
-  except (MatReadError, ValueError, KeyError, TypeError, IndexError, NotImplementedError) as error:
+  except (MatReadError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
     raise DamagedError(f'{devkit}: {GROUND_TRUTH} or meta.mat is damaged ({error})') from error
   unknown = sorted(set(numbers) - set(wnids))
   if unknown:
