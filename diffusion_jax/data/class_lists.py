@@ -16,7 +16,6 @@ from diffusion_jax.errors import InputError
 FOLDER = Path(__file__).parent / 'class_lists'
 ALL = 'all'
 SHIPPED = ('cmc', 'kaggle')
-ORDERS = ('sorted', 'file')
 
 
 @dataclasses.dataclass(frozen=True)

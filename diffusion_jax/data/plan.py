@@ -62,7 +62,8 @@ def make_plan(reader: Reader, recipe: Recipe) -> Plan:
   classes = wanted or class_lists.named(class_lists.ALL, listing.class_ids, recipe.label_order)
   label_of = {class_id: label for label, class_id in enumerate(classes.ids)}
   entries = sorted(listing.entries, key=lambda e: (label_of[e.class_id], e.name))
-  empty = [c for c in classes.ids if c not in {e.class_id for e in entries if e.split == 'train'}]
+  trained = {e.class_id for e in entries if e.split == 'train'}
+  empty = [class_id for class_id in classes.ids if class_id not in trained]
   if empty:
     raise InputError(f'{reader.origin}: classes without training images: {", ".join(empty[:10])}')
   entries = _with_holdout(entries, label_of, recipe, reader.origin)

@@ -15,7 +15,6 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.types import PyTree
 
 PICKLES = ('.ckpt', '.pt', '.pth', '.bin')
-HEADER_BYTES = 8  # Of a safetensors file: the length of its JSON header.
 
 
 class Source(NamedTuple):

@@ -1,6 +1,6 @@
 """What is trained, one a file: its state, step, held-out metrics and preview.
 
-A task is a file that defines METRICS, the names that `measure` gives, and `build(experiment) -> Task`.
+A task is a file that defines `build(experiment) -> Task`.
 """
 
 import importlib

@@ -15,7 +15,6 @@ from diffusion_jax.tasks import shared
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.types import PyTree
 
-METRICS = ('holdout_loss',)
 MAX_ROWS = 10  # Classes in a preview.
 
 
