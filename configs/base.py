@@ -11,12 +11,14 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.task = 'diffusion'  # What is trained, a module of diffusion_jax/tasks.
   config.seed = 0  # Of initialisation, data order and training noise.
-  config.space = 'pixel'  # 'pixel'. ('latent' is reserved for autoencoder latents.)
+  config.space = 'pixel'  # What diffuses: 'pixel', or 'latent' of config.vae.checkpoint.
   config.num_classes = 10  # Labels of the data, or 0: unconditional.
   config.dtype = (
     'auto'  # Activations: 'float32', 'bfloat16', 'auto' (float32 on CPU, else bfloat16).
   )
 
+  # Weights to begin with: a published DiT (.pt, .safetensors), a diffusers directory, or a workdir.
+  config.init_from = ''
   config.allow_pickle = (
     False  # Read foreign weights from PyTorch pickles: only from whom you trust.
   )
@@ -99,6 +101,14 @@ def get_config() -> ConfigDict:
   config.vae.num_res_blocks = 2
   config.vae.z_channels = 3
   config.vae.embed_channels = 3  # Of the latents.
+  # Latent systems only: a workdir that trained it, a CompVis .ckpt or .safetensors, or a diffusers
+  # directory; its sizes are those above.
+  config.vae.checkpoint = ''
+  config.vae.fingerprint = ''  # Of its weights; '' takes whatever the checkpoint holds.
+  config.vae.scale = 0.0  # Of latents for the backbone; 0: measured, so that their deviation is 1.
+  config.vae.shift = 'none'  # 'none'; 'channel': less the measured mean of each channel.
+  config.vae.batch_size = 16  # Images that a device encodes or decodes at once.
+  # Training the autoencoder only (task 'autoencoder').
   config.vae.kl_weight = 1e-6  # Of sums over the latents, against sums over the pixels.
   config.vae.perceptual_weight = 1.0  # Of LPIPS; 0 leaves it out.
   config.vae.perceptual_weights = ''  # Folder or file with VGG16's and LPIPS's weights.

@@ -12,7 +12,7 @@ from absl import flags
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
 
 BEFORE_TRAINING = ('train', 'prepare', 'bench')
@@ -95,6 +95,8 @@ def run_mode(
     require_writable(folder)
   elif folder is not None and stored.has_checkpoint(folder):
     config = stored.merged(folder, config, overrides)
+    if 'vae.checkpoint' not in overrides:
+      config = stored.with_own_autoencoder(folder, config)
     meta = stored.load_meta(folder, config['data']['fingerprint'])
   elif mode != 'describe':
     raise InputError(

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import quickstart
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.stages import prepare
 
 

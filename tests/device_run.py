@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from diffusion_jax.experiment.experiment import check_devices, create
+from diffusion_jax.experiment.checks import check_devices, create
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import prepare

@@ -17,7 +17,7 @@ import optax
 
 from diffusion_jax.data.packed import Packed
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared
 from tests.conftest import tiny_mapping
@@ -59,7 +59,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
   def count(params, batch):
     valid = batch['index'] >= 0
     times = jnp.zeros(1003, jnp.int32).at[batch['index']].add(valid.astype(jnp.int32))
-    return times, *trainer.evaluation_step(params, batch)
+    return times, *trainer.evaluation_step(params, None, batch)
 
   counted = [
     jax.device_get(whole(count(state.params, mesh.to_devices(batch, sharding))))

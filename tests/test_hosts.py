@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.stages import prepare
 from tests.conftest import tiny_mapping
 

@@ -184,27 +184,40 @@ def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:
 
   Raises: DamagedError that names the file.
   """
-  images = folder / 'images.npy'
+  verify_labels(folder, meta)
+  verify_file(folder / 'images.npy', meta['images_bytes'], meta['chunk_digests'], folder, full)
+
+
+def verify_labels(folder: Path, meta: Mapping[str, Any]) -> None:
+  """Raises: DamagedError if labels.npy is not what was written."""
+  path = folder / 'labels.npy'
   try:
-    size = images.stat().st_size
-    labels = hashlib.sha256((folder / 'labels.npy').read_bytes()).hexdigest()
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
   except OSError as error:
-    raise DamagedError(f'{error.filename}: {error.strerror}; {remedy(folder)}') from error
-  if size != meta['images_bytes']:
-    raise DamagedError(
-      f'{images}: {size:,} bytes, expected {meta["images_bytes"]:,}; {remedy(folder)}'
-    )
-  if labels != meta['labels_digest']:
-    raise DamagedError(f'{folder / "labels.npy"}: not what was written; {remedy(folder)}')
-  expected = meta['chunk_digests']
+    raise DamagedError(f'{path}: {error.strerror}; {remedy(folder)}') from error
+  if found != meta['labels_digest']:
+    raise DamagedError(f'{path}: not what was written; {remedy(folder)}')
+
+
+def verify_file(path: Path, size: int, expected: list[str], folder: Path, full: bool) -> None:
+  """Size and chunk digests of one array of `folder`, all of them or (not full) 16.
+
+  Raises: DamagedError that names the file.
+  """
+  try:
+    found_size = path.stat().st_size
+  except OSError as error:
+    raise DamagedError(f'{path}: {error.strerror}; {remedy(folder)}') from error
+  if found_size != size:
+    raise DamagedError(f'{path}: {found_size:,} bytes, expected {size:,}; {remedy(folder)}')
   chosen = range(len(expected))
   if not full:
     chosen = np.unique(np.linspace(0, len(expected) - 1, QUICK_CHUNKS).round().astype(int))
-  found = chunk_digests(images, chosen)
+  found = chunk_digests(path, chosen)
   wrong = [number for number, digest in zip(chosen, found) if digest != expected[number]]
   if wrong:
     raise DamagedError(
-      f'{images}: {len(wrong)} of {len(found)} parts of 16 MiB are not what was written (first at '
+      f'{path}: {len(wrong)} of {len(found)} parts of 16 MiB are not what was written (first at '
       f'byte {wrong[0] * CHUNK_BYTES:,}); {remedy(folder)}'
     )
 

@@ -58,7 +58,7 @@ def prepare(
   others = sorted(path for path in folder.glob('.preparing-*') if path != work)
   for path in others:
     print(f'{path} belongs to another preparation that did not end; delete it if it never will')
-  with _locked(work):
+  with locked(work):
     try:
       meta = _fill(reader, plan, recipe, identity, work, max_bad_fraction, workers or cores())
     except OSError as error:
@@ -94,7 +94,8 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def locked(work: Path) -> Iterator[None]:
+  """Holds `work` for this process. Raises: InputError if another one does."""
   with open(work / 'lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Sample numbers and labels -> images: noise, denoiser and sampling loop put together.
+"""Sample numbers and labels -> x_0: noise, denoiser and sampling loop put together.
 
 Sample number i depends on (seed, i), its label and the settings, never on the batch it is made in.
 """
@@ -9,7 +9,6 @@ import numpy as np
 
 from diffusion_jax.diffusion.guidance import make_denoiser
 from diffusion_jax.diffusion.losses import Network
-from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers.base import run_sampler
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
@@ -55,8 +54,3 @@ class Generator:
       num_frames=self.num_frames,
       frame_examples=min(self.frame_examples, len(labels)),
     )
-
-  def images(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
-    """The same as uint8 images, x_t clipped for the frames."""
-    x_0, frames = self(network, indices, labels)
-    return to_uint8(x_0), to_uint8(frames)

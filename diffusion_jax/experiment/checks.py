@@ -1,8 +1,9 @@
-"""What no single field can say: combinations that cannot work, each as one line."""
+"""A config checked: what no single field can say, each combination that cannot work as one line."""
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,53 @@ import jax.numpy as jnp
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.fields import read
+from diffusion_jax.experiment.sections import Config
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
+
+
+def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None) -> Experiment:
+  """Reads and checks everything that the config alone decides.
+
+  Raises: InputError that lists every problem found.
+  """
+  problems: list[str] = []
+  config = read(Config, mapping, 'config', problems)
+  if config is None:
+    raise InputError(listed(problems))
+  experiment = Experiment(config, mapping, stored_meta)
+  _raise(config_problems(experiment))
+  return experiment
+
+
+def check_devices(experiment: Experiment) -> None:
+  """Checks what depends on the devices, before anything is compiled.
+
+  Raises: InputError that lists every problem found.
+  """
+  _raise(device_problems(experiment))
+
+
+def check_data(experiment: Experiment) -> None:
+  """Checks what depends on the description of the data, before they are read.
+
+  Raises: InputError that lists every problem found.
+  """
+  _raise(data_problems(experiment))
+
+
+def _raise(problems: list[str]) -> None:
+  if problems:
+    raise InputError(listed(problems))
+
+
+def listed(problems: list[str]) -> str:
+  """One problem as it is; several as a list."""
+  if len(problems) == 1:
+    return problems[0]
+  return '\n'.join([f'{len(problems)} problems:', *(f'  {problem}' for problem in problems)])
 
 
 def _attempt(build: Callable, problems: list[str]):
@@ -37,16 +82,7 @@ def config_problems(experiment: Experiment) -> list[str]:
   _attempt(experiment.metrics, problems)
   problems += _label_problems(experiment)
   problems += _task_problems(config)
-  if config.space == 'latent':
-    problems.append(
-      "config.space: got 'latent', which needs an autoencoder, and this version has none; "
-      "allowed 'pixel'"
-    )
-    if config.sample.clip_x0:
-      problems.append(
-        'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
-        'bounded by 1 and clipping destroys the sample'
-      )
+  problems += _latent_problems(config)
   problems += _rule_problems(config.mesh.rules)
   if config.optimizer.warmup_steps > config.train.num_steps:
     problems.append(
@@ -65,13 +101,30 @@ def _task_problems(config) -> list[str]:
       f'config.checkpoint.best_metric: got {config.checkpoint.best_metric!r}, allowed for task '
       f'{config.task!r}: {", ".join(metrics[config.task])}'
     )
-  if config.task == 'autoencoder':
+  if config.task == 'autoencoder' or config.space == 'latent':
     module = _attempt(lambda: module_of(config, jnp.float32), problems)
     if module is not None and config.data.image_size % module.factor:
       problems.append(
         f'config.data.image_size: got {config.data.image_size}, allowed multiples of '
         f'{module.factor}: config.vae.channel_mult {config.vae.channel_mult} halves it that often'
       )
+  return problems
+
+
+def _latent_problems(config) -> list[str]:
+  if config.space == 'pixel':
+    return []
+  problems = []
+  if config.task == 'autoencoder':
+    problems.append(
+      "config.space: got 'latent', allowed 'pixel' with config.task 'autoencoder', which is trained "
+      'on images'
+    )
+  if config.sample.clip_x0:
+    problems.append(
+      'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
+      'bounded by 1 and clipping destroys the sample'
+    )
   return problems
 
 
@@ -177,11 +230,12 @@ def data_problems(experiment: Experiment) -> list[str]:
       f'{meta["name"]!r}) or 0 (unconditional)'
     )
   if config.data.device_resident:
-    needed = meta['num_train'] * math.prod(meta['image_shape'])
+    latent_shape = experiment.x0_shape if experiment.is_latent else None
+    needed = experiment.datasets.train_bytes(latent_shape)
     limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')  # None on CPU.
     if limit and needed > limit:
       problems.append(
-        f'config.data.device_resident: got True, but {needed:,} bytes of images do not fit into the '
+        f'config.data.device_resident: got True, but {needed:,} bytes of examples do not fit into the '
         f'{limit:,} of a device; allowed False'
       )
   return problems

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,18 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data import packed
-from diffusion_jax.data.plan import Recipe
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.losses import DenoisingLoss
+from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureNetwork, Metric
-from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer
-from diffusion_jax.experiment.fields import read
+from diffusion_jax.experiment import first_stage
+from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer, module_of
+from diffusion_jax.experiment.datasets import Datasets
+from diffusion_jax.experiment.first_stage import FirstStage
 from diffusion_jax.experiment.sections import Config
+from diffusion_jax.models.latents import Scaling, in_batches
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.randomness import purpose_key
-from diffusion_jax.runtime.mesh import make_mesh, state_shardings
+from diffusion_jax.runtime.mesh import (
+  batch_shards,
+  make_mesh,
+  replicated,
+  state_shardings,
+  to_devices,
+)
 from diffusion_jax.training import resident
 from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
@@ -54,68 +62,97 @@ class Experiment:
   def sampler(self) -> Sampler:
     return self.config.sampler.build(schedule=self.schedule)
 
-  @property
-  def recipe(self) -> Recipe:
-    """What the prepared set must be."""
-    data = self.config.data
-    return Recipe(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Recipe)})
-
-  @property
-  def data_dir(self) -> Path:
-    return Path(self.config.data.dir).expanduser().absolute()
-
-  def is_prepared(self) -> bool:
-    """Whether the prepared set is there."""
-    fingerprint = self.config.data.fingerprint
-    return bool(packed.matching(self.data_dir, self.recipe.mapping(), fingerprint))
-
   @functools.cached_property
-  def prepared(self) -> tuple[Path, Mapping[str, Any]]:
-    """The folder of the prepared set and its description; nothing is read or verified yet.
-
-    Raises: InputError if there is none.
-    """
-    return packed.find(self.data_dir, self.recipe.mapping(), self.config.data.fingerprint)
+  def datasets(self) -> Datasets:
+    return Datasets(self.config, self.stored_meta)
 
   @property
   def meta(self) -> Mapping[str, Any]:
-    """The description of the data, from the work directory or from the prepared set."""
-    return self.stored_meta or self.prepared[1]
+    """The description of the images."""
+    return self.datasets.meta
 
   @property
   def label_names(self) -> Sequence[str]:
-    return self.meta['label_names']
-
-  @functools.cached_property
-  def _verified(self) -> tuple[Path, Mapping[str, Any]]:
-    folder, meta = self.prepared
-    packed.verify(folder, meta, full=self.config.data.verify == 'full')
-    return folder, meta
+    return self.datasets.label_names
 
   @functools.cached_property
   def train_data(self) -> DataSource:
-    """Raises: InputError if it is not prepared, DamagedError if it is not what was written."""
-    return packed.open_split(*self._verified, 'train')
+    """What is trained on. Raises: as Datasets.examples."""
+    return self.datasets.examples('train')
 
   @functools.cached_property
   def holdout_data(self) -> DataSource:
-    """Raises: as train_data; InputError if nothing is held out."""
-    if not self.meta['num_holdout']:
-      raise InputError(
-        f'{self.prepared[0]}: no held-out images, which the held-out loss and evaluation need: '
-        'prepare again with --config.data.holdout=NUMBER'
-      )
-    return packed.open_split(*self._verified, 'holdout')
+    """The same of held-out images. Raises: as Datasets.examples."""
+    return self.datasets.examples('holdout')
 
   def open_data(self) -> None:
-    """Verifies both splits now, before anything else. Raises: as holdout_data."""
+    """Verifies both splits now, before anything else. Raises: as Datasets.examples."""
     _ = self.train_data, self.holdout_data
 
   @property
+  def is_latent(self) -> bool:
+    return self.config.space == 'latent'
+
+  @property
   def image_shape(self) -> tuple[int, int, int]:
-    """(H, W, C) of what the backbone sees."""
+    """(H, W, C) of an image."""
     data = self.config.data
     return data.image_size, data.image_size, data.channels
+
+  @property
+  def x0_shape(self) -> tuple[int, int, int]:
+    """(H, W, C) of what diffuses, and of what the backbone sees."""
+    if not self.is_latent:
+      return self.image_shape
+    side = self.config.data.image_size // self.autoencoder.factor
+    return side, side, self.config.vae.embed_channels
+
+  @property
+  def autoencoder(self) -> AutoencoderKL:
+    """Of config.vae. Raises: InputError for sizes that do not fit each other."""
+    return module_of(self.config, self.dtype)
+
+  @functools.cached_property
+  def first_stage(self) -> FirstStage:
+    """The weights of config.vae.checkpoint. Raises: as first_stage.load."""
+    return first_stage.load(self.config)
+
+  @functools.cached_property
+  def scaling(self) -> Scaling | None:
+    """Of latents, as a new run takes it: config.vae's, or that measured when they were made.
+
+    Raises: as Datasets.latents_meta.
+    """
+    if not self.is_latent:
+      return None
+    vae = self.config.vae
+    if vae.scale and vae.shift == 'none':
+      return Scaling(jnp.zeros(vae.embed_channels), jnp.float32(vae.scale))
+    measured = self.datasets.latents_meta['statistics']
+    if vae.shift == 'none':
+      return Scaling(jnp.zeros(vae.embed_channels), jnp.float32(1 / measured['std']))
+    scale = vae.scale or 1 / measured['std_centred']
+    return Scaling(jnp.asarray(measured['mean'], jnp.float32), jnp.float32(scale))
+
+  @functools.cached_property
+  def decoder(self) -> PyTree:
+    """Parameters that to_images needs, a copy on every device: none in pixel space."""
+    if not self.is_latent:
+      return {}
+    params = {name: self.first_stage.params[name] for name in ('decoder', 'post_quant_conv')}
+    return to_devices(params, replicated(self.mesh))
+
+  def to_images(self, decoder: PyTree, scaling: Scaling | None, x0: Array) -> Array:
+    """x0 (B, *x0_shape) -> images (B, *image_shape) uint8, inside jit; B: what the mesh can cut."""
+    if not self.is_latent:
+      return to_uint8(x0)
+    module, vae = self.autoencoder, self.config.vae
+
+    def decode(z):
+      return to_uint8(module.apply({'params': decoder}, z, method='decode'))
+
+    z, shards = scaling.restore(x0), batch_shards(self.mesh)
+    return in_batches(decode, z, batch_size=vae.batch_size, shards=shards)
 
   @functools.cached_property
   def dtype(self) -> jnp.dtype:
@@ -128,7 +165,7 @@ class Experiment:
   def module(self) -> nn.Module:
     outputs = 2 if self.config.process.learned_variance else 1
     return self.config.model.build(
-      out_channels=outputs * self.image_shape[-1],
+      out_channels=outputs * self.x0_shape[-1],
       num_classes=self.config.num_classes,
       dtype=self.dtype,
     )
@@ -165,15 +202,15 @@ class Experiment:
 
   def init_params(self) -> PyTree:
     """Parameters at step 0, a function of the seed."""
-    x = jnp.zeros((1, *self.image_shape), jnp.float32)
+    x = jnp.zeros((1, *self.x0_shape), jnp.float32)
     key = purpose_key(self.config.seed, 'init')
     return self.module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params']
 
-  def init_state(self) -> PyTree:
-    """The state of config.task at step 0."""
+  def init_state(self, scaling: Scaling | None = None) -> PyTree:
+    """The state of config.task at step 0; scaling: of latents."""
     if self.config.task == 'autoencoder':
       return self.autoencoder_trainer.create_state(self.image_shape)
-    return create_state(self.init_params(), self.trainer.optimizer)
+    return create_state(self.init_params(), self.trainer.optimizer, scaling)
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -184,6 +221,13 @@ class Experiment:
     except ValueError as error:
       raise InputError(f'config.mesh (data, fsdp, tensor): {error}') from error
 
+  @property
+  def _abstract_scaling(self) -> Scaling | None:
+    if not self.is_latent:
+      return None
+    channels = self.config.vae.embed_channels
+    return Scaling(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((channels,), ())))
+
   @functools.cached_property
   def abstract_state(self) -> PyTree:
     """Shapes, dtypes and shardings of the state.
@@ -191,7 +235,7 @@ class Experiment:
     Raises: InputError if the model does not fit the images, or the sharding rules the state.
     """
     try:
-      state = jax.eval_shape(self.init_state)
+      state = jax.eval_shape(self.init_state, self._abstract_scaling)
     except ValueError as error:
       diffuses = self.config.task == 'diffusion'
       path = f'config.model.{self.config.model.name}' if diffuses else 'config.vae'
@@ -211,7 +255,7 @@ class Experiment:
       self.process,
       self.sampler,
       self.schedule.grid(sample.num_steps, sample.spacing),
-      self.image_shape,
+      self.x0_shape,
       seed=sample.seed,
       null_label=self.config.num_classes,
       cfg_scale=sample.cfg_scale,
@@ -228,57 +272,11 @@ class Experiment:
   def features(self) -> FeatureNetwork:
     """The feature network of config.eval, trained or loaded if it needs that."""
     return self.config.eval.features.build(
-      train=self.train_data, holdout=self.holdout_data, cache_dir=self.data_dir
+      train=self.datasets.images('train'),
+      holdout=self.datasets.images('holdout'),
+      cache_dir=self.datasets.folder,
     )
 
   def metrics(self) -> list[Metric]:
     """The metrics of config.eval."""
     return [choice.build() for choice in self.config.eval.metrics]
-
-
-def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None) -> Experiment:
-  """Reads and checks everything that the config alone decides.
-
-  Raises: InputError that lists every problem found.
-  """
-  from diffusion_jax.experiment import checks
-
-  problems: list[str] = []
-  config = read(Config, mapping, 'config', problems)
-  if config is None:
-    raise InputError(listed(problems))
-  experiment = Experiment(config, mapping, stored_meta)
-  _raise(checks.config_problems(experiment))
-  return experiment
-
-
-def check_devices(experiment: Experiment) -> None:
-  """Checks what depends on the devices, before anything is compiled.
-
-  Raises: InputError that lists every problem found.
-  """
-  from diffusion_jax.experiment import checks
-
-  _raise(checks.device_problems(experiment))
-
-
-def check_data(experiment: Experiment) -> None:
-  """Checks what depends on the description of the data, before they are read.
-
-  Raises: InputError that lists every problem found.
-  """
-  from diffusion_jax.experiment import checks
-
-  _raise(checks.data_problems(experiment))
-
-
-def _raise(problems: list[str]) -> None:
-  if problems:
-    raise InputError(listed(problems))
-
-
-def listed(problems: list[str]) -> str:
-  """One problem as it is; several as a list."""
-  if len(problems) == 1:
-    return problems[0]
-  return '\n'.join([f'{len(problems)} problems:', *(f'  {problem}' for problem in problems)])

@@ -9,6 +9,7 @@ from diffusion_jax.experiment.fields import Choice, choice, one_of, where
 COUNT = (lambda n: n >= 1, '>= 1')
 NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
 FILE_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
+FINGERPRINT = (lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
 SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
 
 
@@ -24,7 +25,7 @@ class Data:
   label_order: str = one_of('sorted', 'file')
   holdout: int = where(*NOT_NEGATIVE)
   split_seed: int = where(*NOT_NEGATIVE)
-  fingerprint: str = where(lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
+  fingerprint: str = where(*FINGERPRINT)
   flip: bool
   device_resident: bool
   verify: str = one_of('full', 'quick')
@@ -60,6 +61,11 @@ class Vae:
   num_res_blocks: int = where(*COUNT)
   z_channels: int = where(*COUNT)
   embed_channels: int = where(*COUNT)
+  checkpoint: str
+  fingerprint: str = where(*FINGERPRINT)
+  scale: float = where(*NOT_NEGATIVE)
+  shift: str = one_of('none', 'channel')
+  batch_size: int = where(*COUNT)
   kl_weight: float = where(*NOT_NEGATIVE)
   perceptual_weight: float = where(*NOT_NEGATIVE)
   perceptual_weights: str
@@ -176,6 +182,7 @@ class Config:
 
   task: str = one_of('diffusion', 'autoencoder')
   seed: int = where(*NOT_NEGATIVE)
+  init_from: str
   allow_pickle: bool
   space: str = one_of('pixel', 'latent')
   num_classes: int = where(*NOT_NEGATIVE)

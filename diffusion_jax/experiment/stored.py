@@ -13,6 +13,7 @@ from diffusion_jax.errors import DamagedError, InputError
 
 FILE = 'config.json'
 META_FILE = 'data.json'
+AUTOENCODER = 'vae.safetensors'  # Of a latent system: what its samples are decoded with.
 # A checkpoint means nothing under another value of these.
 FIXED = (
   *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
@@ -21,13 +22,13 @@ FIXED = (
 # The command line decides these for every mode; training decided the others.
 FREE = (
   *('sampler', 'sample', 'eval', 'bench', 'mesh', 'logging', 'dtype', 'allow_pickle'),
-  'vae.perceptual_weights',
+  *('vae.perceptual_weights', 'vae.batch_size'),
 )
 # The same for how data are read and networks computed; what is not given stays as it was.
 FREE_IF_GIVEN = (
   *('data.dir', 'data.device_resident', 'data.verify', 'data.source', 'data.max_bad_fraction'),
   *('data.workers', 'model.dit.attention', 'model.dit.remat', 'model.unet.attention'),
-  'model.unet.remat',
+  *('model.unet.remat', 'vae.checkpoint', 'init_from'),
 )
 
 
@@ -72,9 +73,33 @@ def load_meta(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
     return None
 
 
-def with_fingerprint(mapping: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
-  """The mapping with config.data.fingerprint set: a run names its data."""
-  return {**mapping, 'data': {**mapping['data'], 'fingerprint': fingerprint}}
+def with_value(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
+  """The mapping with SECTION.FIELD set."""
+  section, field = path.split('.')
+  return {**mapping, section: {**mapping[section], field: value}}
+
+
+def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with what `workdir` was trained on where it leaves that open.
+
+  That is the fingerprints of data and autoencoder, and the copy of the autoencoder where the given
+  one is gone.
+  """
+  trained = load(workdir)
+  for section in ('data', 'vae'):
+    if not mapping[section]['fingerprint']:
+      fingerprint = trained.get(section, {}).get('fingerprint', '')
+      mapping = with_value(mapping, f'{section}.fingerprint', fingerprint)
+  given = mapping['vae']['checkpoint']
+  if not given or not Path(given).expanduser().exists():
+    mapping = with_own_autoencoder(workdir, mapping)
+  return mapping
+
+
+def with_own_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with the copy that `workdir` keeps, if there is one, as config.vae.checkpoint."""
+  copy = workdir / AUTOENCODER
+  return with_value(mapping, 'vae.checkpoint', str(copy)) if copy.exists() else dict(mapping)
 
 
 def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

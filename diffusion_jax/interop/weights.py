@@ -57,6 +57,17 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+  """What a .safetensors file says about itself. Raises: DamagedError if it is not whole."""
+  from safetensors import SafetensorError, safe_open
+
+  try:
+    with safe_open(path, framework='numpy') as file:
+      return file.metadata() or {}
+  except (SafetensorError, OSError, ValueError) as error:
+    raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
+
+
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
   """Never anything but tensors: weights_only is not negotiable."""
   import torch

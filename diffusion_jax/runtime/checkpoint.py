@@ -160,16 +160,19 @@ class Checkpoints:
     (self.directory / str(step)).rename(target)
     return target
 
-  def restore(self, abstract: PyTree, step: int | None = None) -> Restored | None:
+  def restore(
+    self, abstract: PyTree, step: int | None = None, *, partial: bool = False
+  ) -> Restored | None:
     """The newest undamaged state (or that of `step`), as the ShapeDtypeStructs `abstract` describe it.
 
-    abstract: with shardings, which may differ from those of the save. None: nothing is stored.
+    abstract: with shardings, which may differ from those of the save. partial: a dictionary of some
+    fields of what was saved, and only those are read. None: nothing is stored.
     Raises: DamagedError if what is stored is damaged, all of it.
     """
     damaged = {}
     for candidate in reversed(self.steps()) if step is None else [step]:
       try:
-        state = self._read(candidate, abstract)
+        state = self._read(candidate, abstract, partial)
       except DamagedError as error:
         damaged[candidate] = str(error)
       else:
@@ -179,19 +182,23 @@ class Checkpoints:
       raise DamagedError(f'no usable checkpoint in {self.directory}:\n{listed}')
     return None
 
-  def _read(self, step: int, abstract: PyTree) -> PyTree:
+  def _read(self, step: int, abstract: PyTree, partial: bool) -> PyTree:
+    wanted = ocp.args.StandardRestore(abstract)
+    if partial:
+      arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+      wanted = ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=True)
     try:
       items = self._manager.restore(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(abstract), checksums=ocp.args.JsonRestore()
-        ),
+        step, args=ocp.args.Composite(state=wanted, checksums=ocp.args.JsonRestore())
       )
     except (ValueError, KeyError, TypeError, OSError) as error:  # What unreadable files raise.
       raise DamagedError(f'unreadable ({str(error).splitlines()[0][:200]})') from error
     found = checksums(items.state)
-    wrong = [name for name, value in items.checksums.items() if found.get(name) != value]
-    if wrong or len(found) != len(items.checksums):
+    saved = items.checksums
+    if partial:
+      saved = {name: saved[name] for name in saved if name.split('/')[0] in abstract}
+    wrong = [name for name, value in saved.items() if found.get(name) != value]
+    if wrong or len(found) != len(saved):
       raise DamagedError(f'{len(wrong)} arrays differ from what was saved, first {wrong[:1]}')
     return items.state
 

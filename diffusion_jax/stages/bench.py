@@ -21,11 +21,12 @@ from diffusion_jax.data import foreign_batches
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import cores, prepare
-from diffusion_jax.experiment.experiment import Experiment, check_devices
+from diffusion_jax.experiment.checks import check_devices
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting.tables import table
 from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime.sample_set import write_json
 from diffusion_jax.stages import prepare as prepare_stage
-from diffusion_jax.stages.sample import write_json
 
 SLOW_BATCHES = 40  # At most, a measurement of readers that decode.
 WARM_UP = 4  # Batches before each measurement.

@@ -1,18 +1,15 @@
 """--mode=describe: what a config comes to, without training it."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from diffusion_jax.experiment.experiment import (
-  Experiment,
-  check_data,
-  check_devices,
-)
+from diffusion_jax.experiment.checks import check_data, check_devices
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.interop.compvis import autoencoder_params
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards
@@ -32,6 +29,9 @@ def facts(experiment: Experiment) -> dict:
     'parameters': cost.num_parameters(params),
     'flops_per_image': cost.flops(task.forward, params, *one),
     'image_shape': list(experiment.image_shape),
+    'space': config.space,
+    'x0_shape': list(experiment.x0_shape),
+    **autoencoder_facts(experiment),
     'num_classes': config.num_classes,
     'dtype': jax.numpy.dtype(experiment.dtype).name,
     'devices': experiment.mesh.size,
@@ -51,16 +51,37 @@ def facts(experiment: Experiment) -> dict:
   }
 
 
+def autoencoder_facts(experiment: Experiment) -> dict:
+  """Parameters, and operations an image, of the autoencoder of a latent system."""
+  if not experiment.is_latent:
+    return {}
+  module = experiment.autoencoder
+  images, z = (
+    jax.ShapeDtypeStruct((1, *shape), jax.numpy.float32)
+    for shape in (experiment.image_shape, experiment.x0_shape)
+  )
+  params = {'params': autoencoder_params(module)}
+
+  def flops(method, x):
+    return cost.flops(lambda p, x: module.apply(p, x, method=method), params, x)
+
+  return {
+    'autoencoder_parameters': cost.num_parameters(params),
+    'encode_flops_per_image': flops('encode', images),
+    'decode_flops_per_image': flops('decode', z),
+  }
+
+
 def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
   """The description of the data, or None while there are none."""
-  return experiment.meta if experiment.stored_meta or experiment.is_prepared() else None
+  return experiment.meta if experiment.stored_meta or experiment.datasets.is_prepared() else None
 
 
 def resident_bytes(experiment: Experiment, meta: Mapping[str, Any] | None) -> int:
   """Of the training images, if they are to be kept on the device."""
   if not (meta and experiment.config.data.device_resident):
     return 0
-  return meta['num_train'] * math.prod(meta['image_shape'])
+  return experiment.datasets.train_bytes(experiment.x0_shape if experiment.is_latent else None)
 
 
 def data_line(f: dict) -> str:
@@ -71,6 +92,18 @@ def data_line(f: dict) -> str:
     f'{f["train_images"]:,} to train, {f["holdout_images"]:,} held out '
     f'({quantity(f["data_bytes"], "B")}, {f["data_fingerprint"]})'
   )
+
+
+def latent_row(f: dict) -> dict[str, str]:
+  """Of a latent system: its latents and its autoencoder."""
+  if f['space'] == 'pixel':
+    return {}
+  parts = (f['encode_flops_per_image'], f['decode_flops_per_image'])
+  return {
+    'latents': f'{"x".join(map(str, f["x0_shape"]))} of an autoencoder of '
+    f'{f["autoencoder_parameters"]:,} parameters; {quantity(parts[0], "FLOP")} to encode an image, '
+    f'{quantity(parts[1], "FLOP")} to decode'
+  }
 
 
 def local_bytes(tree) -> int:
@@ -99,6 +132,7 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
     'model': f'{f["model"]}, {f["parameters"]:,} parameters, activations {f["dtype"]}',
     'compute': f'{quantity(f["flops_per_image"], "FLOP")} an image forward, three times that to train',
     'images': f'{height}x{width}x{channels}, {classes}',
+    **latent_row(f),
     'data': data_line(f),
     'training': f'{f["steps"]:,} steps of batch {f["batch_size"]:,}'
     + (f' = {f["epochs"]:.1f} epochs' if f['epochs'] else ''),

@@ -11,8 +11,10 @@ import numpy as np
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
-from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices
+from diffusion_jax.experiment.checks import check_data, check_devices
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting.tables import table
+from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages import sample
 from diffusion_jax.types import DataSource
 
@@ -28,20 +30,21 @@ def run(experiment: Experiment, workdir: Path) -> None:
   folder = workdir / 'samples' / sample.set_name(experiment)
   if not sample.is_complete(experiment, folder):
     sample.run(experiment, workdir)
-  meta = sample.read_meta(folder)
+  meta = sample_set.read_meta(folder)
   print(f'evaluating {num_samples:,} samples of step {meta["identity"]["step"]} in {folder}')
   network = experiment.features()
   for name, value in network.notes.items():
     print(f'{network.name}: {name.replace("_", " ")} {value:.4f}')
-  reference = read_features(network, experiment.holdout_data, experiment.holdout_data.num_examples)
-  made, labels = sample.load(folder, num_samples)
+  holdout = experiment.datasets.images('holdout')
+  reference = read_features(network, holdout, holdout.num_examples)
+  made, labels = sample_set.load(folder, num_samples)
   generated = network.extract(made, labels if experiment.config.num_classes else None)
   protocol = {
     'num_samples': num_samples,
     'features': network.name,
     'features_digest': network.digest,
-    'reference': experiment.holdout_data.fingerprint,
-    'reference_size': experiment.holdout_data.num_examples,
+    'reference': holdout.fingerprint,
+    'reference_size': holdout.num_examples,
     'resize': 'none',
     'quantisation': 'floor(127.5 x + 128)',
     'metrics': {c.name: dict(c.options) for c in experiment.config.eval.metrics},
@@ -58,14 +61,15 @@ def run(experiment: Experiment, workdir: Path) -> None:
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
   if experiment.config.eval.real_baseline:
-    count = min(num_samples, experiment.train_data.num_examples)
-    real = read_features(network, experiment.train_data, count)
+    train = experiment.datasets.images('train')
+    count = min(num_samples, train.num_examples)
+    real = read_features(network, train, count)
     result['real_baseline'] = {
       'num_images': count,
       'metrics': measure(experiment, real, reference),
     }
   path = result_path(workdir, folder.name, protocol)
-  sample.write_json(path, result)
+  sample_set.write_json(path, result)
   print(results_table(workdir, result))
   print(f'written to {path}; pictures in {folder}')
 

@@ -1,26 +1,47 @@
-"""--mode=prepare: images in any form -> one prepared set under config.data.dir, and what it holds."""
+"""--mode=prepare: images in any form -> one prepared set under config.data.dir, and what it holds.
 
-from collections.abc import Mapping
+For a latent system then their latents too, once for every run with the same autoencoder.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data import packed
+from diffusion_jax.data import latents, packed
 from diffusion_jax.data.prepare import prepare
+from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.models.latents import Scaling
 from diffusion_jax.reporting import images
-from diffusion_jax.reporting.tables import table
+from diffusion_jax.reporting.tables import quantity, table
+from diffusion_jax.runtime import mesh
 
 MAX_CELLS = 100  # Of the picture.
+NUM_RECONSTRUCTED = 64
+PAIRS = 5  # A row of latents.png.
 LISTED = 10  # Bad files on the screen; all of them stand in data.json.
 
 
-def run(experiment: Experiment, workdir: Path) -> Mapping[str, Any]:
-  """Prepares, or finds it done; writes DIR/data.json and DIR/data.png. Returns: the description."""
+def run(experiment: Experiment, workdir: Path) -> None:
+  """Prepares, or finds it done; writes DIR/data.json and .png, and of latents DIR/latents.png."""
+  if experiment.is_latent:
+    check_devices(experiment)
+    _ = experiment.first_stage  # What is wrong with it is told before hours of work.
+  if experiment.config.data.source or not experiment.is_latent:
+    prepare_images(experiment, workdir)
+  if experiment.is_latent:
+    prepare_latents(experiment, workdir)
+
+
+def prepare_images(experiment: Experiment, workdir: Path) -> None:
+  """The prepared set of config.data."""
   data = experiment.config.data
   if not data.source:
     raise InputError(
@@ -29,8 +50,8 @@ def run(experiment: Experiment, workdir: Path) -> Mapping[str, Any]:
     )
   folder, meta = prepare(
     data.source,
-    experiment.recipe,
-    experiment.data_dir,
+    experiment.datasets.recipe,
+    experiment.datasets.folder,
     max_bad_fraction=data.max_bad_fraction,
     workers=data.workers,
   )
@@ -38,26 +59,103 @@ def run(experiment: Experiment, workdir: Path) -> Mapping[str, Any]:
   trained = stored.has_checkpoint(workdir)
   if trained and stored.load(workdir).get('data', {}).get('fingerprint') != meta['fingerprint']:
     print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
-    return meta
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   stored.save_meta(workdir, meta)
   images.save_png(workdir / 'data.png', picture(folder, meta))
   print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
-  return meta
 
 
 def ensure(experiment: Experiment, workdir: Path) -> None:
   """Prepares the data of a run if that has not been done. Raises: InputError if it cannot be."""
-  data = experiment.config.data
-  if data.fingerprint or not data.source:
-    return
-  if experiment.is_prepared():
-    folder, meta = experiment.prepared
-    sources = [made['source'] for made in meta['made']]
-    print(f'data: {folder}, prepared from {", ".join(sources)}')
-  elif jax.process_count() == 1:  # Several hosts would all prepare.
-    print(f'no prepared data in {experiment.data_dir} yet: preparing them first')
-    run(experiment, workdir)
+  data, datasets = experiment.config.data, experiment.datasets
+  alone = jax.process_count() == 1  # Several hosts would all prepare.
+  if data.source and not data.fingerprint:
+    if datasets.is_prepared():
+      folder, meta = datasets.prepared
+      sources = [made['source'] for made in meta['made']]
+      print(f'data: {folder}, prepared from {", ".join(sources)}')
+    elif alone:
+      print(f'no prepared data in {datasets.folder} yet: preparing them first')
+      prepare_images(experiment, workdir)
+  if experiment.is_latent and alone and not latents.existing(datasets.prepared[0]):
+    print(f'no latents of {datasets.prepared[0]} yet: encoding them first')
+    prepare_latents(experiment, workdir)
+
+
+def prepare_latents(experiment: Experiment, workdir: Path) -> None:
+  """The latents of the prepared set by config.vae.checkpoint; DIR/latents.png shows what they keep."""
+  config, first = experiment.config, experiment.first_stage
+  if jax.process_count() > 1:
+    raise InputError('--mode=prepare: latents are made by one process; run it on one host alone')
+  folder, meta = experiment.datasets.prepared
+  made = latents.existing(folder).get(first.fingerprint)
+  if made and (made['mirrored'] or not config.data.flip):
+    latents.verify(folder, meta, made, full=True)
+    print(f'{latents.folder_of(folder, made)}: made already, and whole')
+  else:
+    packed.verify(folder, meta, full=config.data.verify == 'full')
+    made = latents.encode(
+      folder,
+      meta,
+      {'fingerprint': first.fingerprint, 'origin': first.origin},
+      experiment.x0_shape,
+      compile_encode(experiment),
+      batch_size=config.vae.batch_size * mesh.batch_shards(experiment.mesh),
+      mirrored=config.data.flip,
+    )
+  psnr, drawn = reconstructions(experiment, folder, meta, made)
+  images.save_png(workdir / 'latents.png', drawn)
+  statistics = made['statistics']
+  print(
+    f'latents: {"x".join(map(str, made["latent_shape"]))} of {meta["num_train"]:,} training images'
+    f'{" and the same mirrored" if made["mirrored"] else ""}, {meta["num_holdout"]:,} held out; '
+    f'{quantity(made["moments_bytes"], "B")}\n'
+    f'  by {first.fingerprint} ({first.origin})\n'
+    f'  mean {" ".join(f"{m:.4f}" for m in statistics["mean"])}, standard deviation '
+    f'{statistics["std"]:.4f}: scale {1 / statistics["std"]:.5f}\n'
+    f'  held-out images decoded from them: PSNR {psnr:.2f} dB\n'
+    f'done: {latents.folder_of(folder, made)}; pairs of image and reconstruction in '
+    f'{workdir / "latents.png"}'
+  )
+
+
+def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+  """Images (B, H, W, C) uint8 -> moments (B, h, w, 2 c) float32, B a multiple of the mesh's parts."""
+  first, sharding = experiment.first_stage, mesh.batch_sharding(experiment.mesh)
+  params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
+  params = mesh.to_devices(params, mesh.replicated(experiment.mesh))
+
+  @jax.jit
+  def encode(params, pixels):
+    posterior = first.module.apply({'params': params}, from_uint8(pixels), method='encode')
+    return jnp.concatenate(posterior, axis=-1)
+
+  return lambda batch: jax.device_get(encode(params, mesh.to_devices(batch, sharding)))
+
+
+def reconstructions(
+  experiment: Experiment, folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any]
+) -> tuple[float, np.ndarray]:
+  """Mean PSNR in dB of held-out images decoded from their stored means, and some pairs, a picture."""
+  split = 'holdout' if meta['num_holdout'] else 'train'
+  source = packed.open_split(folder, meta, split)
+  stored_latents = latents.open_split(folder, meta, made, split, mirrored=False)
+  count = min(NUM_RECONSTRUCTED, source.num_examples)
+  chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
+  real, moments = source.read(chosen)['image'], stored_latents.read(chosen)['moments']
+  means = moments[..., : moments.shape[-1] // 2].astype(np.float32)
+  padding = [(0, mesh.round_up(count, experiment.mesh) - count)] + [(0, 0)] * 3
+  placed = mesh.to_devices(np.pad(means, padding), mesh.batch_sharding(experiment.mesh))
+  identity = Scaling(jnp.zeros(means.shape[-1]), jnp.ones(()))
+  decoded = jax.jit(experiment.to_images)(experiment.decoder, identity, placed)
+  decoded = jax.device_get(decoded)[:count]
+  squares = np.mean(np.square(decoded.astype(float) - real), axis=(1, 2, 3))
+  psnr = np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-4)))
+  shown = min(count, 20) // PAIRS * PAIRS or count
+  pairs = np.stack([real, decoded], axis=1)[:shown]
+  rows = max(shown // PAIRS, 1)
+  return float(psnr), images.grid(pairs.reshape(rows, -1, *real.shape[1:]))
 
 
 def summary(meta: Mapping[str, Any]) -> str:

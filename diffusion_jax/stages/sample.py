@@ -5,11 +5,7 @@ denoising.gif. Sample i depends on the seed and on i alone, so a set can be fini
 with another batch size or on other devices.
 """
 
-import json
-import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +14,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.checks import check_data, check_devices
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images
-from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime import mesh, sample_set
 from diffusion_jax.runtime.checkpoint import Restored, checksums
 from diffusion_jax.stages.train import open_checkpoints
+from diffusion_jax.types import PyTree
 
 MAX_ROWS = 10  # Classes in the grid and the animation.
 
@@ -35,20 +33,19 @@ def run(experiment: Experiment, workdir: Path) -> Path:
   check_data(experiment)
   folder = workdir / 'samples' / set_name(experiment)
   restored = load_checkpoint(experiment, workdir)
-  sample = experiment.config.sample
-  params = restored.state.ema_params if sample.ema else restored.state.params
-  meta = claim(folder, identity(experiment, restored.step, params))
-  done = stored_indices(folder)
+  sample, weights = experiment.config.sample, restored.state
+  meta = sample_set.claim(folder, identity(experiment, restored.step, weights))
+  done = sample_set.stored_indices(folder)
   missing = np.setdiff1d(np.arange(sample.num_samples, dtype=np.uint32), done)
   print(
     f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from step '
     f'{restored.step}{" (EMA)" if sample.ema else ""}'
   )
   if len(missing):
-    images_per_s = generate_parts(experiment, folder, params, missing)
+    images_per_s = generate_parts(experiment, folder, weights, missing)
     meta.setdefault('images_per_s', images_per_s)
   draw_grid(experiment, folder)
-  write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
+  sample_set.write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
   print(f'done: grid.png, denoising.gif and {len(done) + len(missing):,} samples in {folder}')
   return folder
 
@@ -69,10 +66,23 @@ def set_name(experiment: Experiment) -> str:
   return sample.name or default
 
 
-def identity(experiment: Experiment, step: int, params) -> dict[str, Any]:
+def identity(experiment: Experiment, step: int, weights: dict[str, Any]) -> dict[str, Any]:
   """All that the images depend on."""
-  parameters = f'{sum(checksums(params).values()) % 2**32:08x}'
-  return {'step': step, 'parameters': parameters, **settings(experiment)}
+  parameters = f'{sum(checksums(params_of(weights)).values()) % 2**32:08x}'
+  latents = {}
+  if experiment.is_latent:
+    shift, scale = jax.device_get(weights['scaling'])
+    latents = {
+      'autoencoder': experiment.config.vae.fingerprint,
+      'latent_shift': shift.tolist(),
+      'latent_scale': float(scale),
+    }
+  return {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+
+
+def params_of(weights: dict[str, Any]) -> PyTree:
+  """The backbone's among what load_checkpoint read."""
+  return weights.get('ema_params', weights.get('params'))
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -93,41 +103,6 @@ def settings(experiment: Experiment) -> dict[str, Any]:
   }
 
 
-def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-  """The folder's meta.json, written if it is new.
-
-  Raises: InputError if the folder holds another set, DamagedError if meta.json is not readable.
-  """
-  path = folder / 'meta.json'
-  folder.mkdir(parents=True, exist_ok=True)
-  if not path.exists():
-    write_json(path, {'identity': wanted})
-  meta = read_meta(folder)
-  require_same(folder, meta['identity'], wanted)
-  return meta
-
-
-def read_meta(folder: Path) -> dict[str, Any]:
-  """meta.json of a sample set. Raises: DamagedError if it is not readable."""
-  path = folder / 'meta.json'
-  try:
-    meta = json.loads(path.read_text())
-    return {**meta, 'identity': dict(meta['identity'])}
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error
-
-
-def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-  """Raises: InputError that names every entry of `wanted` that the set has otherwise."""
-  differing = [key for key in wanted if found.get(key) != wanted[key]]
-  if differing:
-    lines = [f'  {key}: {found.get(key)!r}, asked {wanted[key]!r}' for key in differing]
-    raise InputError(
-      f'{folder} holds a set that was made otherwise:\n' + '\n'.join(lines) + '\n'
-      'choose another --config.sample.name, or delete the folder'
-    )
-
-
 def is_complete(experiment: Experiment, folder: Path) -> bool:
   """Whether all samples of these settings are stored; with checkpoint 'latest', of whatever step.
 
@@ -137,13 +112,15 @@ def is_complete(experiment: Experiment, folder: Path) -> bool:
   if checkpoint == 'best' or not (folder / 'meta.json').exists():
     return False  # Which step is best, only the checkpoints know: run looks there.
   step = {'step': int(checkpoint)} if checkpoint.isdigit() else {}
-  require_same(folder, read_meta(folder)['identity'], {**step, **settings(experiment)})
+  sample_set.require_same(
+    folder, sample_set.read_meta(folder)['identity'], {**step, **settings(experiment)}
+  )
   wanted = np.arange(experiment.config.sample.num_samples)
-  return bool(np.isin(wanted, stored_indices(folder)).all())
+  return bool(np.isin(wanted, sample_set.stored_indices(folder)).all())
 
 
 def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
-  """The checkpoint that config.sample.checkpoint names.
+  """Of the checkpoint that config.sample.checkpoint names: 'ema_params' or 'params', and 'scaling'.
 
   Raises: InputError if it does not exist.
   """
@@ -157,7 +134,10 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
       raise InputError(
         f'config.sample.checkpoint: got {wanted!r}, {checkpoints.directory} has {steps}'
       )
-    restored = checkpoints.restore(experiment.abstract_state, step)
+    names = ['ema_params' if experiment.config.sample.ema else 'params']
+    names += ['scaling'] if experiment.is_latent else []
+    wanted = {name: getattr(experiment.abstract_state, name) for name in names}
+    restored = checkpoints.restore(wanted, step, partial=True)
   finally:
     checkpoints.close()
   for damaged, reason in restored.damaged.items():
@@ -165,14 +145,16 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
   return restored
 
 
-def generate_parts(experiment: Experiment, folder: Path, params, missing: np.ndarray) -> float:
+def generate_parts(
+  experiment: Experiment, folder: Path, weights: dict[str, Any], missing: np.ndarray
+) -> float:
   """Writes a part a batch, the picture's samples first. Returns: images/s, compiling aside."""
   size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
   picture = picture_indices(experiment, limit=size)
   gif = folder / 'denoising.gif'
   first = np.zeros(0, missing.dtype) if gif.exists() else picture.reshape(-1)
   order = np.concatenate([first, np.setdiff1d(missing, first)])
-  generate = compile_generate(experiment, params, picture.size)
+  generate = compile_generate(experiment, weights, picture.size)
   sharding = mesh.batch_sharding(experiment.mesh)
   seconds, batches = 0.0, 0
   with tqdm(total=len(order), unit='image', desc='sampling', mininterval=5) as bar:
@@ -182,33 +164,53 @@ def generate_parts(experiment: Experiment, folder: Path, params, missing: np.nda
       padding = (0, size - len(index))
       inputs = (np.pad(index, padding, 'edge'), np.pad(labels, padding, 'edge'))
       began = time.perf_counter()
-      made, frames = generate(params, *mesh.to_devices(inputs, sharding))
+      made, frames = generate(*mesh.to_devices(inputs, sharding))
       made = jax.device_get(made)
       seconds += time.perf_counter() - began
       batches += 1
       if not gif.exists():
-        frames = jax.device_get(frames)
-        frames = frames.reshape(len(frames), *picture.shape, *frames.shape[2:])
-        names, side = row_names(experiment, picture), images.MIN_SIDE_ANIMATED
-        images.save_gif(gif, [images.grid(frame, names, side) for frame in frames])
+        draw_animation(experiment, gif, weights, jax.device_get(frames), picture)
       new = np.isin(index, missing)
-      save_part(folder, index[new], made[: len(index)][new], labels[new])
+      sample_set.save_part(folder, index[new], made[: len(index)][new], labels[new])
       bar.update(len(index))
   return batches * size / seconds
 
 
-def compile_generate(experiment: Experiment, params, frame_examples: int) -> Callable:
-  """(params, indices, labels) -> images and animation frames, compiled for one batch."""
+def compile_generate(
+  experiment: Experiment, weights: dict[str, Any], frame_examples: int
+) -> Callable:
+  """(indices, labels) -> images uint8 and x_t of animation frames, compiled for one batch."""
   size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
   generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
   trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
 
-  def generate(params, indices, labels):
-    return generator.images(trainer.network(params), indices, labels)
+  def generate(params, scaling, decoder, indices, labels):
+    x_0, frames = generator(trainer.network(params), indices, labels)
+    return experiment.to_images(decoder, scaling, x_0), frames
 
   indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=sharding)
   labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharding)
-  return jax.jit(generate).lower(params, indices, labels).compile()
+  fixed = (params_of(weights), weights.get('scaling'), experiment.decoder)
+  compiled = jax.jit(generate).lower(*fixed, indices, labels).compile()
+  return lambda indices, labels: compiled(*fixed, indices, labels)
+
+
+def draw_animation(
+  experiment: Experiment,
+  path: Path,
+  weights: dict[str, Any],
+  frames: np.ndarray,
+  picture: np.ndarray,
+) -> None:
+  """denoising.gif from x_t (F, N, *x0_shape) of the samples of a picture."""
+  flat = frames.reshape(-1, *frames.shape[2:])
+  padding = [(0, mesh.round_up(len(flat), experiment.mesh) - len(flat))] + [(0, 0)] * 3
+  placed = mesh.to_devices(np.pad(flat, padding), mesh.batch_sharding(experiment.mesh))
+  made = jax.jit(experiment.to_images)(experiment.decoder, weights.get('scaling'), placed)
+  made = jax.device_get(made)[: len(flat)]
+  drawn = made.reshape(len(frames), *picture.shape, *made.shape[1:])
+  names, side = row_names(experiment, picture), images.MIN_SIDE_ANIMATED
+  images.save_gif(path, [images.grid(frame, names, side) for frame in drawn])
 
 
 def picture_indices(experiment: Experiment, limit: int = MAX_ROWS * 100) -> np.ndarray:
@@ -239,53 +241,6 @@ def row_names(experiment: Experiment, picture: np.ndarray) -> list[str]:
 def draw_grid(experiment: Experiment, folder: Path) -> None:
   """grid.png from the stored samples."""
   picture = picture_indices(experiment)
-  made, _ = load(folder, int(picture.max()) + 1)
+  made, _ = sample_set.load(folder, int(picture.max()) + 1)
   drawn = images.grid(made[picture], row_names(experiment, picture))
   images.save_png(folder / 'grid.png', drawn)
-
-
-def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndarray) -> None:
-  """part-INDEX.npz, named by its first sample, written beside and renamed."""
-  if not len(index):
-    return
-  path = folder / f'part-{index[0]:08d}.npz'
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez(file, images=made, labels=labels, index=index)
-  os.replace(temporary, path)
-
-
-def stored_indices(folder: Path) -> np.ndarray:
-  """The numbers of the samples that are there, sorted."""
-  found = [_read(path)['index'] for path in sorted(folder.glob('part-*.npz'))]
-  return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
-
-
-def load(folder: Path, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-  """Samples 0..num_samples - 1 in order: images (N,H,W,C) uint8, labels (N,) int32.
-
-  Raises: InputError if some are missing, DamagedError if a part is not readable.
-  """
-  parts = [_read(path) for path in sorted(folder.glob('part-*.npz'))]
-  index = np.concatenate([part['index'] for part in parts]) if parts else np.zeros(0, int)
-  order = np.argsort(index)
-  if not np.array_equal(index[order][:num_samples], np.arange(num_samples)):
-    raise InputError(f'{folder}: {len(index)} samples, {num_samples} wanted; run --mode=sample')
-  chosen = order[:num_samples]
-  made, labels = (np.concatenate([part[name] for part in parts]) for name in ('images', 'labels'))
-  return made[chosen], labels[chosen]
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in ('images', 'labels', 'index')}
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-    raise DamagedError(f'{path}: damaged ({error}); delete it and run --mode=sample') from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-  """Indented, written beside and renamed."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n')
-  os.replace(temporary, path)

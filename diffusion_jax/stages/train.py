@@ -7,8 +7,9 @@ import jax
 
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
-from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.experiment import Experiment, check_data, check_devices, create
+from diffusion_jax.experiment import first_stage, stored
+from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import logging, mesh
@@ -44,6 +45,8 @@ def run(experiment: Experiment, workdir: Path) -> None:
       return
     stored.save(workdir, experiment.mapping)
     stored.save_meta(workdir, experiment.meta)
+    if experiment.is_latent:
+      first_stage.save_copy(workdir, experiment.first_stage, replace=start == 0)
     logging.keep_metrics_until(workdir / 'metrics.jsonl', start)
     writer = logging.create_writer(
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
@@ -61,14 +64,16 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
   """
   mapping, changed = experiment.mapping, []
   if stored.has_checkpoint(workdir):
-    if not experiment.config.data.fingerprint:
-      trained_on = stored.load(workdir).get('data', {}).get('fingerprint', '')
-      mapping = stored.with_fingerprint(mapping, trained_on)
+    mapping = stored.as_trained(workdir, mapping)
     changed = stored.changes(workdir, mapping)
     experiment = create(mapping)
+  if experiment.is_latent:
+    _ = experiment.first_stage  # What is wrong with it is told before images are prepared.
   prepare.ensure(experiment, workdir)
-  _, meta = experiment.prepared
-  experiment = create(stored.with_fingerprint(mapping, meta['fingerprint']))
+  mapping = stored.with_value(mapping, 'data.fingerprint', experiment.meta['fingerprint'])
+  if experiment.is_latent:
+    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
+  experiment = create(mapping)
   check_data(experiment)
   experiment.open_data()
   return experiment, changed
@@ -147,7 +152,7 @@ def train(
 
 def announce(experiment: Experiment, workdir: Path) -> None:
   """What is about to happen, in a few lines."""
-  f = describe.facts(experiment)
+  config, f = experiment.config, describe.facts(experiment)
   print(f'training in {workdir}')
   print(f'  devices   {f["devices"]} {jax.devices()[0].device_kind}, activations {f["dtype"]}')
   print(
@@ -158,6 +163,12 @@ def announce(experiment: Experiment, workdir: Path) -> None:
     f'  data      {f["train_images"]:,} images {"x".join(map(str, f["image_shape"]))}, '
     f'{f["num_classes"]} classes, {f["holdout_images"]:,} held out ({f["data_fingerprint"]})'
   )
+  if experiment.is_latent:
+    scaling = experiment.scaling
+    print(
+      f'  latents   {"x".join(map(str, experiment.x0_shape))} by the autoencoder '
+      f'{config.vae.fingerprint} ({config.vae.checkpoint}), scale {float(scaling.scale):.5f}'
+    )
   print(
     f'  training  to step {f["steps"]:,} with batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs'
   )
@@ -183,7 +194,7 @@ def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tupl
   if restored is None:
     print(f'fresh start in {workdir}')
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    return jax.jit(experiment.init_state, out_shardings=shardings)(), 0
+    return jax.jit(task_of(experiment).init_state, out_shardings=shardings)(), 0
   for step, reason in restored.damaged.items():
     aside = checkpoints.set_aside(step)
     print(f'checkpoint of step {step} is damaged ({reason}): moved to {aside}')

@@ -13,7 +13,6 @@ from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import PyTree
 
 MAX_ROWS = 10  # Classes in a preview.
 
@@ -32,7 +31,7 @@ class Diffusion:
     """Nothing."""
 
   def init_state(self) -> TrainState:
-    return self.experiment.init_state()
+    return self.experiment.init_state(self.experiment.scaling)
 
   def compile_step(self, start: int) -> Callable:
     del start
@@ -46,13 +45,13 @@ class Diffusion:
     return jax.jit(self.experiment.trainer.evaluation_step)
 
   def measure(self, state: TrainState) -> dict[str, float]:
-    evaluate = functools.partial(self._evaluation_step, state.ema_params)
+    evaluate = functools.partial(self._evaluation_step, state.ema_params, state.scaling)
     losses, counts = shared.sum_over_holdout(self.experiment, evaluate)
     return {'holdout_loss': float(losses / counts)}
 
   @functools.cached_property
-  def _draw(self) -> Callable[[PyTree], np.ndarray]:
-    """params -> one picture from fixed noise, a row a class."""
+  def _draw(self) -> Callable[[TrainState], np.ndarray]:
+    """state -> one picture from fixed noise, a row a class."""
     experiment = self.experiment
     num_classes = experiment.config.num_classes
     rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
@@ -63,25 +62,28 @@ class Diffusion:
     sharding = mesh.batch_sharding(experiment.mesh)
 
     @jax.jit
-    def generate(params, indices, labels):
-      return generator.images(trainer.network(params), indices, labels)[0]
+    def generate(params, scaling, decoder, indices, labels):
+      x_0, _ = generator(trainer.network(params), indices, labels)
+      return experiment.to_images(decoder, scaling, x_0)
 
-    def draw(params) -> np.ndarray:
-      made = jax.device_get(generate(params, *mesh.to_devices(inputs, sharding)))
+    def draw(state) -> np.ndarray:
+      placed = mesh.to_devices(inputs, sharding)
+      made = generate(state.ema_params, state.scaling, experiment.decoder, *placed)
+      made = jax.device_get(made)
       made = made[: len(labels)].reshape(rows, columns, *made.shape[1:])
       return images.grid(made, experiment.label_names[:rows] if num_classes else ())
 
     return draw
 
   def preview(self, state: TrainState) -> np.ndarray:
-    return self._draw(state.ema_params)
+    return self._draw(state)
 
   def forward(self, params, x, time, y):
     return self.experiment.trainer.network(params)(x, time, y)
 
   def forward_inputs(self, batch_size: int) -> tuple:
     return (
-      jax.ShapeDtypeStruct((batch_size, *self.experiment.image_shape), jnp.float32),
+      jax.ShapeDtypeStruct((batch_size, *self.experiment.x0_shape), jnp.float32),
       jax.ShapeDtypeStruct((batch_size,), jnp.float32),
       jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     )

@@ -9,11 +9,14 @@ import optax
 
 from diffusion_jax.diffusion.losses import DenoisingLoss, Network
 from diffusion_jax.diffusion.pixels import from_uint8
-from diffusion_jax.randomness import example_keys, fold_in_each, purpose_key
+from diffusion_jax.models.latents import Scaling
+from diffusion_jax.models.vae import Posterior
+from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
 from diffusion_jax.training.state import TrainState, ema_decay_at
 from diffusion_jax.types import Array, PyTree
 
-Batch = dict[str, Array]  # image (B,H,W,C) uint8, label (B,) int32
+# label (B,) int32, and image (B,H,W,C) uint8 or moments (B,h,w,2c) float16
+Batch = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,10 +46,7 @@ class Trainer:
     """
     key = jax.random.fold_in(purpose_key(self.seed, 'train'), state.step)
     keys = example_keys(key, jnp.arange(len(batch['label']), dtype=jnp.uint32))  # (B,)
-    x0 = from_uint8(batch['image'])
-    if self.flip:
-      flipped = jax.vmap(jax.random.bernoulli)(fold_in_each(keys, 0))  # (B,)
-      x0 = jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+    x0 = self.x0(batch, state.scaling, keys, flip=self.flip)
     dropout_key = jax.random.fold_in(purpose_key(self.seed, 'dropout'), state.step)
 
     def mean_loss(params):
@@ -67,17 +67,35 @@ class Trainer:
       (state.params, state.ema_params, state.opt_state),
     )
     skipped = jnp.where(good, 0, state.skipped + 1)
-    state = TrainState(state.step + 1, params, ema_params, opt_state, skipped)
+    state = TrainState(state.step + 1, params, ema_params, opt_state, skipped, state.scaling)
     return state, {'loss': loss, 'grad_norm': grad_norm, 'skipped': skipped}
 
-  def evaluation_step(self, params: PyTree, batch: Batch) -> tuple[Array, Array]:
+  def x0(self, batch: Batch, scaling: Scaling | None, keys: Array, *, flip: bool) -> Array:
+    """What diffuses, (B,H,W,C) float32: images in [-1, 1], or fresh samples of normalised latents.
+
+    keys: (B,). flip mirrors half of the images; the latents of mirrored images are examples of
+    their own.
+    """
+    if 'moments' in batch:
+      posterior = Posterior.from_moments(batch['moments'])
+      noise = normal_each(fold_in_each(keys, 0), posterior.mean.shape[1:])
+      return scaling.normalise(posterior.sample(noise))
+    x0 = from_uint8(batch['image'])
+    if not flip:
+      return x0
+    flipped = jax.vmap(jax.random.bernoulli)(fold_in_each(keys, 0))  # (B,)
+    return jnp.where(flipped[:, None, None, None], x0[:, :, ::-1], x0)
+
+  def evaluation_step(
+    self, params: PyTree, scaling: Scaling | None, batch: Batch
+  ) -> tuple[Array, Array]:
     """Sum of the losses of a batch of held-out examples, and their number.
 
     batch['index'] (B,) int32 numbers the examples, -1 for padding; noise and time depend on it
     alone, so that the number can be compared from step to step.
     """
     keys = example_keys(purpose_key(self.seed, 'holdout'), batch['index'].astype(jnp.uint32))
-    x0 = from_uint8(batch['image'])
+    x0 = self.x0(batch, scaling, fold_in_each(keys, 3), flip=False)  # The loss folds in 0 to 2.
     losses = self.loss(self.network(params), x0, batch['label'], keys, train=False)  # (B,)
     valid = batch['index'] >= 0
     return jnp.sum(jnp.where(valid, losses, 0)), jnp.sum(valid)

@@ -12,7 +12,7 @@ import pytest
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddpm
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.types import Prediction
 from tests.conftest import tiny_mapping
 from tests.diffusion.test_samplers import exact_denoiser, keys_of

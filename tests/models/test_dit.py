@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.experiment import check_devices, create
+from diffusion_jax.experiment.checks import check_devices, create
 from tests.conftest import tiny_mapping
 from tests.models.test_backbones import SMALL, build, inputs, shaken
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.experiment import create
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same

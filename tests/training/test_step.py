@@ -34,7 +34,7 @@ def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
     return trainer.train_step(state, batch)
 
   held_out = {**experiment.holdout_data.read(np.arange(200)), 'index': np.arange(200)}
-  measure = jax.jit(lambda params: trainer.evaluation_step(params, held_out)[0] / 200)
+  measure = jax.jit(lambda params: trainer.evaluation_step(params, None, held_out)[0] / 200)
   step, state = jax.jit(counted, donate_argnums=0), experiment.init_state()
   before = float(measure(state.params))
   for i in range(60):

@@ -1,0 +1,276 @@
+"""Moments of an autoencoder's posteriors for a prepared image set: what latent systems train on.
+
+SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
+  moments.npy  (N, h, w, 2 c) float16, mean and log variance: of the training images, of the same
+               mirrored (if they were), of the held-out images
+  meta.json    of which images by which autoencoder, their statistics, digests 16 MiB at a time
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax.data import packed
+from diffusion_jax.data.packing import disk_error, sync
+from diffusion_jax.data.prepare import locked
+from diffusion_jax.errors import InputError
+
+PREFIX = 'latents-'
+DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
+ROWS_AT_ONCE = 4096  # When statistics are taken.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Latents:
+  """One split: moments (N, h, w, 2 c) float16, labels (N,) int32."""
+
+  moments: np.ndarray
+  labels: np.ndarray
+  label_names: tuple[str, ...]
+  fingerprint: str
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.labels)
+
+  @property
+  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+      'moments': jax.ShapeDtypeStruct(self.moments.shape[1:], np.float16),
+      'label': jax.ShapeDtypeStruct((), np.int32),
+    }
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """indices (n,) -> moments (n, h, w, 2 c) float16, label (n,) int32."""
+    return {'moments': self.moments[indices], 'label': self.labels[indices]}
+
+
+def open_split(
+  folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], split: str, *, mirrored: bool
+) -> Latents:
+  """split 'train' (twice as long if mirrored) or 'holdout' of verified latents.
+
+  folder, meta: of the image set. made: what find returned.
+  """
+  train, total = meta['num_train'], meta['num_train'] + meta['num_holdout']
+  labels = np.load(folder / 'labels.npy')
+  moments = np.asarray(np.load(folder_of(folder, made) / 'moments.npy', mmap_mode='r'))
+  if split == 'train':
+    rows, labels = train * (1 + mirrored), np.tile(labels[:train], 1 + mirrored)
+    moments = moments[:rows]
+  else:
+    moments, labels = moments[len(moments) - (total - train) :], labels[train:]
+  fingerprint = f'{meta["fingerprint"]}-{made["autoencoder"]["fingerprint"]}-{split}'
+  return Latents(moments, labels, tuple(meta['label_names']), fingerprint)
+
+
+def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
+  """Of the latents, in that of the image set."""
+  return folder / f'{PREFIX}{made["autoencoder"]["fingerprint"]}'
+
+
+def existing(folder: Path) -> dict[str, dict[str, Any]]:
+  """Fingerprint of the autoencoder -> the description of the latents it made of this set."""
+  found = sorted(folder.glob(f'{PREFIX}*/meta.json'))
+  return {path.parent.name[len(PREFIX) :]: packed.read_meta(path.parent) for path in found}
+
+
+def find(
+  folder: Path, meta: Mapping[str, Any], autoencoder: str, *, mirrored: bool
+) -> dict[str, Any]:
+  """The description of the latents that the autoencoder of this fingerprint made of the set.
+
+  Raises: InputError if there are none, and says whose there are; DamagedError.
+  """
+  there = existing(folder)
+  made = there.get(autoencoder)
+  if made is None:
+    others = [f'  {key}: made by {m["autoencoder"]["origin"]}' for key, m in there.items()]
+    listed = ', only by others:\n' + '\n'.join(others) + '\n' if others else '; '
+    raise InputError(
+      f'{folder}: no latents by the autoencoder {autoencoder} of config.vae.checkpoint{listed}'
+      'run the same command with --mode=prepare, or give the autoencoder that made them'
+    )
+  own = folder / f'{PREFIX}{autoencoder}'
+  for what, found, wanted in (
+    ('by another autoencoder', made['autoencoder']['fingerprint'], autoencoder),
+    ('of other images', made['images'], meta['fingerprint']),
+  ):
+    if found != wanted:
+      raise InputError(
+        f'{own}: made {what} ({found}, not {wanted}); delete it and run --mode=prepare again'
+      )
+  if mirrored and not made['mirrored']:
+    raise InputError(
+      f'{own}: made without mirrored images, which config.data.flip needs: run --mode=prepare '
+      'again, or say --config.data.flip=False'
+    )
+  return made
+
+
+def verify(folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], *, full: bool) -> None:
+  """As packed.verify, of the latents and the labels. Raises: DamagedError that names the file."""
+  packed.verify_labels(folder, meta)
+  own = folder_of(folder, made)
+  packed.verify_file(own / 'moments.npy', made['moments_bytes'], made['chunk_digests'], own, full)
+
+
+def encode(
+  folder: Path,
+  meta: Mapping[str, Any],
+  autoencoder: Mapping[str, Any],
+  latent_shape: tuple[int, int, int],
+  encode_batch: Callable[[np.ndarray], np.ndarray],
+  *,
+  batch_size: int,
+  mirrored: bool,
+) -> dict[str, Any]:
+  """Makes the latents of a verified image set, or goes on with them. Returns: their description.
+
+  autoencoder: its 'fingerprint' and 'origin', noted. encode_batch: (batch_size, H, W, C) uint8 ->
+  (batch_size, h, w, 2 c) float32.
+  Raises: InputError for a full disk, or an autoencoder whose moments are not finite.
+  """
+  work = folder / f'.encoding-{autoencoder["fingerprint"]}-{"mirrored" if mirrored else "plain"}'
+  images = np.asarray(np.load(folder / 'images.npy', mmap_mode='r'))
+  train = meta['num_train']
+  parts = [images[:train], images[:train, :, ::-1], images[train:]]
+  parts = parts if mirrored else [parts[0], parts[2]]
+  height, width, channels = latent_shape
+  shape = (sum(map(len, parts)), height, width, 2 * channels)
+  try:
+    work.mkdir(exist_ok=True)
+    with locked(work):
+      _fill(work / 'moments.npy', shape, parts, encode_batch, batch_size)
+      made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
+      target = folder_of(folder, made)
+      if target.exists():  # Without mirrored images, or damaged.
+        shutil.rmtree(target)
+      for name in (DONE, 'lock'):
+        (work / name).unlink(missing_ok=True)
+      os.replace(work, target)
+      sync(folder)
+  except OSError as error:
+    raise disk_error(error, work, int(2 * np.prod(shape))) from error
+  return packed.read_meta(target)
+
+
+def _fill(
+  path: Path,
+  shape: tuple[int, ...],
+  parts: list[np.ndarray],
+  encode_batch: Callable[[np.ndarray], np.ndarray],
+  batch_size: int,
+) -> None:
+  """Writes the rows that are missing, a batch at a time."""
+  moments = _create(path, shape)
+  done = _rows_done(path)
+  if done:
+    print(f'going on: {done:,} latents are there from an interrupted run')
+  with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
+    for start, batch in _batches(parts, done, batch_size):
+      count = len(batch)
+      padding = [(0, batch_size - count)] + [(0, 0)] * 3
+      encoded = encode_batch(np.pad(batch, padding))[:count]
+      with np.errstate(over='ignore'):
+        rows = encoded.astype(np.float16)
+      if not np.isfinite(rows).all():
+        raise InputError(
+          'config.vae.checkpoint: this autoencoder gives moments that are not finite in float16 '
+          f'(largest {np.abs(encoded).max():.3g}): it has diverged, or is none for these images'
+        )
+      moments[start : start + count] = rows
+      bar.update(count)
+      if (start // batch_size) % 64 == 63:
+        _note(moments, path, start + count)
+  _note(moments, path, shape[0])
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+  """An array on disk, its space reserved, or the one that is there."""
+  if path.exists():
+    with contextlib.suppress(ValueError, OSError):
+      there = np.lib.format.open_memmap(path, mode='r+')
+      if there.shape == shape and there.dtype == np.float16:
+        return there
+  path.with_name(DONE).unlink(missing_ok=True)
+  moments = np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, shape=shape)
+  if hasattr(os, 'posix_fallocate'):
+    with open(path, 'r+b') as file:
+      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+  return moments
+
+
+def _rows_done(path: Path) -> int:
+  done = path.with_name(DONE)
+  text = done.read_text() if done.exists() else '0'
+  return int(text) if text.isdigit() else 0
+
+
+def _note(moments: np.memmap, path: Path, rows: int) -> None:
+  """First the rows, then the note that they are there."""
+  moments.flush()
+  temporary = path.with_name(DONE + '.tmp')
+  temporary.write_text(str(rows))
+  sync(temporary)
+  os.replace(temporary, path.with_name(DONE))
+
+
+def _batches(
+  parts: list[np.ndarray], done: int, batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+  """(first row, images) of the rows from `done` on; no batch crosses from part to part."""
+  first = 0
+  for part in parts:
+    for start in range(max(done - first, 0), len(part), batch_size):
+      yield first + start, np.ascontiguousarray(part[start : start + batch_size])
+    first += len(part)
+
+
+def _describe(
+  work: Path, meta: Mapping[str, Any], autoencoder: Mapping[str, Any], train: int, mirrored: bool
+) -> dict[str, Any]:
+  """Writes meta.json, with the statistics of the first `train` rows."""
+  path = work / 'moments.npy'
+  moments = np.load(path, mmap_mode='r')
+  made = {
+    'version': packed.VERSION,
+    'images': meta['fingerprint'],
+    'autoencoder': dict(autoencoder),
+    'mirrored': mirrored,
+    'latent_shape': [*moments.shape[1:3], moments.shape[3] // 2],
+    'statistics': statistics(moments[:train]),
+    'moments_bytes': path.stat().st_size,
+    'chunk_digests': packed.chunk_digests(path),
+  }
+  packed.write_meta(work, made)
+  return made
+
+
+def statistics(moments: np.ndarray) -> dict[str, Any]:
+  """Of samples of the posteriors (N, h, w, 2 c), exactly: E and Var over the noise in closed form.
+
+  mean: of each channel. std: about the mean of all. std_centred: about the channels' means.
+  """
+  channels = moments.shape[-1] // 2
+  total, squares, count = np.zeros(channels), np.zeros(channels), 0
+  for start in range(0, len(moments), ROWS_AT_ONCE):
+    rows = moments[start : start + ROWS_AT_ONCE].astype(np.float64).reshape(-1, 2 * channels)
+    mean, logvar = rows[:, :channels], rows[:, channels:]
+    total += mean.sum(0)
+    squares += (mean**2 + np.exp(logvar)).sum(0)
+    count += len(rows)
+  mean, square = total / count, squares / count
+  return {
+    'mean': mean.tolist(),
+    'std': float(np.sqrt(square.mean() - mean.mean() ** 2)),
+    'std_centred': float(np.sqrt((square - mean**2).mean())),
+  }

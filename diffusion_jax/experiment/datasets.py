@@ -1,0 +1,109 @@
+"""The prepared data of a config: the images, and for latent systems the moments made of them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.data import latents, packed
+from diffusion_jax.data.plan import Recipe
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.sections import Config
+from diffusion_jax.types import DataSource
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Datasets:
+  """stored_meta: the description of the data that a work directory keeps, where there is one."""
+
+  config: Config
+  stored_meta: Mapping[str, Any] | None
+
+  @property
+  def recipe(self) -> Recipe:
+    """What the prepared set must be."""
+    data = self.config.data
+    return Recipe(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Recipe)})
+
+  @property
+  def folder(self) -> Path:
+    """Where prepared sets are kept."""
+    return Path(self.config.data.dir).expanduser().absolute()
+
+  def is_prepared(self) -> bool:
+    """Whether the prepared set is there."""
+    fingerprint = self.config.data.fingerprint
+    return bool(packed.matching(self.folder, self.recipe.mapping(), fingerprint))
+
+  @functools.cached_property
+  def prepared(self) -> tuple[Path, Mapping[str, Any]]:
+    """The folder of the prepared set and its description; nothing is read or verified yet.
+
+    Raises: InputError if there is none.
+    """
+    return packed.find(self.folder, self.recipe.mapping(), self.config.data.fingerprint)
+
+  @property
+  def meta(self) -> Mapping[str, Any]:
+    """The description of the data, from the work directory or from the prepared set."""
+    return self.stored_meta or self.prepared[1]
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    return self.meta['label_names']
+
+  @property
+  def _full(self) -> bool:
+    return self.config.data.verify == 'full'
+
+  @functools.cached_property
+  def _verified(self) -> tuple[Path, Mapping[str, Any]]:
+    folder, meta = self.prepared
+    packed.verify(folder, meta, full=self._full)
+    return folder, meta
+
+  def images(self, split: str) -> DataSource:
+    """The images of split 'train' or 'holdout'.
+
+    Raises: InputError if they are not prepared or nothing is held out, DamagedError if they are not
+    what was written.
+    """
+    self._require(split)
+    return packed.open_split(*self._verified, split)
+
+  @functools.cached_property
+  def latents_meta(self) -> Mapping[str, Any]:
+    """The description of the latents; nothing is read or verified yet.
+
+    Raises: InputError if this autoencoder has made none of this set.
+    """
+    return latents.find(*self.prepared, self.config.vae.fingerprint, mirrored=self.config.data.flip)
+
+  @functools.cached_property
+  def _verified_latents(self) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
+    folder, meta = self.prepared
+    latents.verify(folder, meta, self.latents_meta, full=self._full)
+    return folder, meta, self.latents_meta
+
+  def examples(self, split: str) -> DataSource:
+    """What the backbone learns from: images, or the moments of their latents. Raises: as images."""
+    if self.config.space == 'pixel':
+      return self.images(split)
+    self._require(split)
+    return latents.open_split(*self._verified_latents, split, mirrored=self.config.data.flip)
+
+  def _require(self, split: str) -> None:
+    if split == 'holdout' and not self.meta['num_holdout']:
+      raise InputError(
+        f'{self.prepared[0]}: no held-out images, which the held-out loss and evaluation need: '
+        'prepare again with --config.data.holdout=NUMBER'
+      )
+
+  def train_bytes(self, latent_shape: Sequence[int] | None) -> int:
+    """Of all training examples; latent_shape (h, w, c) in latent space, else None."""
+    if latent_shape is None:
+      return self.meta['num_train'] * math.prod(self.meta['image_shape'])
+    float16_moments = 2 * 2 * math.prod(latent_shape)
+    return self.meta['num_train'] * (1 + self.config.data.flip) * float16_moments

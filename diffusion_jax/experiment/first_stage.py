@@ -1,0 +1,182 @@
+"""The autoencoder of a latent system: where its weights come from, and the copy that a run keeps."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.autoencoder import module_of
+from diffusion_jax.experiment.sections import Config
+from diffusion_jax.interop import compvis, diffusers, weights
+from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.types import PyTree
+
+KIND = 'diffusion_jax autoencoder'
+SIZES = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels')
+ADVICE = (
+  'a work directory that trained one (configs/vae.py), a .ckpt or .safetensors of CompVis, or a '
+  'diffusers AutoencoderKL directory'
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FirstStage:
+  """module: float32. params: float32 NumPy. fingerprint: of params. origin: where they were read."""
+
+  module: AutoencoderKL
+  params: PyTree
+  fingerprint: str
+  origin: str
+
+
+def load(config: Config) -> FirstStage:
+  """The autoencoder of config.vae.checkpoint.
+
+  Raises: InputError if there is none, or one of other sizes or another fingerprint than config.vae
+  says; DamagedError.
+  """
+  if not config.vae.checkpoint:
+    raise InputError(f'config.vae.checkpoint is empty; config.space latent needs {ADVICE}')
+  path = Path(config.vae.checkpoint).expanduser().absolute()
+  module, params = _read(path, config.allow_pickle)
+  _require_sizes(path, module, module_of(config, jnp.float32), config.data.image_size)
+  found = fingerprint_of(params)
+  if config.vae.fingerprint not in ('', found):
+    raise InputError(
+      f'{path}: the autoencoder {found}, but config.vae.fingerprint is {config.vae.fingerprint}: '
+      'the one that this run was trained with, and whose copy is in its work directory; leave '
+      '--config.vae.checkpoint out, or train in another workdir'
+    )
+  return FirstStage(module, params, found, str(path))
+
+
+def _read(path: Path, allow_pickle: bool) -> tuple[AutoencoderKL, PyTree]:
+  if not path.exists():
+    raise InputError(f'config.vae.checkpoint: {path}: no such file or directory; give {ADVICE}')
+  if (path / stored.FILE).is_file() and 'task' in weights.read_json(path / stored.FILE):
+    return _from_workdir(path)
+  if path.is_dir():
+    if not (path / 'config.json').is_file() and not (path / 'model_index.json').is_file():
+      raise InputError(f'config.vae.checkpoint: {path}: no config.json in it; give {ADVICE}')
+    module, params = diffusers.load(path, allow_pickle=allow_pickle)
+    if not isinstance(module, AutoencoderKL):
+      raise InputError(f'config.vae.checkpoint: {path}: a {type(module).__name__}; give {ADVICE}')
+    return module, params
+  if path.suffix == '.safetensors':
+    metadata = weights.read_metadata(path)
+    if metadata.get('kind') == KIND:
+      return _from_copy(path, metadata)
+  return compvis.load(path, allow_pickle=allow_pickle)
+
+
+def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
+  mapping = stored.load(folder)
+  if mapping['task'] != 'autoencoder':
+    raise InputError(
+      f'config.vae.checkpoint: {folder}: trained with config.task {mapping["task"]!r}; give {ADVICE}'
+    )
+  sizes = {name: mapping['vae'][name] for name in SIZES}
+  module = make_autoencoder(**sizes, image_channels=mapping['data']['channels'])
+  abstract = compvis.autoencoder_params(module)
+  return module, averaged_params(folder, abstract)
+
+
+def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
+  """The averaged parameters of the newest good checkpoint of a work directory, NumPy.
+
+  Raises: InputError if it has none; DamagedError.
+  """
+  if not stored.has_checkpoint(folder):
+    raise InputError(f'{folder}: no finished checkpoint in it')
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
+  checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
+  try:
+    restored = checkpoints.restore({'ema_params': wanted}, partial=True)
+  finally:
+    checkpoints.close()
+  if restored is None:
+    raise InputError(f'{folder}: no finished checkpoint in it')
+  for step, reason in restored.damaged.items():
+    print(f'{folder}: checkpoint of step {step} is damaged ({reason}); using step {restored.step}')
+  return jax.device_get(restored.state['ema_params'])
+
+
+def _require_sizes(
+  path: Path, found: AutoencoderKL, wanted: AutoencoderKL, image_size: int
+) -> None:
+  names = (*SIZES, 'image_channels')
+  different = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+  if different:
+    fields = [
+      f'  config.{"data.channels" if name == "image_channels" else f"vae.{name}"}: '
+      f'got {getattr(wanted, name)}, the file has {getattr(found, name)}'
+      for name in different
+    ]
+    shapes = [
+      'x'.join(map(str, (*[image_size // module.factor] * 2, module.embed_channels)))
+      for module in (wanted, found)
+    ]
+    raise InputError(
+      f'{path}: an autoencoder of other sizes, whose latents of {image_size} px images are '
+      f'{shapes[1]}, not {shapes[0]}:\n' + '\n'.join(fields)
+    )
+
+
+def fingerprint_of(params: PyTree) -> str:
+  """16 hexadecimal digits of the names, shapes and values of all arrays."""
+  digest = hashlib.sha256()
+  for name, values in sorted(_flat(params).items()):
+    digest.update(f'{name} {values.shape}\n'.encode())
+    digest.update(values)
+  return digest.hexdigest()[:16]
+
+
+def _flat(params: PyTree) -> dict[str, np.ndarray]:
+  flat = flatten_dict(params, sep='/')
+  return {name: np.ascontiguousarray(values, np.float32) for name, values in flat.items()}
+
+
+def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
+  """DIR/vae.safetensors, so that a run can always decode what it samples.
+
+  Raises: InputError if it cannot be written.
+  """
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
+
+  path = workdir / stored.AUTOENCODER
+  if path.exists() and not replace:
+    return
+  sizes = {name: getattr(first.module, name) for name in (*SIZES, 'image_channels')}
+  metadata = {
+    'kind': KIND,
+    'sizes': json.dumps(sizes),
+    'fingerprint': first.fingerprint,
+    'origin': first.origin,
+  }
+  temporary = path.with_suffix('.tmp')
+  try:
+    save_file(_flat(first.params), temporary, metadata)
+    temporary.rename(path)
+  except (OSError, SafetensorError) as error:
+    raise InputError(f'{path}: cannot be written ({error})') from error
+
+
+def _from_copy(path: Path, metadata: Mapping[str, Any]) -> tuple[AutoencoderKL, PyTree]:
+  sizes = json.loads(metadata['sizes'])
+  module = make_autoencoder(**{**sizes, 'channel_mult': tuple(sizes['channel_mult'])})
+  params = unflatten_dict(weights.read_state(path, allow_pickle=False), sep='/')
+  if fingerprint_of(params) != metadata['fingerprint']:
+    raise DamagedError(f'{path}: not what was written (its fingerprint is another)')
+  return module, params
