@@ -14,14 +14,14 @@ def get_config():
   config = cifar10.get_config('laptop')
   config.task = 'autoencoder'
   config.vae.perceptual_weight = 0.0
-  config.vae.discriminator_start = 4400  # Never.
-  config.train.num_steps = 4400
+  config.vae.discriminator_start = 2000  # Never.
+  config.train.num_steps = 2000
   config.train.batch_size = 16
   config.train.ema_decay = 0.995
   config.train.log_every_steps = 100
-  config.train.holdout_every_steps = 4400
-  config.train.preview_every_steps = 1100
-  config.checkpoint.every_steps = 2200
+  config.train.holdout_every_steps = 2000
+  config.train.preview_every_steps = 1000
+  config.checkpoint.every_steps = 1000
   config.checkpoint.best_metric = 'psnr'
   config.checkpoint.best_mode = 'max'
   return config

@@ -26,6 +26,7 @@ from diffusion_jax.errors import InputError
 PREFIX = 'latents-'
 DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
+NOTED_BATCHES = 64  # After so many, what is done is noted on disk.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -176,6 +177,7 @@ def _fill(
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
   with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
+    batches = 0
     for start, batch in _batches(parts, done, batch_size):
       count = len(batch)
       padding = [(0, batch_size - count)] + [(0, 0)] * 3
@@ -189,7 +191,8 @@ def _fill(
         )
       moments[start : start + count] = rows
       bar.update(count)
-      if (start // batch_size) % 64 == 63:
+      batches += 1
+      if batches % NOTED_BATCHES == 0:
         _note(moments, path, start + count)
   _note(moments, path, shape[0])
 
