@@ -16,6 +16,7 @@ from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
 
 BEFORE_TRAINING = ('train', 'prepare', 'bench')
+FROM_WEIGHTS = ('sample', 'evaluate')  # May begin with config.init_from, without training.
 STAGES = Path(__file__).parent / 'stages'
 USAGE = (
   'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
@@ -91,25 +92,44 @@ def run_mode(
   if folder is None and mode != 'describe':
     raise InputError(f'--workdir is missing\n{USAGE}')
   meta = None
-  if mode in BEFORE_TRAINING:
-    require_writable(folder)
-  elif folder is not None and stored.has_checkpoint(folder):
-    config = stored.merged(folder, config, overrides)
-    if 'vae.checkpoint' not in overrides:
-      config = stored.with_own_autoencoder(folder, config)
-    meta = stored.load_meta(folder, config['data']['fingerprint'])
-  elif mode != 'describe':
-    raise InputError(
-      f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '
-      f'the same command with --mode=train'
-    )
-  experiment = create(config, meta)
   try:
+    if mode in BEFORE_TRAINING:
+      require_writable(folder)
+    elif mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder):
+      require_writable(folder)
+      importlib.import_module('diffusion_jax.stages.train').begin(create(config), folder)
+    if mode not in BEFORE_TRAINING:
+      config, meta = trained(mode, folder, config, overrides)
+    experiment = create(config, meta)
     stage.run(experiment, folder, **({'as_json': True} if as_json else {}))
   except OSError as error:
     if error.errno is None or error.filename is None:
       raise
     raise InputError(f'{error.filename}: {error.strerror}') from error
+
+
+def trained(
+  mode: str, folder: Path | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+  """The config with what the work directory was trained with, and its description of the data.
+
+  Raises: InputError if there is no checkpoint, or a flag contradicts it; `describe` needs none.
+  """
+  if folder is None or not stored.has_checkpoint(folder):
+    if mode == 'describe':
+      return config, None
+    weights = ', or give weights: --config.init_from=PATH' if mode in FROM_WEIGHTS else ''
+    raise InputError(
+      f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '
+      f'the same command with --mode=train{weights}'
+    )
+  config = stored.merged(folder, config, overrides)
+  if 'vae.checkpoint' not in overrides:
+    config = stored.with_own_autoencoder(folder, config)
+  fingerprint = config['data']['fingerprint']
+  if not fingerprint and mode != 'sample':  # Weights of elsewhere: only samples need no images.
+    return config, None
+  return config, stored.load_meta(folder, fingerprint)
 
 
 def require_writable(folder: Path) -> None:

@@ -206,11 +206,21 @@ class Experiment:
     key = purpose_key(self.config.seed, 'init')
     return self.module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params']
 
-  def init_state(self, scaling: Scaling | None = None) -> PyTree:
-    """The state of config.task at step 0; scaling: of latents."""
+  def init_state(self, scaling: Scaling | None = None, given: PyTree | None = None) -> PyTree:
+    """The state of config.task at step 0; scaling: of latents.
+
+    given: parameters instead of the seed's; an array of fewer rows replaces the last ones.
+    """
     if self.config.task == 'autoencoder':
       return self.autoencoder_trainer.create_state(self.image_shape)
-    return create_state(self.init_params(), self.trainer.optimizer, scaling)
+    params = self.init_params()
+    if given is not None:
+      params = jax.tree.map(
+        lambda own, new: new if own.shape == new.shape else own.at[len(own) - len(new) :].set(new),
+        params,
+        given,
+      )
+    return create_state(params, self.trainer.optimizer, scaling)
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:

@@ -96,20 +96,28 @@ def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
 
   Raises: InputError if it has none; DamagedError.
   """
+  return newest_fields(folder, {'ema_params': abstract})['ema_params']
+
+
+def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
+  """Fields of the state in the newest good checkpoint of a work directory, NumPy.
+
+  abstract: field -> ShapeDtypeStructs. Raises: InputError if it has none; DamagedError.
+  """
   if not stored.has_checkpoint(folder):
     raise InputError(f'{folder}: no finished checkpoint in it')
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
   checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
   try:
-    restored = checkpoints.restore({'ema_params': wanted}, partial=True)
+    restored = checkpoints.restore(wanted, partial=True)
   finally:
     checkpoints.close()
   if restored is None:
     raise InputError(f'{folder}: no finished checkpoint in it')
   for step, reason in restored.damaged.items():
     print(f'{folder}: checkpoint of step {step} is damaged ({reason}); using step {restored.step}')
-  return jax.device_get(restored.state['ema_params'])
+  return jax.device_get(restored.state)
 
 
 def _require_sizes(

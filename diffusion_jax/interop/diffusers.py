@@ -21,6 +21,11 @@ from diffusion_jax.models.vae import make_autoencoder
 from diffusion_jax.types import PyTree
 
 FILES = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
+# Of config.json of a DiT.
+DIT_SIZES = (
+  *('num_attention_heads', 'attention_head_dim', 'num_layers', 'num_embeds_ada_norm'),
+  *('patch_size', 'in_channels', 'sample_size'),
+)
 # Attention layers of files written before 2023.
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
@@ -107,22 +112,31 @@ def _autoencoder_source_of(levels: int):
 
 
 def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, dtype):
-  """A DiT. Its blocks repeat the time and label embedders; ours has them once."""
+  """A DiT. Its blocks repeat the time and label embedders; ours has them once.
+
+  Raises: InputError that names what config.json lacks, or what does not fit.
+  """
+  missing = [name for name in DIT_SIZES if name not in config]
+  if missing:
+    raise InputError(f'{Path(origin).parent}/config.json: it lacks {", ".join(missing)}')
   heads, head = config['num_attention_heads'], config['attention_head_dim']
   depth, classes = config['num_layers'], config['num_embeds_ada_norm']
-  module = dit.build(
-    patch_size=config['patch_size'],
-    hidden_size=heads * head,
-    depth=depth,
-    num_heads=heads,
-    mlp_ratio=4.0,
-    frequency_shift=1,  # Theirs; the published DiT has 0.
-    remat=False,
-    attention='xla',
-    out_channels=config.get('out_channels') or config['in_channels'],
-    num_classes=classes,
-    dtype=dtype,
-  )
+  try:
+    module = dit.build(
+      patch_size=config['patch_size'],
+      hidden_size=heads * head,
+      depth=depth,
+      num_heads=heads,
+      mlp_ratio=4.0,
+      frequency_shift=1,  # Theirs; the published DiT has 0.
+      remat=False,
+      attention='xla',
+      out_channels=config.get('out_channels') or config['in_channels'],
+      num_classes=classes,
+      dtype=dtype,
+    )
+  except ValueError as error:
+    raise InputError(f'{origin}: {error}') from error
   state = _one_embedder(state, depth, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed.pos_embed'}
   side = config['sample_size']

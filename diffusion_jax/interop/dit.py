@@ -54,6 +54,11 @@ def from_state(
   missing = [name for name in needed if name not in state]
   if missing:
     raise InputError(f'{origin}: no DiT as published, it lacks {", ".join(missing)}')
+  if state['x_embedder.proj.weight'].ndim != 4:
+    raise InputError(
+      f'{origin}: x_embedder.proj.weight is {state["x_embedder.proj.weight"].shape}, a published '
+      'DiT has (width, channels, patch, patch)'
+    )
   width, in_channels, patch, _ = state['x_embedder.proj.weight'].shape
   blocks = (re.match(r'blocks\.(\d+)\.', name) for name in state)
   depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)

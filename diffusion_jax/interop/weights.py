@@ -130,6 +130,13 @@ def convert(
         rows.append(np.concatenate([transform(path, state[n], ndim) for n in names], axis=-1))
     if len(rows) < max(source.stacked, 1):
       continue
+    shapes = [row.shape for row in rows]
+    if len(set(shapes)) > 1:
+      odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+      problems.append(
+        f'{source.names[0].format(odd)} gives {shapes[odd]}, {source.names[0].format(0)} {shapes[0]}'
+      )
+      continue
     array = np.stack(rows) if source.stacked else rows[0]
     if array.shape != wanted.shape:
       problems.append(f'{source.names[0]} gives {array.shape}, {"/".join(path)} is {wanted.shape}')

@@ -56,8 +56,10 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
     workers=data.workers,
   )
   print(summary(meta))
-  trained = stored.has_checkpoint(workdir)
-  if trained and stored.load(workdir).get('data', {}).get('fingerprint') != meta['fingerprint']:
+  trained_on = ''
+  if stored.has_checkpoint(workdir):
+    trained_on = stored.load(workdir).get('data', {}).get('fingerprint', '')
+  if trained_on not in ('', meta['fingerprint']):
     print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
     return
   workdir.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'cfg_scale': sample.cfg_scale,
     'clip_x0': sample.clip_x0,
     'labels': list(sample.labels) or 'balanced',
-    'data': experiment.meta['fingerprint'],
+    'data': config.data.fingerprint,
   }
 
 

@@ -1,15 +1,18 @@
 """--mode=train: trains a work directory from where it stands to config.train.num_steps."""
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
-from diffusion_jax.experiment import first_stage, stored
+from diffusion_jax.experiment import first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.initial import Initial
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import logging, mesh
@@ -30,6 +33,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   """
   check_devices(experiment)
   task_of(experiment).require()
+  given = None if stored.has_checkpoint(workdir) else initial.load(experiment)
   experiment, changed = with_data(experiment, workdir)
   config = experiment.config
   if config.logging.wandb_project:
@@ -37,7 +41,9 @@ def run(experiment: Experiment, workdir: Path) -> None:
   announce(experiment, workdir)
   checkpoints = open_checkpoints(experiment, workdir)
   with Interruption() as interruption, contextlib.closing(checkpoints):
-    state, start = restore_or_init(experiment, checkpoints, workdir)
+    state, start = restore_or_init(experiment, checkpoints, workdir, given)
+    if experiment.is_latent:
+      print(f'latents are scaled by {float(jax.device_get(state.scaling.scale)):.5f}')
     for change in changed:
       print(f'changed since the checkpoint: config.{change}')
     if start >= config.train.num_steps:
@@ -64,7 +70,7 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
   """
   mapping, changed = experiment.mapping, []
   if stored.has_checkpoint(workdir):
-    mapping = stored.as_trained(workdir, mapping)
+    mapping = as_begun(workdir, stored.as_trained(workdir, mapping))
     changed = stored.changes(workdir, mapping)
     experiment = create(mapping)
   if experiment.is_latent:
@@ -77,6 +83,14 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
   check_data(experiment)
   experiment.open_data()
   return experiment, changed
+
+
+def as_begun(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with the config.init_from that `workdir` began with; says so of another."""
+  began, given = stored.load(workdir).get('init_from', ''), mapping['init_from']
+  if given not in ('', began):
+    print(f'config.init_from: {given} is not read, {workdir} has a checkpoint to go on from')
+  return {**mapping, 'init_from': began}
 
 
 def train(
@@ -164,10 +178,9 @@ def announce(experiment: Experiment, workdir: Path) -> None:
     f'{f["num_classes"]} classes, {f["holdout_images"]:,} held out ({f["data_fingerprint"]})'
   )
   if experiment.is_latent:
-    scaling = experiment.scaling
     print(
       f'  latents   {"x".join(map(str, experiment.x0_shape))} by the autoencoder '
-      f'{config.vae.fingerprint} ({config.vae.checkpoint}), scale {float(scaling.scale):.5f}'
+      f'{config.vae.fingerprint} ({config.vae.checkpoint})'
     )
   print(
     f'  training  to step {f["steps"]:,} with batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs'
@@ -188,15 +201,61 @@ def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = Fa
   )
 
 
-def restore_or_init(experiment, checkpoints: Checkpoints, workdir: Path) -> tuple[PyTree, int]:
-  """The newest good state and its step, or a new one and 0; says which."""
+def restore_or_init(
+  experiment: Experiment, checkpoints: Checkpoints, workdir: Path, given: Initial | None = None
+) -> tuple[PyTree, int]:
+  """The newest good state and its step, or a new one and 0; says which.
+
+  given: the weights of config.init_from, if they have been read. Raises: as initial.load.
+  """
   restored = checkpoints.restore(experiment.abstract_state)
   if restored is None:
+    given = given or initial.load(experiment)
     print(f'fresh start in {workdir}')
-    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    return jax.jit(task_of(experiment).init_state, out_shardings=shardings)(), 0
+    return new_state(experiment, given), 0
   for step, reason in restored.damaged.items():
     aside = checkpoints.set_aside(step)
     print(f'checkpoint of step {step} is damaged ({reason}): moved to {aside}')
   print(f'resumed at step {restored.step} from {checkpoints.directory / str(restored.step)}')
   return restored.state, restored.step
+
+
+def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
+  """The state at step 0 on the devices, with the weights of config.init_from if there are any."""
+  shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
+  if given is None:
+    _ = experiment.scaling  # Read outside of jit.
+    return jax.jit(task_of(experiment).init_state, out_shardings=shardings)()
+  print('\n  '.join([f'weights of {given.origin}', *given.notes]))
+  scaling = given.scaling or experiment.scaling
+  params = given.on_devices(experiment.abstract_state.params)
+  init = jax.jit(lambda params: experiment.init_state(scaling, params), out_shardings=shardings)
+  return init(params)
+
+
+def begin(experiment: Experiment, workdir: Path) -> None:
+  """The weights of config.init_from as the checkpoint of step 0: nothing is trained, nor data needed.
+
+  Raises: InputError, DamagedError: as initial.load; InputError without a scale of the latents.
+  """
+  check_devices(experiment)
+  given, config, mapping = initial.load(experiment), experiment.config, experiment.mapping
+  meta = initial.meta_without_data(config)
+  if config.data.fingerprint or experiment.datasets.is_prepared():
+    meta = experiment.meta
+    mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
+  if experiment.is_latent:
+    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
+  described = create(mapping, meta)
+  check_data(described)
+  if given.scaling is None:
+    initial.require_scaling(described)
+  print(f'nothing was trained in {workdir}: beginning with config.init_from')
+  stored.save(workdir, mapping)
+  stored.save_meta(workdir, meta)
+  if experiment.is_latent:
+    first_stage.save_copy(workdir, experiment.first_stage, replace=True)
+  with contextlib.closing(open_checkpoints(described, workdir)) as checkpoints:
+    checkpoints.save(0, new_state(described, given), {})
+    checkpoints.wait()
+  print(f'checkpoint of step 0 written to {checkpoints.directory}')

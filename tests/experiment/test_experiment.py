@@ -35,7 +35,9 @@ def test_every_config_builds_at_full_size(path):
   task = task_of(experiment)
   out = jax.eval_shape(task.forward, experiment.abstract_state.params, *task.forward_inputs(4))
   out = out[0] if experiment.config.task == 'autoencoder' else out
-  assert out.shape == (4, *experiment.image_shape)
+  *sides, channels = experiment.x0_shape
+  outputs = 2 if experiment.config.process.learned_variance else 1
+  assert out.shape == (4, *sides, outputs * channels)
 
 
 def test_overrides_are_reported():

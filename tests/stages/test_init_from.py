@@ -1,0 +1,161 @@
+"""Training and sampling from config.init_from, through the same door as the command line."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.command import run_mode
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment.checks import create
+from diffusion_jax.interop import dit
+from diffusion_jax.runtime import sample_set
+from diffusion_jax.stages.train import open_checkpoints
+from tests.conftest import tiny_mapping
+from tests.experiment.test_initial import (
+  RECORDED,
+  assert_same,
+  make,
+  random_params,
+  write_diffusers,
+  write_published,
+)
+from tests.stages.test_latent import write_autoencoder
+
+STEADY = {'optimizer.decay': 'constant', 'train.holdout_every_steps': 100}
+
+
+def run(mode, folder, tmp_path, path='', **changes):
+  """changes are the flags of the command line."""
+  flags = {**changes, **({'init_from': str(path)} if path else {})}
+  run_mode(mode, tiny_mapping(tmp_path, **flags), flags, folder, as_json=False)
+
+
+def state_of(tmp_path, folder, step=None, **changes):
+  experiment = make(tmp_path, **changes)
+  checkpoints = open_checkpoints(experiment, folder, read_only=True)
+  restored = checkpoints.restore(experiment.abstract_state, step)
+  checkpoints.close()
+  return restored.state
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  """A published DiT of random weights, and its parameters."""
+  tmp_path = tmp_path_factory.mktemp('weights')
+  params = random_params(make(tmp_path))
+  return write_published(tmp_path / 'dit.safetensors', params), params
+
+
+def test_training_goes_on_from_given_weights_and_resumes_without_them(tmp_path, weights, capsys):
+  path, params = weights
+  run('train', tmp_path / 'whole', tmp_path, path, **STEADY)
+  assert f'weights of {path}\n' in capsys.readouterr().out
+  first = state_of(tmp_path, tmp_path / 'whole', 2)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, params)
+  assert all(0 < x < 0.1 for x in jax.tree.leaves(moved))  # Two steps away, and no further.
+  run('train', tmp_path / 'parts', tmp_path, path, **STEADY, **{'train.num_steps': 2})
+  capsys.readouterr()
+  run('train', tmp_path / 'parts', tmp_path, tmp_path / 'gone.safetensors', **STEADY)
+  out = capsys.readouterr().out
+  assert 'resumed at step 2' in out and 'gone.safetensors is not read' in out
+  whole, parts = (state_of(tmp_path, tmp_path / name) for name in ('whole', 'parts'))
+  assert int(whole.step) == 4
+  assert_same(parts, whole)
+  assert json.loads((tmp_path / 'parts' / 'config.json').read_text())['init_from'] == str(path)
+
+
+def test_what_is_wrong_is_told_before_data_are_prepared(tmp_path, weights):
+  path, _ = weights
+  cut = tmp_path / 'cut.safetensors'
+  cut.write_bytes(path.read_bytes()[:-100])
+  for given, changes, error in (
+    (tmp_path / 'gone', {}, InputError),
+    (path, {'model.dit.depth': 3}, InputError),
+    (cut, {}, DamagedError),
+  ):
+    for mode in ('train', 'sample'):
+      with pytest.raises(error):
+        run(mode, tmp_path / 'run', tmp_path, given, **changes)
+  assert not (tmp_path / 'data').exists() and not list((tmp_path / 'run').iterdir())
+
+
+def test_samples_without_training_are_those_of_the_published_model(tmp_path, weights, capsys):
+  path, _ = weights
+  folder = tmp_path / 'run'
+  with pytest.raises(InputError, match=r'no checkpoint here.*or give weights: --config\.init_from'):
+    run('sample', folder, tmp_path)
+  run('sample', folder, tmp_path, path, **{'sample.cfg_scale': 2.0})
+  out = capsys.readouterr().out
+  assert f'nothing was trained in {folder}' in out and 'checkpoint of step 0 written' in out
+  made, labels = sample_set.load(folder / 'samples' / 'ddim3-cfg2', 20)
+  experiment = make(tmp_path, **{'sample.cfg_scale': 2.0})
+  module, params = dit.load(path, num_heads=2)
+
+  @jax.jit
+  def expected(params):
+    def network(x, time, y):
+      return module.apply({'params': params}, x, time, y)
+
+    return experiment.generator()(network, np.arange(20, dtype=np.uint32), labels)[0]
+
+  levels = np.clip(np.floor(127.5 * np.asarray(expected(params)) + 128), 0, 255)
+  assert np.abs(made.astype(float) - levels).max() <= 1 and made.std() > 20
+  assert Image.open(folder / 'samples' / 'ddim3-cfg2' / 'grid.png').width > 0
+  assert (folder / 'samples' / 'ddim3-cfg2' / 'denoising.gif').exists()
+  meta = json.loads((folder / 'samples' / 'ddim3-cfg2' / 'meta.json').read_text())
+  assert meta['identity']['step'] == 0 and meta['identity']['data'] == ''
+  assert json.loads((folder / 'data.json').read_text())['label_names'][9] == 'class 9'
+  assert not (tmp_path / 'data').exists()
+  # Again from the checkpoint, without the flag.
+  run('sample', folder, tmp_path, **{'sample.cfg_scale': 2.0, 'sample.name': 'again'})
+  np.testing.assert_array_equal(sample_set.load(folder / 'samples' / 'again', 20)[0], made)
+
+
+def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weights, capsys):
+  path, params = weights
+  changes = {'sample.num_samples': 4, 'eval.features.name': 'pixels', 'eval.metrics': ('fid',)}
+  with pytest.raises(InputError, match=r"no prepared data 'digits', 8 px.*--mode=prepare"):
+    run('evaluate', tmp_path / 'run', tmp_path, path, **changes)
+  run('sample', tmp_path / 'run', tmp_path, **changes)
+  assert_same(state_of(tmp_path, tmp_path / 'run', 0).params, params)
+  run_mode('describe', tiny_mapping(tmp_path), {}, tmp_path / 'run', as_json=False)
+  assert 'not prepared yet' in capsys.readouterr().out
+  run('prepare', tmp_path / 'elsewhere', tmp_path)
+  run('evaluate', tmp_path / 'run', tmp_path, **changes)  # Of the samples that are there.
+  out = capsys.readouterr().out
+  assert 'evaluating 4 samples of step 0' in out and 'samples to make' not in out
+  run('train', tmp_path / 'run', tmp_path, **STEADY, **{'train.num_steps': 2})
+  assert 'resumed at step 0' in capsys.readouterr().out
+  run('train', tmp_path / 'direct', tmp_path, path, **STEADY, **{'train.num_steps': 2})
+  assert_same(*(state_of(tmp_path, tmp_path / name) for name in ('run', 'direct')))
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert stored['data']['fingerprint'] and stored['init_from'] == str(path)
+
+
+def test_latent_samples_without_training(tmp_path, capsys):
+  """A directory of diffusers and an autoencoder are all that is needed."""
+  folder = write_diffusers(tmp_path / 'transformer')
+  sizes = {name.removeprefix('vae.'): v for name, v in RECORDED.items() if name.startswith('vae.')}
+  changes = {
+    **RECORDED,
+    'data.channels': 3,
+    'model.dit.frequency_shift': 1,
+    'vae.checkpoint': str(write_autoencoder(tmp_path, sizes=sizes)),
+    'sample.num_samples': 4,
+    'sample.batch_size': 4,
+  }
+  with pytest.raises(InputError, match=r"config\.vae\.scale.*published DiTs: 0\.18215, 'none'"):
+    run('sample', tmp_path / 'run', tmp_path, folder, **changes)
+  run('sample', tmp_path / 'run', tmp_path, folder, **changes, **{'vae.scale': 0.18215})
+  assert f'weights of {folder}\ncheckpoint of step 0' in capsys.readouterr().out  # No notes.
+  made, _ = sample_set.load(tmp_path / 'run' / 'samples' / 'ddim3-cfg1', 4)
+  assert made.shape == (4, 16, 16, 3) and made.std() > 5
+  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert (tmp_path / 'run' / 'vae.safetensors').exists() and stored['vae']['fingerprint']
+  experiment = create(tiny_mapping(tmp_path, **changes, **{'vae.scale': 0.18215}))
+  meta = json.loads((tmp_path / 'run' / 'samples' / 'ddim3-cfg1' / 'meta.json').read_text())
+  assert meta['identity']['autoencoder'] == experiment.first_stage.fingerprint
+  np.testing.assert_allclose(meta['identity']['latent_scale'], 0.18215, rtol=1e-6)
