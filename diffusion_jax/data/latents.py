@@ -177,8 +177,7 @@ def _fill(
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
   with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
-    batches = 0
-    for start, batch in _batches(parts, done, batch_size):
+    for number, (start, batch) in enumerate(_batches(parts, done, batch_size), 1):
       count = len(batch)
       padding = [(0, batch_size - count)] + [(0, 0)] * 3
       encoded = encode_batch(np.pad(batch, padding))[:count]
@@ -191,8 +190,7 @@ def _fill(
         )
       moments[start : start + count] = rows
       bar.update(count)
-      batches += 1
-      if batches % NOTED_BATCHES == 0:
+      if number % NOTED_BATCHES == 0:
         _note(moments, path, start + count)
   _note(moments, path, shape[0])
 

@@ -34,10 +34,10 @@ def run(experiment: Experiment, workdir: Path) -> None:
   if experiment.is_latent:
     check_devices(experiment)
     _ = experiment.first_stage  # What is wrong with it is told before hours of work.
-  if experiment.config.data.source or not experiment.is_latent:
-    prepare_images(experiment, workdir)
-  if experiment.is_latent:
+    ensure_images(experiment, workdir)
     prepare_latents(experiment, workdir)
+  else:
+    prepare_images(experiment, workdir)
 
 
 def prepare_images(experiment: Experiment, workdir: Path) -> None:
@@ -70,19 +70,27 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
 
 def ensure(experiment: Experiment, workdir: Path) -> None:
   """Prepares the data of a run if that has not been done. Raises: InputError if it cannot be."""
-  data, datasets = experiment.config.data, experiment.datasets
-  alone = jax.process_count() == 1  # Several hosts would all prepare.
-  if data.source and not data.fingerprint:
-    if datasets.is_prepared():
-      folder, meta = datasets.prepared
-      sources = [made['source'] for made in meta['made']]
-      print(f'data: {folder}, prepared from {", ".join(sources)}')
-    elif alone:
-      print(f'no prepared data in {datasets.folder} yet: preparing them first')
-      prepare_images(experiment, workdir)
-  if experiment.is_latent and alone and not latents.existing(datasets.prepared[0]):
-    print(f'no latents of {datasets.prepared[0]} yet: encoding them first')
+  ensure_images(experiment, workdir)
+  if not experiment.is_latent or jax.process_count() > 1:  # Several hosts would all prepare.
+    return
+  folder, _ = experiment.datasets.prepared
+  if not latents.existing(folder):
+    print(f'no latents of {folder} yet: encoding them first')
     prepare_latents(experiment, workdir)
+
+
+def ensure_images(experiment: Experiment, workdir: Path) -> None:
+  """Prepares the images if that has not been done; says from what they were, if it has."""
+  data, datasets = experiment.config.data, experiment.datasets
+  if data.fingerprint or not data.source:
+    return
+  if datasets.is_prepared():
+    folder, meta = datasets.prepared
+    sources = [made['source'] for made in meta['made']]
+    print(f'data: {folder}, prepared from {", ".join(sources)}')
+  elif jax.process_count() == 1:
+    print(f'no prepared data in {datasets.folder} yet: preparing them first')
+    prepare_images(experiment, workdir)
 
 
 def prepare_latents(experiment: Experiment, workdir: Path) -> None:
