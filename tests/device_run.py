@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from diffusion_jax.experiment.checks import check_devices, create
+from diffusion_jax.models.latents import in_batches
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import prepare
@@ -67,6 +68,15 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
     (index, experiment.sample_labels(index)), mesh.batch_sharding(experiment.mesh)
   )
   samples, _ = jax.jit(lambda params, *a: generator(trainer.network(params), *a))(shaken, *inputs)
+  # Latents are decoded a few of every device's rows at a time.
+  rows = jax.random.normal(jax.random.key(4), (48, 2, 3))
+  placed = mesh.to_devices(np.asarray(rows), mesh.batch_sharding(experiment.mesh))
+  shards = mesh.batch_shards(experiment.mesh)
+  decode = jax.jit(lambda x: in_batches(lambda z: 2 * z + 1, x, batch_size=4, shards=shards))
+  np.testing.assert_allclose(decode(placed), 2 * rows + 1, atol=1e-6)
+  assert decode(placed).sharding.is_equivalent_to(placed.sharding, 3)
+  collectives = ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce')
+  assert not [name for name in collectives if name in decode.lower(placed).compile().as_text()]
   kernel = state.params['blocks']['qkv']['kernel']
   arrays = {mesh.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
   np.savez(

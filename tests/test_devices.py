@@ -18,7 +18,8 @@ def results(tmp_path_factory):
   """(devices, rules) -> what tests/device_run.py wrote."""
   folder, found = tmp_path_factory.mktemp('devices'), {}
   for devices, rules in ((1, 'replicated'), (8, 'replicated'), (8, 'sharded')):
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = os.environ.get('XLA_FLAGS', '')
+    flags += f' --xla_force_host_platform_device_count={devices}'
     subprocess.run(
       [sys.executable, '-m', 'tests.device_run', folder, str(devices), rules],
       cwd=ROOT,

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from diffusion_jax.errors import InputError
 PREFIX = 'latents-'
 DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
-NOTED_BATCHES = 64  # After so many, what is done is noted on disk.
+NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +178,8 @@ def _fill(
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
   with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
-    for number, (start, batch) in enumerate(_batches(parts, done, batch_size), 1):
+    noted = time.monotonic()
+    for start, batch in _batches(parts, done, batch_size):
       count = len(batch)
       padding = [(0, batch_size - count)] + [(0, 0)] * 3
       encoded = encode_batch(np.pad(batch, padding))[:count]
@@ -190,8 +192,9 @@ def _fill(
         )
       moments[start : start + count] = rows
       bar.update(count)
-      if number % NOTED_BATCHES == 0:
+      if time.monotonic() - noted > NOTE_SECONDS:
         _note(moments, path, start + count)
+        noted = time.monotonic()
   _note(moments, path, shape[0])
 
 

@@ -59,7 +59,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
 
 def data_speeds(experiment: Experiment, folder: Path) -> dict[str, list[float]]:
   """Images/s of every reader, a number a repeat, the readers in turns."""
-  bench, source = experiment.config.bench, experiment.train_data
+  bench, source = experiment.config.bench, experiment.datasets.images('train')
   print(f'writing {bench.num_files:,} images as files and as TFDS data sets', flush=True)
   paths = foreign_batches.write_folder(source, folder / 'files', bench.num_files)
   stream = foreign_batches.write_tfds(paths, folder, 'tfrecord')
@@ -119,7 +119,9 @@ def preparation_speeds(experiment: Experiment, folder: Path) -> dict[str, list[f
   scale = max(1, PHOTO_SIDE // data.image_size)
   print(f'writing {bench.num_photos:,} photographs', flush=True)
   photos = folder / 'photos'
-  paths = foreign_batches.write_folder(experiment.train_data, photos, bench.num_photos, scale)
+  paths = foreign_batches.write_folder(
+    experiment.datasets.images('train'), photos, bench.num_photos, scale
+  )
   recipe = Recipe('bench', data.image_size, 3, 'all', 'sorted', 0, 0)
   one = {
     'plain loop, one process': lambda number: foreign_batches.plain_pil(paths, data.image_size)

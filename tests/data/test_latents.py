@@ -86,7 +86,7 @@ def test_an_interruption_changes_nothing(image_set, tmp_path, monkeypatch, stop_
   calls = []
   note = latents._note
   monkeypatch.setattr(latents, '_note', lambda *a: (note(*a), calls.append(a)))
-  monkeypatch.setattr(latents, 'NOTED_BATCHES', 1)
+  monkeypatch.setattr(latents, 'NOTE_SECONDS', 0.0)
 
   def killed(images):
     if len(calls) == stop_after:
