@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
   config.data.split_seed = 0  # Which ones; the same share of every class.
   config.data.fingerprint = ''  # Of the set, where several have the same name and settings.
   config.data.flip = False  # Mirror half of the training images.
-  config.data.device_resident = False  # Keep all training images in the memory of each device.
+  config.data.device_resident = False  # Keep all training examples in the memory of each device.
   config.data.verify = 'full'  # At start, digests of all data ('full') or of 256 MiB ('quick').
   # For --mode=prepare: a folder or archive of images, ILSVRC2012's archives, a TFDS name, 'digits'.
   config.data.source = 'digits'
@@ -101,8 +101,8 @@ def get_config() -> ConfigDict:
   config.vae.num_res_blocks = 2
   config.vae.z_channels = 3
   config.vae.embed_channels = 3  # Of the latents.
-  # Latent systems only: a workdir that trained it, a CompVis .ckpt or .safetensors, or a diffusers
-  # directory; its sizes are those above.
+  # Latent systems only: a workdir that trained it (its newest step), a CompVis .ckpt or .safetensors,
+  # or a diffusers directory; its sizes are those above.
   config.vae.checkpoint = ''
   config.vae.fingerprint = ''  # Of its weights; '' takes whatever the checkpoint holds.
   config.vae.scale = 0.0  # Of latents for the backbone; 0: measured, so that their deviation is 1.

@@ -123,6 +123,12 @@ def trained(
       f'{folder}: no checkpoint here, so there is nothing to {mode}; train first: '
       f'the same command with --mode=train{weights}'
     )
+  began = stored.load(folder).get('init_from', '')
+  if overrides.get('init_from', began) != began:
+    raise InputError(
+      f'--config.init_from: got {overrides["init_from"]!r}, but {folder} began with {began!r}; leave the '
+      'flag out, or use another workdir'
+    )
   config = stored.merged(folder, config, overrides)
   if 'vae.checkpoint' not in overrides:
     config = stored.with_own_autoencoder(folder, config)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from diffusion_jax.data import packed
 from diffusion_jax.data.packing import disk_error, sync
 from diffusion_jax.data.prepare import locked
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, Stop
 
 PREFIX = 'latents-'
 DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
@@ -79,10 +79,16 @@ def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
   return folder / f'{PREFIX}{made["autoencoder"]["fingerprint"]}'
 
 
-def existing(folder: Path) -> dict[str, dict[str, Any]]:
-  """Fingerprint of the autoencoder -> the description of the latents it made of this set."""
-  found = sorted(folder.glob(f'{PREFIX}*/meta.json'))
-  return {path.parent.name[len(PREFIX) :]: packed.read_meta(path.parent) for path in found}
+def existing(folder: Path) -> list[str]:
+  """Fingerprints of the autoencoders that made latents of this set."""
+  return [p.parent.name[len(PREFIX) :] for p in sorted(folder.glob(f'{PREFIX}*/meta.json'))]
+
+
+def _origin(folder: Path, autoencoder: str) -> str:
+  try:
+    return packed.read_meta(folder / f'{PREFIX}{autoencoder}')['autoencoder']['origin']
+  except Stop:
+    return 'what is not readable'
 
 
 def find(
@@ -93,15 +99,15 @@ def find(
   Raises: InputError if there are none, and says whose there are; DamagedError.
   """
   there = existing(folder)
-  made = there.get(autoencoder)
-  if made is None:
-    others = [f'  {key}: made by {m["autoencoder"]["origin"]}' for key, m in there.items()]
+  if autoencoder not in there:
+    others = [f'  {key}: made by {_origin(folder, key)}' for key in there]
     listed = ', only by others:\n' + '\n'.join(others) + '\n' if others else '; '
     raise InputError(
       f'{folder}: no latents by the autoencoder {autoencoder} of config.vae.checkpoint{listed}'
       'run the same command with --mode=prepare, or give the autoencoder that made them'
     )
   own = folder / f'{PREFIX}{autoencoder}'
+  made = packed.read_meta(own)
   for what, found, wanted in (
     ('by another autoencoder', made['autoencoder']['fingerprint'], autoencoder),
     ('of other images', made['images'], meta['fingerprint']),
@@ -116,6 +122,16 @@ def find(
       'again, or say --config.data.flip=False'
     )
   return made
+
+
+def usable(
+  folder: Path, meta: Mapping[str, Any], autoencoder: str, *, mirrored: bool
+) -> dict[str, Any] | None:
+  """As find; None where latents have to be made. Raises: DamagedError."""
+  try:
+    return find(folder, meta, autoencoder, mirrored=mirrored)
+  except InputError:
+    return None
 
 
 def verify(folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], *, full: bool) -> None:
@@ -154,12 +170,12 @@ def encode(
       _fill(work / 'moments.npy', shape, parts, encode_batch, batch_size)
       made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
       target = folder_of(folder, made)
-      if target.exists():  # Without mirrored images, or damaged.
+      if target.exists():  # Without mirrored images, or of other images.
         shutil.rmtree(target)
-      for name in (DONE, 'lock'):
-        (work / name).unlink(missing_ok=True)
       os.replace(work, target)
       sync(folder)
+      for name in (DONE, 'lock'):
+        (target / name).unlink(missing_ok=True)
   except OSError as error:
     raise disk_error(error, work, int(2 * np.prod(shape))) from error
   return packed.read_meta(target)

@@ -118,6 +118,11 @@ def prepared(folder: Path) -> dict[Path, dict[str, Any]]:
 def _scan(folder: Path) -> dict[Path, dict[str, Any] | DamagedError]:
   """Every set below `folder`; a folder that begins with a dot is none yet."""
   found = {}
+  if (Path(folder) / 'meta.json').exists():
+    raise InputError(
+      f'config.data.dir: {folder} is one prepared set; give the folder that holds it: '
+      f'{Path(folder).parent}'
+    )
   for path in sorted(Path(folder).glob('[!.]*/meta.json')):
     try:
       found[path.parent] = read_meta(path.parent)
@@ -176,6 +181,8 @@ def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Pat
 def _differences(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
   found = meta['made'][0]['recipe']
   differing = [key for key in recipe if found.get(key) != recipe[key]]
+  if not differing:
+    return f'of these settings, but fingerprint {meta["fingerprint"]}'
   return ', '.join(f'{key} {found.get(key)!r}, not {recipe[key]!r}' for key in differing)
 
 

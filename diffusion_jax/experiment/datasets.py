@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data import latents, packed
+from diffusion_jax.data import class_lists, latents, packed
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.sections import Config
@@ -107,3 +107,23 @@ class Datasets:
       return self.meta['num_train'] * math.prod(self.meta['image_shape'])
     float16_moments = 2 * 2 * math.prod(latent_shape)
     return self.meta['num_train'] * (1 + self.config.data.flip) * float16_moments
+
+
+def meta_without_data(config: Config) -> dict[str, Any]:
+  """What data.json says of images that nobody has prepared: the classes by config.data.class_list.
+
+  Raises: InputError if that is a file that cannot be read.
+  """
+  listed = class_lists.read(config.data.class_list, config.data.label_order)
+  if listed is None and config.num_classes == 1000:
+    listed = class_lists.named('imagenet', class_lists.imagenet_names())  # Sorted by WNID.
+  names = listed.names if listed else [f'class {i}' for i in range(config.num_classes)]
+  side = config.data.image_size
+  return {
+    'name': config.data.name,
+    'fingerprint': '',
+    'image_shape': [side, side, config.data.channels],
+    'label_names': list(names),
+    'num_train': 0,
+    'num_holdout': 0,
+  }

@@ -81,6 +81,13 @@ def _read(path: Path, allow_pickle: bool) -> tuple[AutoencoderKL, PyTree]:
 
 def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
   mapping = stored.load(folder)
+  missing = [f'vae.{name}' for name in SIZES if name not in mapping.get('vae', {})]
+  missing += [] if 'channels' in mapping.get('data', {}) else ['data.channels']
+  if mapping['task'] == 'autoencoder' and missing:
+    raise InputError(
+      f'config.vae.checkpoint: {folder / stored.FILE}: not one of this version, it lacks '
+      f'{", ".join(missing)}'
+    )
   if mapping['task'] != 'autoencoder':
     raise InputError(
       f'config.vae.checkpoint: {folder}: trained with config.task {mapping["task"]!r}; give {ADVICE}'
@@ -164,7 +171,7 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
   from safetensors.numpy import save_file
 
   path = workdir / stored.AUTOENCODER
-  if path.exists() and not replace:
+  if not replace and path.exists() and _is_whole(path):
     return
   sizes = {name: getattr(first.module, name) for name in (*SIZES, 'image_channels')}
   metadata = {
@@ -181,10 +188,21 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
     raise InputError(f'{path}: cannot be written ({error})') from error
 
 
+def _is_whole(path: Path) -> bool:
+  try:
+    _from_copy(path, weights.read_metadata(path))
+  except (DamagedError, KeyError):
+    return False
+  return True
+
+
 def _from_copy(path: Path, metadata: Mapping[str, Any]) -> tuple[AutoencoderKL, PyTree]:
   sizes = json.loads(metadata['sizes'])
   module = make_autoencoder(**{**sizes, 'channel_mult': tuple(sizes['channel_mult'])})
   params = unflatten_dict(weights.read_state(path, allow_pickle=False), sep='/')
   if fingerprint_of(params) != metadata['fingerprint']:
-    raise DamagedError(f'{path}: not what was written (its fingerprint is another)')
+    raise DamagedError(
+      f'{path}: not what was written (its fingerprint is not {metadata["fingerprint"]}); delete it and '
+      f'give the autoencoder that it is a copy of: --config.vae.checkpoint={metadata["origin"]}'
+    )
   return module, params

@@ -1,8 +1,8 @@
 """Weights to begin with: those of config.init_from, once they fit the model that config describes."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,12 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffusion_jax.data import class_lists
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import first_stage, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.interop import diffusers, dit, weights
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.latents import Scaling
@@ -54,6 +52,12 @@ class Initial:
       return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     return jax.tree.map(place, abstract, self.params)
+
+  def require_labels(self, abstract: PyTree) -> None:
+    """Raises: InputError if some rows of the label table would have to be learned first."""
+    own, given = (flatten_dict(tree).get(LABELS) for tree in (abstract, self.params))
+    if own is not None and own.shape != given.shape:
+      raise InputError(f'config.init_from: {"; ".join(self.notes)}; train them before sampling')
 
 
 def load(experiment: Experiment) -> Initial | None:
@@ -143,7 +147,8 @@ def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
     shapes = ((channels,), ())
     abstract['scaling'] = Scaling(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
   found = first_stage.newest_fields(folder, abstract)
-  params, notes = _fitted(folder, found['ema_params'], experiment)
+  names = (stored.load_meta(folder, there.config.data.fingerprint) or {}).get('label_names')
+  params, notes = _fitted(folder, found['ema_params'], experiment, names)
   here, config = experiment.config.schedule, there.config
   if here != config.schedule:
     notes.append(
@@ -155,7 +160,7 @@ def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
     scale, given = float(scaling.scale), experiment.config.vae.scale
     if given:
       notes.append(f'latents: scale {given:.5f} of config.vae.scale, there {scale:.5f}')
-      scaling = None
+      scaling = scaling._replace(scale=np.float32(given))
     else:
       notes.append(f'latents: scale {scale:.5f} and shift {scaling.shift.tolist()} as there')
   return Initial(str(folder), params, scaling, tuple(notes))
@@ -175,6 +180,10 @@ def _require_same_process(folder: Path, there: Experiment, experiment: Experimen
       problems.append(
         f'config.vae.checkpoint: the autoencoder {found}, trained with {trained.vae.fingerprint}, whose '
         f'latents mean something else; it is in {folder / stored.AUTOENCODER}'
+      )
+    if here.vae.shift != trained.vae.shift:
+      problems.append(
+        f'config.vae.shift: got {here.vae.shift!r}, trained with {trained.vae.shift!r}'
       )
   _refuse(folder, problems)
 
@@ -221,7 +230,9 @@ def _refuse(path: Path, problems: list[str]) -> None:
     )
 
 
-def _fitted(path: Path, params: PyTree, experiment: Experiment) -> tuple[PyTree, list[str]]:
+def _fitted(
+  path: Path, params: PyTree, experiment: Experiment, label_names: Sequence[str] | None = None
+) -> tuple[PyTree, list[str]]:
   """The params as Initial keeps them, and notes. Raises: InputError for arrays of other shapes."""
   wanted = flatten_dict(jax.eval_shape(experiment.init_params))
   flat = {name: np.asarray(values, np.float32) for name, values in flatten_dict(params).items()}
@@ -237,39 +248,24 @@ def _fitted(path: Path, params: PyTree, experiment: Experiment) -> tuple[PyTree,
   if own is None:
     notes = ['label table: none here, that of the weights is left out'] if table is not None else []
     return unflatten_dict(flat), notes
-  flat[LABELS], notes = _label_rows(own.shape, table)
+  same = True
+  if label_names and experiment.datasets.is_prepared():  # Else they are not known here.
+    same = list(label_names) == list(experiment.label_names)
+  flat[LABELS], notes = _label_rows(own.shape, table, same)
   return unflatten_dict(flat), notes
 
 
-def _label_rows(shape: tuple[int, int], table: np.ndarray | None) -> tuple[np.ndarray, list[str]]:
+def _label_rows(
+  shape: tuple[int, int], table: np.ndarray | None, same_classes: bool
+) -> tuple[np.ndarray, list[str]]:
   """The last rows of the model's label table that come from the weights' (all, one or none)."""
   here = f'label table: {shape[0] - 1:,} classes here'
   if table is None:
     return np.zeros((0, shape[1]), np.float32), [f'{here}, none there: all rows initialised anew']
-  if table.shape == shape:
+  if table.shape == shape and same_classes:
     return table, []
-  there = f'{len(table) - 1:,} there'
+  there = f'{len(table) - 1:,}{" others" if table.shape == shape else ""} there'
   return table[-1:], [f"{here}, {there}: rows initialised anew, the null label's kept"]
-
-
-def meta_without_data(config: Config) -> dict[str, Any]:
-  """What data.json says of images that nobody has prepared: the classes by config.data.class_list.
-
-  Raises: InputError if that is a file that cannot be read.
-  """
-  listed = class_lists.read(config.data.class_list, config.data.label_order)
-  if listed is None and config.num_classes == 1000:
-    listed = class_lists.named('imagenet', class_lists.imagenet_names())  # Sorted by WNID.
-  names = listed.names if listed else [f'class {i}' for i in range(config.num_classes)]
-  side = config.data.image_size
-  return {
-    'name': config.data.name,
-    'fingerprint': '',
-    'image_shape': [side, side, config.data.channels],
-    'label_names': list(names),
-    'num_train': 0,
-    'num_holdout': 0,
-  }
 
 
 def require_scaling(experiment: Experiment) -> None:

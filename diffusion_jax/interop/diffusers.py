@@ -46,7 +46,8 @@ def load(
   if kind == 'Transformer2DModel':  # What DiTs were called before diffusers 0.29.
     kind = 'DiTTransformer2DModel'
   if kind not in kinds:
-    raise InputError(f'{folder}: a {kind}; allowed {", ".join(kinds)}')
+    what = f'a {kind}' if kind else 'no diffusers model (its config.json has no _class_name)'
+    raise InputError(f'{folder}: {what}; allowed {", ".join(kinds)}')
   file = next((folder / name for name in FILES if (folder / name).is_file()), None)
   if file is None:
     raise InputError(f'{folder}: neither {FILES[0]} nor {FILES[1]} in it')

@@ -1,8 +1,6 @@
 """Reading foreign weight files, and matching their arrays with our parameters by name and shape."""
 
 import json
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +36,9 @@ def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
   if path.suffix == '.safetensors':
     return _read_safetensors(path)
   if path.suffix not in PICKLES:
-    raise InputError(f'{path}: got suffix {path.suffix!r}, allowed .safetensors, {PICKLES}')
+    raise InputError(
+      f'{path}: got suffix {path.suffix!r}, allowed .safetensors, {", ".join(PICKLES)}'
+    )
   if not allow_pickle:
     raise InputError(
       f'{path}: a pickle, which can run code when it is read; if you trust its source, say '
@@ -74,9 +74,11 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
   try:
     content = torch.load(path, map_location='cpu', weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-    reason = str(error).splitlines()[0][:200]
-    raise DamagedError(f'{path}: not a whole PyTorch file of tensors alone ({reason})') from error
+  except Exception as error:  # Foreign bytes: what their reader raises has no end.
+    raise DamagedError(
+      f'{path}: not a whole PyTorch file of tensors alone ({type(error).__name__}); fetch it again, or '
+      'convert it to .safetensors where it can be read'
+    ) from error
   return _tensors(content, path)
 
 
@@ -85,20 +87,25 @@ def _tensors(content, path: Path) -> dict[str, np.ndarray]:
   for wrapper in ('ema', 'state_dict', 'model'):
     if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
       content = content[wrapper]
-  tensors = {k: v for k, v in content.items() if hasattr(v, 'detach')} if content else {}
+  if not isinstance(content, Mapping):
+    raise InputError(f'{path}: holds a {type(content).__name__}, not named tensors')
+  tensors = {k: v for k, v in content.items() if hasattr(v, 'detach')}
   if not tensors:
     raise InputError(f'{path}: no tensors in it')
   return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
 
 
 def read_json(path: Path) -> dict:
-  """Raises: InputError if it is missing, DamagedError if it is not JSON."""
+  """Raises: InputError if it is missing, DamagedError if it is no JSON object."""
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise InputError(f'{path}: no such file') from error
   except ValueError as error:
     raise DamagedError(f'{path}: not JSON ({error})') from error
+  if not isinstance(content, dict):
+    raise DamagedError(f'{path}: not a JSON object')
+  return content
 
 
 def convert(

@@ -193,6 +193,13 @@ class Checkpoints:
       )
     except (ValueError, KeyError, TypeError, OSError) as error:  # What unreadable files raise.
       raise DamagedError(f'unreadable ({str(error).splitlines()[0][:200]})') from error
+    lacking = [
+      path_name(path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(items.state)
+      if isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
+    if lacking:
+      raise DamagedError(f'{len(lacking)} arrays are not in it, first {lacking[0]}')
     found = checksums(items.state)
     saved = items.checksums
     if partial:

@@ -36,7 +36,7 @@ PHOTO_SIDE = 512  # About that of ImageNet's files.
 def run(experiment: Experiment, workdir: Path) -> None:
   """Measures, prints two tables and writes DIR/bench.json."""
   check_devices(experiment)
-  prepare_stage.ensure(experiment, workdir)
+  prepare_stage.ensure_images(experiment, workdir)
   with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:
     results = {
       'data': data_speeds(experiment, Path(folder)),

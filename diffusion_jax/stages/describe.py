@@ -78,7 +78,7 @@ def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
 
 
 def resident_bytes(experiment: Experiment, meta: Mapping[str, Any] | None) -> int:
-  """Of the training images, if they are to be kept on the device."""
+  """Of the training examples, if they are to be kept on the device."""
   if not (meta and experiment.config.data.device_resident):
     return 0
   return experiment.datasets.train_bytes(experiment.x0_shape if experiment.is_latent else None)

@@ -34,10 +34,28 @@ def run(experiment: Experiment, workdir: Path) -> None:
   if experiment.is_latent:
     check_devices(experiment)
     _ = experiment.first_stage  # What is wrong with it is told before hours of work.
-    ensure_images(experiment, workdir)
+    there = prepared_from_source(experiment)
+    if there:
+      tell_images(*there, workdir)
+    else:
+      prepare_images(experiment, workdir)
     prepare_latents(experiment, workdir)
   else:
     prepare_images(experiment, workdir)
+
+
+def prepared_from_source(experiment: Experiment) -> tuple[Path, Mapping[str, Any]] | None:
+  """The prepared set, if it was made from config.data.source or that is only a name, or empty."""
+  datasets, given = experiment.datasets, experiment.config.data.source
+  fingerprint = experiment.config.data.fingerprint
+  found = packed.matching(datasets.folder, datasets.recipe.mapping(), fingerprint)
+  path = Path(given).expanduser()
+  is_name = not given or ('/' not in given and not path.exists())
+  wanted = {given, str(path.absolute()), str(path.resolve())}
+  for folder, meta in found.items():
+    if is_name or wanted & {made['source'] for made in meta['made']}:
+      return folder, meta
+  return None
 
 
 def prepare_images(experiment: Experiment, workdir: Path) -> None:
@@ -55,6 +73,11 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
     max_bad_fraction=data.max_bad_fraction,
     workers=data.workers,
   )
+  tell_images(folder, meta, workdir)
+
+
+def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
+  """What the set holds: on the screen, and in DIR/data.json and data.png."""
   print(summary(meta))
   trained_on = ''
   if stored.has_checkpoint(workdir):
@@ -99,8 +122,8 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
   if jax.process_count() > 1:
     raise InputError('--mode=prepare: latents are made by one process; run it on one host alone')
   folder, meta = experiment.datasets.prepared
-  made = latents.existing(folder).get(first.fingerprint)
-  if made and (made['mirrored'] or not config.data.flip):
+  made = latents.usable(folder, meta, first.fingerprint, mirrored=config.data.flip)
+  if made:
     latents.verify(folder, meta, made, full=True)
     print(f'{latents.folder_of(folder, made)}: made already, and whole')
   else:

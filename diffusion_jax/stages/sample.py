@@ -34,6 +34,7 @@ def run(experiment: Experiment, workdir: Path) -> Path:
   folder = workdir / 'samples' / set_name(experiment)
   restored = load_checkpoint(experiment, workdir)
   sample, weights = experiment.config.sample, restored.state
+  _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
   meta = sample_set.claim(folder, identity(experiment, restored.step, weights))
   done = sample_set.stored_indices(folder)
   missing = np.setdiff1d(np.arange(sample.num_samples, dtype=np.uint32), done)

@@ -9,7 +9,7 @@ import jax
 
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
-from diffusion_jax.experiment import first_stage, initial, stored
+from diffusion_jax.experiment import datasets, first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
@@ -240,7 +240,7 @@ def begin(experiment: Experiment, workdir: Path) -> None:
   """
   check_devices(experiment)
   given, config, mapping = initial.load(experiment), experiment.config, experiment.mapping
-  meta = initial.meta_without_data(config)
+  meta = datasets.meta_without_data(config)
   if config.data.fingerprint or experiment.datasets.is_prepared():
     meta = experiment.meta
     mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
@@ -248,6 +248,7 @@ def begin(experiment: Experiment, workdir: Path) -> None:
     mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
   described = create(mapping, meta)
   check_data(described)
+  given.require_labels(described.abstract_state.params)
   if given.scaling is None:
     initial.require_scaling(described)
   print(f'nothing was trained in {workdir}: beginning with config.init_from')

@@ -95,7 +95,7 @@ def test_an_interruption_changes_nothing(image_set, tmp_path, monkeypatch, stop_
 
   with pytest.raises(KeyboardInterrupt):
     encode(folder, meta, function=killed)
-  assert set(latents.existing(folder)) == {'b' * 16}  # Half of them is not found.
+  assert latents.existing(folder) == ['b' * 16]  # Half of them is not found.
   encoded = []
   made = encode(folder, meta, function=lambda x: (encoded.append(len(x)), encode_batch(x))[1])
   assert made['chunk_digests'] == whole['chunk_digests']
@@ -170,3 +170,26 @@ def test_two_processes_do_not_share_the_work(image_set):
     return encode_batch(images)
 
   encode(folder, meta, function=again)
+
+
+def test_what_another_autoencoder_left_damaged_is_in_nobodys_way(image_set):
+  folder, meta = image_set
+  made = encode(folder, meta)
+  other = folder / ('latents-' + 'f' * 16)
+  other.mkdir()
+  (other / 'meta.json').write_text('{')
+  assert latents.find(folder, meta, 'a' * 16, mirrored=True) == made
+  with pytest.raises(InputError, match=r'ffff.*: made by what is not readable'):
+    latents.find(folder, meta, 'c' * 16, mirrored=True)
+
+
+def test_latents_of_other_images_are_made_again(image_set):
+  folder, meta = image_set
+  made = encode(folder, meta)
+  assert latents.usable(folder, meta, 'a' * 16, mirrored=True) == made
+  own = latents.folder_of(folder, made)
+  packed.write_meta(own, {**made, 'images': 'e' * 16})  # As if copied from another set.
+  assert latents.usable(folder, meta, 'a' * 16, mirrored=True) is None
+  assert encode(folder, meta) == made
+  with pytest.raises(InputError, match=r'is one prepared set; give the folder that holds it'):
+    packed.find(folder, {}, '')

@@ -11,10 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import initial, stored
+from diffusion_jax.experiment import datasets, initial, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.interop import diffusers
 from diffusion_jax.models.latents import Scaling
+from diffusion_jax.stages import prepare
 from diffusion_jax.stages.train import new_state, open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.fixtures.parity_weights import weight, weights
@@ -163,6 +164,31 @@ def test_a_work_directory_of_other_classes(tmp_path, model):
   assert table.shape == (5, theirs.shape[1]) and not np.array_equal(fresh[-1], theirs[-1])
 
 
+def test_as_many_classes_that_are_others(tmp_path):
+  experiment = make(tmp_path, tmp_path / 'there')
+  prepare.ensure(experiment, tmp_path / 'prepared')
+  params = write_workdir(tmp_path / 'there', make(tmp_path))
+  for names, notes, rows in (
+    (list(experiment.label_names), (), 11),
+    (
+      list('abcdefghij'),
+      (
+        'label table: 10 classes here, 10 others there: rows initialised anew, '
+        "the null label's kept",
+      ),
+      1,
+    ),
+  ):
+    stored.save_meta(
+      tmp_path / 'there', {**experiment.meta, 'fingerprint': '', 'label_names': names}
+    )
+    given = initial.load(experiment)
+    assert given.notes == notes
+    np.testing.assert_array_equal(
+      flatten_dict(given.params)[LABELS], flatten_dict(params)[LABELS][-rows:]
+    )
+
+
 def test_with_and_without_labels(tmp_path):
   write_workdir(tmp_path / 'labels', make(tmp_path))
   given = initial.load(make(tmp_path, tmp_path / 'labels', num_classes=0))
@@ -273,8 +299,10 @@ def test_a_latent_work_directory_gives_its_scaling(tmp_path):
   assert given.notes == ('latents: scale 0.25000 and shift [0.5, 0.0, -1.0] as there',)
   assert_same(new_state(experiment, given).scaling, scaling)
   given = initial.load(make(tmp_path, tmp_path / 'there', **vae, **{'vae.scale': 2.0}))
-  assert given.scaling is None
+  assert_same(given.scaling, scaling._replace(scale=jnp.float32(2.0)))
   assert given.notes == ('latents: scale 2.00000 of config.vae.scale, there 0.25000',)
+  with pytest.raises(InputError, match=r"config\.vae\.shift: got 'channel', trained with 'none'"):
+    initial.load(make(tmp_path, tmp_path / 'there', **{**vae, 'vae.shift': 'channel'}))
   other = write_autoencoder(tmp_path / 'other', seed='other')
   with pytest.raises(InputError, match=f'trained with {fingerprint}, whose latents mean something'):
     initial.load(make(tmp_path, tmp_path / 'there', **{**vae, 'vae.checkpoint': str(other)}))
@@ -331,7 +359,10 @@ def test_what_is_no_model(tmp_path):
     ('old', r'its config\.json is not one of this version: config\.loss: missing'),
     ('other.safetensors', r'no DiT as published, it lacks x_embedder\.proj\.weight'),
     ('no-null.safetensors', r'has 10 rows, allowed 11 with config\.num_classes 10: the last one'),
-    ('uneven.safetensors', r'config\.init_from: .*uneven\.safetensors: '),
+    (
+      'uneven.safetensors',
+      r'uneven\.safetensors: does not fit(.|\n)*blocks\.1\.attn\.proj\.bias gives',
+    ),
   ):
     with pytest.raises(InputError, match=message):
       initial.load(make(tmp_path, tmp_path / path))
@@ -341,11 +372,11 @@ def test_what_is_no_model(tmp_path):
 
 def test_labels_without_data(tmp_path):
   """1,000 classes are ImageNet's by WNID; a list of the user's names its own; else numbers."""
-  assert initial.meta_without_data(make(tmp_path).config)['label_names'][:2] == [
+  assert datasets.meta_without_data(make(tmp_path).config)['label_names'][:2] == [
     'class 0',
     'class 1',
   ]
-  names = initial.meta_without_data(make(tmp_path, num_classes=1000).config)['label_names']
+  names = datasets.meta_without_data(make(tmp_path, num_classes=1000).config)['label_names']
   assert names[0] == 'tench' and names[207] == 'golden retriever' and len(names) == 1000
-  meta = initial.meta_without_data(make(tmp_path, **{'data.class_list': 'cmc'}).config)
+  meta = datasets.meta_without_data(make(tmp_path, **{'data.class_list': 'cmc'}).config)
   assert len(meta['label_names']) == 100 and meta['fingerprint'] == ''

@@ -109,6 +109,8 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
   assert meta['identity']['step'] == 0 and meta['identity']['data'] == ''
   assert json.loads((folder / 'data.json').read_text())['label_names'][9] == 'class 9'
   assert not (tmp_path / 'data').exists()
+  with pytest.raises(InputError, match=r"--config\.init_from: got 'other', but .* began with"):
+    run('sample', folder, tmp_path, 'other', **{'sample.name': 'other'})
   # Again from the checkpoint, without the flag.
   run('sample', folder, tmp_path, **{'sample.cfg_scale': 2.0, 'sample.name': 'again'})
   np.testing.assert_array_equal(sample_set.load(folder / 'samples' / 'again', 20)[0], made)
@@ -133,6 +135,12 @@ def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weight
   assert_same(*(state_of(tmp_path, tmp_path / name) for name in ('run', 'direct')))
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert stored['data']['fingerprint'] and stored['init_from'] == str(path)
+
+
+def test_new_label_rows_are_trained_before_they_are_sampled(tmp_path, weights):
+  with pytest.raises(InputError, match=r'4 classes here, 10 there.*train them before sampling'):
+    run('sample', tmp_path / 'run', tmp_path, weights[0], num_classes=4)
+  assert not list((tmp_path / 'run').iterdir())
 
 
 def test_latent_samples_without_training(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """Latent systems through the same door as the command line, with an autoencoder of random weights."""
 
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import latents
-from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.interop.compvis import autoencoder_params
@@ -21,6 +23,7 @@ from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.data.sources import SMALL, write_tree
 from tests.fixtures.parity_weights import weight
+from tests.runtime.test_checkpoint import assert_same
 
 SIZES = {
   'channels': 32,
@@ -39,11 +42,13 @@ LATENT = {
   'num_classes': 3,
   **{f'vae.{name}': value for name, value in SIZES.items()},
   'vae.batch_size': 4,
+  'optimizer.decay': 'constant',
   'train.batch_size': 8,
   'model.dit.depth': 1,
   'eval.features.name': 'pixels',
   'eval.metrics': ('fid',),
   'sample.cfg_scale': 2.0,
+  'vae.shift': 'channel',
 }
 
 
@@ -137,14 +142,19 @@ def test_what_the_backbone_is_fed_has_deviation_one(trained, shift):
 
 
 def test_a_given_scale_is_used(trained):
-  scaling = experiment_of(trained, **{'vae.scale': 0.18215}).scaling
+  scaling = experiment_of(trained, **{'vae.scale': 0.18215, 'vae.shift': 'none'}).scaling
   assert float(scaling.scale) == np.float32(0.18215) and not scaling.shift.any()
 
 
 def test_samples_are_decoded_with_the_scaling_of_the_checkpoint(trained):
-  """x_0 as the sampler gives it, beyond +-1, restored and decoded by the autoencoder."""
+  """x_0 as the sampler gives it, beyond +-1, restored and decoded; what was measured is not there."""
   changes = {'sample.name': 'decoded', 'sample.num_samples': 9, 'sample.batch_size': 9}
-  run('sample', trained / 'run', trained, **changes)
+  (folder,) = (trained / 'data').glob('pets-*')
+  folder.rename(trained / 'gone')
+  try:
+    run('sample', trained / 'run', trained, **changes)
+  finally:
+    (trained / 'gone').rename(folder)
   made, labels = sample_set.load(trained / 'run' / 'samples' / 'decoded', 9)
   experiment = experiment_of(trained, **changes)
   state, first = state_of(experiment, trained / 'run'), experiment.first_stage
@@ -164,6 +174,29 @@ def test_samples_are_decoded_with_the_scaling_of_the_checkpoint(trained):
   meta = json.loads((trained / 'run' / 'samples' / 'decoded' / 'meta.json').read_text())
   assert meta['identity']['autoencoder'] == first.fingerprint
   np.testing.assert_allclose(meta['identity']['latent_scale'], experiment.scaling.scale)
+
+
+def test_prepare_tells_the_psnr_of_decoded_latents(trained, capsys):
+  """Each image decoded from its posterior's mean, by the module itself."""
+  run('prepare', trained / 'run', trained)
+  told = float(re.search(r'PSNR ([-\d.]+) dB', capsys.readouterr().out)[1])
+  experiment = experiment_of(trained)
+  images, first = experiment.datasets.images('holdout').images, experiment.first_stage
+  params = {'params': first.params}
+  posterior = first.module.apply(params, images / np.float32(127.5) - 1, method='encode')
+  decoded = first.module.apply(params, posterior.mean, method='decode')
+  error = 127.5 * (np.clip(decoded, -1, 1) + 1) - images
+  expected = np.mean(10 * np.log10(255**2 / np.mean(np.square(error), axis=(1, 2, 3))))
+  assert abs(told - expected) < 0.05
+
+
+def test_interrupted_equals_uninterrupted_with_latents_on_the_device(trained, tmp_path):
+  """Two steps of four, then the rest with the moments kept on the device."""
+  parts, whole = tmp_path / 'parts', trained / 'run'
+  run('train', parts, trained, **{'train.num_steps': 2})
+  run('train', parts, trained, **{'data.device_resident': True})
+  experiment = experiment_of(trained)
+  assert_same(state_of(experiment, parts), state_of(experiment, whole))
 
 
 def test_evaluate_needs_neither_the_flag_nor_the_original_autoencoder(trained):
@@ -237,6 +270,33 @@ def test_what_cannot_be(trained, tmp_path, changes, message):
   assert not (tmp_path / 'run' / 'config.json').exists()
 
 
+def test_a_damaged_copy_is_told_with_its_remedy_and_written_again(trained):
+  copy = trained / 'run' / 'vae.safetensors'
+  good = copy.read_bytes()
+  copy.write_bytes(good[:-5] + bytes([good[-5] ^ 64]) + good[-4:])
+  with pytest.raises(DamagedError, match=r'not what was written.*--config\.vae\.checkpoint='):
+    run_mode('sample', tiny_mapping(trained, **LATENT), {}, trained / 'run', as_json=False)
+  run('train', trained / 'run', trained, **{'train.num_steps': 6})
+  again, original = load_file(copy), load_file(trained / 'vae.safetensors')
+  assert again.keys() == original.keys()
+  assert all(np.array_equal(again[name], original[name]) for name in again)
+
+
+def test_prepare_reads_the_source_that_is_given(trained, tmp_path):
+  """Another folder is another set, though one of that name is there; then both can be chosen."""
+  other = write_tree(
+    tmp_path / 'others', {'train/ant': 2, 'train/bee': 2, 'val/ant': 1, 'val/bee': 1}
+  )
+  with pytest.raises(InputError, match=r'holds 2 prepared sets'):
+    run('prepare', tmp_path / 'run', trained, **{'data.source': str(other), 'num_classes': 2})
+  with pytest.raises(InputError, match=r'nowhere'):
+    run('prepare', tmp_path / 'run', trained, **{'data.source': str(tmp_path / 'nowhere')})
+  (made,) = (
+    p for p in (trained / 'data').glob('pets-*') if 'others' in (p / 'meta.json').read_text()
+  )
+  shutil.rmtree(made)
+
+
 def test_files_that_are_no_autoencoder(trained, tmp_path):
   empty = tmp_path / 'empty'
   empty.mkdir()
@@ -244,13 +304,24 @@ def test_files_that_are_no_autoencoder(trained, tmp_path):
   pickle.write_bytes(b'')
   other = tmp_path / 'other.safetensors'
   save_file({'some.weight': np.zeros(3, np.float32)}, other)
+  number, bert, old = (tmp_path / name for name in ('number', 'bert', 'old'))
+  for folder, content in (
+    (number, '5'),
+    (bert, '{"model_type": "bert"}'),
+    (old, '{"task": "autoencoder"}'),
+  ):
+    folder.mkdir()
+    (folder / 'config.json').write_text(content)
   for path, message in (
     (empty, r'no config\.json in it; give a work directory'),
     (trained / 'run', r"trained with config\.task 'diffusion'; give"),
     (pickle, r'a pickle, which can run code.*--config\.allow_pickle=True'),
+    (number, r'not a JSON object'),
+    (bert, r'no diffusers model \(its config\.json has no _class_name\)'),
+    (old, r'not one of this version, it lacks vae\.channels'),
     (other, r'no KL autoencoder of CompVis, it lacks encoder\.conv_in\.weight'),
   ):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(Stop, match=message):
       run('prepare', tmp_path / 'run', trained, **{'vae.checkpoint': str(path)})
 
 
