@@ -119,7 +119,7 @@ class Experiment:
 
   @functools.cached_property
   def scaling(self) -> Scaling | None:
-    """Of latents, as a new run takes it: config.vae's, or that measured when they were made.
+    """Of latents, as a new run takes it, NumPy: config.vae's, or that measured when they were made.
 
     Raises: as Datasets.latents_meta.
     """
@@ -127,12 +127,12 @@ class Experiment:
       return None
     vae = self.config.vae
     if vae.scale and vae.shift == 'none':
-      return Scaling(jnp.zeros(vae.embed_channels), jnp.float32(vae.scale))
+      return Scaling(np.zeros(vae.embed_channels, np.float32), np.float32(vae.scale))
     measured = self.datasets.latents_meta['statistics']
     if vae.shift == 'none':
-      return Scaling(jnp.zeros(vae.embed_channels), jnp.float32(1 / measured['std']))
+      return Scaling(np.zeros(vae.embed_channels, np.float32), np.float32(1 / measured['std']))
     scale = vae.scale or 1 / measured['std_centred']
-    return Scaling(jnp.asarray(measured['mean'], jnp.float32), jnp.float32(scale))
+    return Scaling(np.asarray(measured['mean'], np.float32), np.float32(scale))
 
   @functools.cached_property
   def decoder(self) -> PyTree:

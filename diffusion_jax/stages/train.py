@@ -224,7 +224,6 @@ def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
   """The state at step 0 on the devices, with the weights of config.init_from if there are any."""
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   if given is None:
-    _ = experiment.scaling  # Read outside of jit.
     return jax.jit(task_of(experiment).init_state, out_shardings=shardings)()
   print('\n  '.join([f'weights of {given.origin}', *given.notes]))
   scaling = given.scaling or experiment.scaling
