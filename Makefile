@@ -6,6 +6,8 @@ BIN := .venv/bin
 RUN = $(BIN)/python main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 WORKDIR ?= runs/quickstart
 PYTEST = JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/xla $(BIN)/python -m pytest
+# Two files at a time, the longest first.
+PARALLEL = -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_systems.py tests
 # Tests of tiny shapes wait for the compiler, not for what it makes: half the time without optimising.
 QUICK = XLA_FLAGS=--xla_backend_optimization_level=0
 
@@ -31,7 +33,7 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
-	@$(QUICK) $(PYTEST) -m "not slow"
+	@$(QUICK) $(PYTEST) -m "not slow" $(PARALLEL)
 
 test-slow: .venv/installed-dev
 	@$(PYTEST) -m slow
