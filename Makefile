@@ -36,7 +36,8 @@ test: .venv/installed-dev
 	@$(QUICK) $(PYTEST) -m "not slow" $(PARALLEL)
 
 test-slow: .venv/installed-dev
-	@$(PYTEST) -m slow
+	@$(QUICK) $(PYTEST) -q -m slow tests/test_systems.py
+	@$(PYTEST) -m slow --ignore=tests/test_systems.py
 
 test-all: test test-slow
 
