@@ -16,7 +16,6 @@ from diffusion_jax.diffusion.process import Process
 from diffusion_jax.randomness import fold_in_each, normal_each
 from diffusion_jax.types import Array
 
-WEIGHTINGS = ('none', 'min_snr')
 Network = Callable[[Array, Array, Array], Array]  # (x_t, network time (B,), labels (B,)) -> output
 
 

@@ -232,7 +232,8 @@ class Experiment:
       raise InputError(f'config.mesh (data, fsdp, tensor): {error}') from error
 
   @property
-  def _abstract_scaling(self) -> Scaling | None:
+  def abstract_scaling(self) -> Scaling | None:
+    """Shapes and dtypes of a scaling; None in pixel space."""
     if not self.is_latent:
       return None
     channels = self.config.vae.embed_channels
@@ -245,7 +246,7 @@ class Experiment:
     Raises: InputError if the model does not fit the images, or the sharding rules the state.
     """
     try:
-      state = jax.eval_shape(self.init_state, self._abstract_scaling)
+      state = jax.eval_shape(self.init_state, self.abstract_scaling)
     except ValueError as error:
       diffuses = self.config.task == 'diffusion'
       path = f'config.model.{self.config.model.name}' if diffuses else 'config.vae'

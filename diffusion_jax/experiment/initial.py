@@ -6,7 +6,6 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -143,9 +142,7 @@ def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
   _require_same_module(folder, there.module, experiment)
   abstract = {'ema_params': jax.eval_shape(there.init_params)}
   if there.is_latent:
-    channels = there.config.vae.embed_channels
-    shapes = ((channels,), ())
-    abstract['scaling'] = Scaling(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    abstract['scaling'] = there.abstract_scaling
   found = first_stage.newest_fields(folder, abstract)
   names = (stored.load_meta(folder, there.config.data.fingerprint) or {}).get('label_names')
   params, notes = _fitted(folder, found['ema_params'], experiment, names)

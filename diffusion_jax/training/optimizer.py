@@ -5,8 +5,6 @@ import optax
 
 from diffusion_jax.types import PyTree
 
-DECAYS = ('cosine', 'constant')
-
 
 def learning_rate_schedule(
   learning_rate: float, warmup_steps: int, total_steps: int, decay: str
