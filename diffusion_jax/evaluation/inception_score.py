@@ -3,12 +3,16 @@
 With the logits of another classifier than Inception it is a score of that classifier's.
 """
 
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
 
-PERMUTATION_SEED = 2020
+PERMUTATION_SEED = 2020  # As torch-fidelity's.
 
 
 def score(logits: np.ndarray) -> float:
@@ -18,23 +22,39 @@ def score(logits: np.ndarray) -> float:
   return float(np.exp(np.sum(np.exp(log_p) * (log_p - log_marginal), axis=1).mean()))
 
 
-def build(*, splits: int) -> Metric:
-  """{'inception_score', 'inception_score_std'}: mean and deviation over shuffled splits.
+@dataclasses.dataclass(frozen=True)
+class InceptionScore:
+  """{'inception_score', 'inception_score_std'}: mean and deviation over shuffled splits."""
 
-  Raises: ValueError if splits < 1.
-  """
-  if splits < 1:
-    raise ValueError(f'splits: got {splits}, allowed >= 1')
+  splits: int
 
-  def metric(samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+  @property
+  def names(self) -> Sequence[str]:
+    return ('inception_score',)
+
+  def check(self, sizes: Sizes) -> list[str]:
+    """Raises: ValueError if a split would be empty."""
+    if sizes.num_samples < self.splits:
+      raise ValueError(f'splits: got {self.splits}, allowed up to the {sizes.num_samples} samples')
+    return []
+
+  def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     del reference
     if samples.logits is None:
       return {}
-    order = np.random.RandomState(PERMUTATION_SEED).permutation(len(samples.logits))
-    scores = [score(part) for part in np.array_split(samples.logits[order], splits) if len(part)]
+    count = len(samples.logits)
+    order = np.random.RandomState(PERMUTATION_SEED).permutation(count)
+    bounds = [i * count // self.splits for i in range(self.splits + 1)]
+    parts = [order[start:end] for start, end in itertools.pairwise(bounds)]
+    scores = [score(samples.logits[part]) for part in parts]
     return {
       'inception_score': float(np.mean(scores)),
       'inception_score_std': float(np.std(scores)),
     }
 
-  return metric
+
+def build(*, splits: int) -> Metric:
+  """Raises: ValueError if splits < 1."""
+  if splits < 1:
+    raise ValueError(f'splits: got {splits}, allowed >= 1')
+  return InceptionScore(splits)

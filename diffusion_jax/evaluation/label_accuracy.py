@@ -1,17 +1,33 @@
 """Share of samples that a classifier gives the label that they were made for."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
 
 
-def build() -> Metric:
+@dataclasses.dataclass(frozen=True)
+class LabelAccuracy:
   """{'label_accuracy'} in 0..1; nothing without class logits, or for an unconditional model."""
 
-  def metric(samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+  @property
+  def names(self) -> Sequence[str]:
+    return ('label_accuracy',)
+
+  def check(self, sizes: Sizes) -> list[str]:
+    """Any number of samples will do."""
+    del sizes
+    return []
+
+  def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     del reference
     if samples.logits is None or samples.labels is None:
       return {}
     return {'label_accuracy': float(np.mean(samples.logits.argmax(axis=1) == samples.labels))}
 
-  return metric
+
+def build() -> Metric:
+  """For a feature network whose logits are of the data's own classes."""
+  return LabelAccuracy()

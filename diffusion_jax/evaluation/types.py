@@ -1,27 +1,81 @@
 """What feature networks give and metrics take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from diffusion_jax.types import Array, DataSource, PyTree
+
+
+class Moments(NamedTuple):
+  """Of features: mean (D,) and unbiased covariance (D, D), float64."""
+
+  mean: np.ndarray
+  covariance: np.ndarray
+
 
 class FeatureSet(NamedTuple):
-  """N images: features (N, D) float32; logits (N, C) float32 or None; labels (N,) int32 or None."""
+  """Features of N images.
 
-  features: np.ndarray
+  features: (N, D) float32, or None where only their moments are known (a published reference).
+  logits: (N, C) float32, or None. labels: (N,) int32, or None.
+  moments: given ones, which hold for FID instead of those of `features`; usually None.
+  """
+
+  features: np.ndarray | None
   logits: np.ndarray | None
   labels: np.ndarray | None
+  moments: Moments | None = None
+
+
+class Sizes(NamedTuple):
+  """What is known before any feature: how many images, 0 where there are only moments; and D."""
+
+  num_samples: int
+  num_reference: int
+  num_features: int
+
+
+class Context(NamedTuple):
+  """What a feature network may need to be built.
+
+  images: split 'train' or 'holdout' -> its images. cache_dir: for what is kept.
+  """
+
+  images: Callable[[str], DataSource]
+  cache_dir: Path
+  inception_weights: str
+  allow_pickle: bool
 
 
 class FeatureNetwork(Protocol):
-  """name and digest go into every result; extract: images (N,H,W,C) uint8, labels -> FeatureSet."""
+  """Images to features, a pure function to be compiled by whoever calls it.
+
+  name, digest (of the weights), resize and notes go into every result. params: of apply, replicated.
+  """
 
   name: str
   digest: str
-  notes: dict[str, float]
+  resize: str
+  notes: Mapping[str, float]
+  params: PyTree
 
-  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet: ...
+  def apply(self, params: PyTree, images: Array) -> tuple[Array, Array | None]:
+    """images (B,H,W,C) uint8 -> features (B, D) float32, logits (B, C) float32 or None."""
 
 
-Metric = Callable[[FeatureSet, FeatureSet], dict[str, float]]  # (samples, reference) -> numbers
+class Metric(Protocol):
+  """A file of diffusion_jax/evaluation that defines `build(**options) -> Metric`.
+
+  names: of its numbers, deviations aside.
+  """
+
+  names: Sequence[str]
+
+  def check(self, sizes: Sizes) -> list[str]:
+    """Warnings about numbers that will mislead. Raises: ValueError if there can be no number."""
+
+  def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
+    """Name -> number; NAME_std is the deviation of NAME. Nothing where a set lacks what it takes."""

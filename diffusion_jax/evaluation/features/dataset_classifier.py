@@ -5,10 +5,10 @@ fingerprint of the data and of its own settings. Needs no download.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import trange
 
-from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.evaluation.types import Context
 from diffusion_jax.randomness import purpose_key
 from diffusion_jax.types import Array, DataSource, PyTree
 
@@ -49,32 +49,32 @@ class CNN(nn.Module):
     return features, nn.Dense(self.num_classes)(h)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(module: CNN, params: PyTree, images: Array) -> tuple[Array, Array]:
-  return module.apply({'params': params}, images)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetClassifier:
   """A trained CNN. digest: of its weights. notes: its held-out accuracy."""
 
   module: CNN
   params: PyTree
-  batch_size: int
   digest: str
-  notes: dict[str, float]
+  notes: Mapping[str, float]
   name: str = 'dataset_classifier'
+  resize: str = 'none'
 
-  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet:
-    """images (N,H,W,C) uint8, labels (N,) -> FeatureSet."""
-    features, logits = [], []
-    for first in range(0, len(images), self.batch_size):
-      part = images[first : first + self.batch_size]
-      padding = [(0, self.batch_size - len(part))] + [(0, 0)] * 3  # One shape, one compilation.
-      f, z = jax.device_get(_apply(self.module, self.params, np.pad(part, padding)))
-      features.append(f[: len(part)])
-      logits.append(z[: len(part)])
-    return FeatureSet(np.concatenate(features), np.concatenate(logits), labels)
+  def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
+    """images (B,H,W,C) uint8 -> features (B, feature_size), logits (B, num_classes)."""
+    return self.module.apply({'params': params}, images)
+
+
+def accuracy(module: CNN, params: PyTree, source: DataSource, batch_size: int) -> float:
+  """Share of the images of a source that get their own label."""
+  predict = jax.jit(lambda params, images: module.apply({'params': params}, images)[1].argmax(-1))
+  right, count = 0, source.num_examples
+  for start in range(0, count, batch_size):
+    indices = np.minimum(np.arange(start, start + batch_size), count - 1)  # One shape.
+    batch = source.read(indices)
+    agree = np.asarray(predict(params, batch['image'])) == batch['label']
+    right += int(agree[: count - start].sum())
+  return right / count
 
 
 def train_params(
@@ -136,9 +136,7 @@ def _load(path: Path) -> tuple[PyTree, dict[str, float]] | None:
 
 def build(
   *,
-  train: DataSource,
-  holdout: DataSource,
-  cache_dir: Path,
+  context: Context,
   channels: tuple[int, ...],
   feature_size: int,
   num_steps: int,
@@ -147,24 +145,22 @@ def build(
   seed: int,
 ) -> DatasetClassifier:
   """The cached network of this data set and these settings, trained first if there is none."""
+  train, holdout = context.images('train'), context.images('holdout')
   module = CNN(tuple(channels), feature_size, len(train.label_names))
   settings = [tuple(channels), feature_size, num_steps, batch_size, learning_rate, seed]
   identity = json.dumps([train.fingerprint, holdout.fingerprint, *settings])
   name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-  path = Path(cache_dir) / 'features' / f'dataset_classifier-{name}.safetensors'
+  path = context.cache_dir / 'features' / f'dataset_classifier-{name}.safetensors'
   cached = _load(path)
   if cached:
     params, notes = cached
   else:
     params = train_params(module, train, num_steps, batch_size, learning_rate, seed)
     params = jax.device_get(params)
-    network = DatasetClassifier(module, params, batch_size, '', {})
-    batch = holdout.read(np.arange(holdout.num_examples))
-    logits = network.extract(batch['image'], batch['label']).logits
-    notes = {'holdout_accuracy': float(np.mean(logits.argmax(axis=1) == batch['label']))}
+    notes = {'holdout_accuracy': accuracy(module, params, holdout, batch_size)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f'.{os.getpid()}.tmp')
     metadata = {'digest': _digest(params), 'notes': json.dumps(notes), 'identity': identity}
     save_file(flatten_dict(params, sep='/'), temporary, metadata)
     os.replace(temporary, path)
-  return DatasetClassifier(module, params, batch_size, _digest(params), notes)
+  return DatasetClassifier(module, params, _digest(params), notes)

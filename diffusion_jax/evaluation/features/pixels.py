@@ -1,10 +1,12 @@
 """Raw pixels as features, in units of 0..pixel_range: exact, and only meaningful for tiny images."""
 
 import dataclasses
+from collections.abc import Mapping
 
-import numpy as np
+import jax.numpy as jnp
 
-from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.evaluation.types import Context
+from diffusion_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,22 +15,27 @@ class Pixels:
 
   pixel_range: float
   name: str = 'pixels'
+  resize: str = 'none'
 
   @property
   def digest(self) -> str:
     return f'0..{self.pixel_range:g}'
 
   @property
-  def notes(self) -> dict[str, float]:
+  def notes(self) -> Mapping[str, float]:
     return {}
 
-  def extract(self, images: np.ndarray, labels: np.ndarray | None) -> FeatureSet:
-    """images (N,H,W,C) uint8, labels (N,) -> features without logits."""
-    features = images.reshape(len(images), -1).astype(np.float32) * (self.pixel_range / 255)
-    return FeatureSet(features, None, labels)
+  @property
+  def params(self) -> PyTree:
+    return {}
+
+  def apply(self, params: PyTree, images: Array) -> tuple[Array, None]:
+    """images (B,H,W,C) uint8 -> features without logits."""
+    del params
+    return images.reshape(len(images), -1).astype(jnp.float32) * (self.pixel_range / 255), None
 
 
-def build(*, train, holdout, cache_dir, pixel_range: float) -> Pixels:
-  """The data sources and the cache are not needed."""
-  del train, holdout, cache_dir
+def build(*, context: Context, pixel_range: float) -> Pixels:
+  """The context is not needed."""
+  del context
   return Pixels(pixel_range)

@@ -1,0 +1,127 @@
+"""Images -> features: compiled once, over all devices of all hosts, kept where they can be found again."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
+from diffusion_jax.models.latents import in_batches
+from diffusion_jax.runtime import mesh as devices
+from diffusion_jax.types import Array, DataSource
+
+FIELDS = ('features', 'logits', 'labels')  # What is kept.
+IN_FLIGHT = 2  # Batches.
+SHOWN_SECONDS = 3  # From here on, progress is shown.
+
+
+def num_features(network: FeatureNetwork, image_shape: tuple[int, int, int]) -> int:
+  """D, without computing any."""
+  image = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+  return jax.eval_shape(network.apply, network.params, image)[0].shape[-1]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Extractor:
+  """batch_size: of one device, so that its arithmetic does not depend on how many there are."""
+
+  network: FeatureNetwork
+  mesh: Mesh
+  batch_size: int
+
+  @functools.cached_property
+  def apply(self) -> Callable[[Array, Array], FeatureSet]:
+    """images (B,H,W,C) uint8 on the devices, labels (B,) -> FeatureSet, a copy on each of them."""
+    shards, copies = devices.batch_shards(self.mesh), devices.replicated(self.mesh)
+    params = devices.to_devices(self.network.params, copies)
+
+    def joined(params, images):
+      outputs = [x for x in self.network.apply(params, images) if x is not None]
+      return jnp.concatenate(outputs, axis=1)
+
+    @functools.partial(jax.jit, out_shardings=copies)
+    def apply(params, images, labels):
+      one = functools.partial(joined, params)
+      outputs = in_batches(one, images, batch_size=self.batch_size, shards=shards)
+      size = num_features(self.network, images.shape[1:])
+      logits = outputs[:, size:] if outputs.shape[1] > size else None
+      return FeatureSet(outputs[:, :size], logits, labels)
+
+    return functools.partial(apply, params)
+
+  def __call__(
+    self, source: DataSource, indices: np.ndarray, cache: Path | None = None
+  ) -> FeatureSet:
+    """Features, logits and labels of the images `indices` of a source, in that order, on every host.
+
+    cache: a folder; what it holds of these images by this network is read instead.
+    """
+    path = cache and cache / f'{self.identity(source, indices)}.npz'
+    found = path and _read(path)
+    if not found:
+      found = self._extract(source, indices)
+      if path and jax.process_index() == 0:
+        _write(path, found)
+    return found
+
+  def identity(self, source: DataSource, indices: np.ndarray) -> str:
+    """The name of a cached file: a function of all that its content depends on."""
+    network = self.network
+    text = f'{network.name} {network.digest} {network.resize} {source.fingerprint}'
+    digest = hashlib.sha256(text.encode() + np.asarray(indices, np.int64).tobytes())
+    return f'{network.name}-{digest.hexdigest()[:16]}'
+
+  def _extract(self, source: DataSource, indices: np.ndarray) -> FeatureSet:
+    size = self.batch_size * devices.batch_shards(self.mesh)
+    rows, sharding = devices.local_rows(self.mesh, size), devices.batch_sharding(self.mesh)
+    parts = []
+    bar = tqdm(
+      total=len(indices),
+      unit='image',
+      desc=f'{self.network.name} features',
+      delay=SHOWN_SECONDS,
+      mininterval=1,
+      disable=jax.process_index() > 0,
+    )
+    with bar:
+      for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        padded = np.pad(chosen, (0, size - len(chosen)), 'edge')  # One shape, one compilation.
+        batch = devices.to_devices(source.read(padded[rows]), sharding)
+        parts.append((self.apply(batch['image'], batch['label']), len(chosen)))
+        if len(parts) > IN_FLIGHT:  # Work is handed over ahead, but not more than fits.
+          jax.block_until_ready(parts[-1 - IN_FLIGHT][0])
+        bar.update(len(chosen))
+    return fetched(parts)
+
+
+def fetched(parts: Sequence[tuple[FeatureSet, int]]) -> FeatureSet:
+  """One set of the first images of each (set on the devices, how many of it)."""
+  given = [[None if x is None else x[:n] for x in jax.device_get(s)[:3]] for s, n in parts]
+  return FeatureSet(*(None if x[0] is None else np.concatenate(x) for x in zip(*given)))
+
+
+def _read(path: Path) -> FeatureSet | None:
+  """What was kept, or None if there is nothing whole."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return FeatureSet(**{name: file.get(name) for name in FIELDS})
+  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    return None
+
+
+def _write(path: Path, found: FeatureSet) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez(file, **{name: x for name, x in zip(FIELDS, found) if x is not None})
+  os.replace(temporary, path)

@@ -1,0 +1,34 @@
+"""The network of FID and Inception Score as published: InceptionV3 of 2015-12-05, in float32."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from diffusion_jax.evaluation.types import Context
+from diffusion_jax.interop import inception as interop
+from diffusion_jax.models.inception import RESIZE, InceptionV3
+from diffusion_jax.types import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inception:
+  """digest: SHA-256 of the file of its weights."""
+
+  params: PyTree
+  digest: str
+  name: str = 'inception'
+  resize: str = RESIZE
+
+  @property
+  def notes(self) -> Mapping[str, float]:
+    return {}
+
+  def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
+    """images (B,H,W,1 or 3) uint8 -> features (B, 2048), logits without bias (B, 1008)."""
+    return InceptionV3().apply({'params': params}, images)
+
+
+def build(*, context: Context) -> Inception:
+  """Raises: InputError, DamagedError: as interop.inception.load."""
+  path, allowed = context.inception_weights, context.allow_pickle
+  found = interop.load(path, context.cache_dir, allow_pickle=allowed)
+  return Inception(interop.fold(found.state, path or interop.FILE), found.sha256)

@@ -1,0 +1,199 @@
+"""The reference implementation itself (github.com/toshas/torch-fidelity): config.eval.backend 'torch_fidelity'.
+
+It runs in a process of its own, `python -m diffusion_jax.evaluation.torch_fidelity REQUEST.json`: in one
+that has imported TensorFlow, importing it ends the process.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.evaluation.types import FeatureSet
+
+# Our metrics, each with the name of theirs and of its options.
+METRICS = {
+  'fid': ('fid', {}),
+  'inception_score': ('isc', {'splits': 'isc_splits'}),
+  'kid': ('kid', {'subsets': 'kid_subsets', 'subset_size': 'kid_subset_size'}),
+  'precision_recall': ('prc', {'neighbours': 'prc_neighborhood'}),
+}
+RESULTS = {
+  'frechet_inception_distance': 'frechet_distance',
+  'inception_score_mean': 'inception_score',
+  'inception_score_std': 'inception_score_std',
+  'kernel_inception_distance_mean': 'kernel_distance',
+  'kernel_inception_distance_std': 'kernel_distance_std',
+  'precision': 'precision',
+  'recall': 'recall',
+}
+SUPPORTED = tuple(METRICS)
+EXTRACTOR = 'inception-v3-compat'
+SETS = ('samples', 'reference')
+
+
+class Measured(NamedTuple):
+  """Numbers by our names, and the features that they are of."""
+
+  metrics: dict[str, float]
+  samples: FeatureSet
+  reference: FeatureSet
+
+
+def version() -> str:
+  """Of the installed package. Raises: InputError if there is none."""
+  if importlib.util.find_spec('torch_fidelity') is None:  # Looks for it, and does not import it.
+    raise InputError(
+      "config.eval.backend: 'torch_fidelity' takes the package torch-fidelity, which is not installed: "
+      "pip install torch-fidelity, or use 'jax'"
+    )
+  return importlib.metadata.version('torch-fidelity')
+
+
+def arguments(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """Our metrics and their options -> keyword arguments of torch_fidelity.calculate_metrics.
+
+  Raises: InputError for a metric that it does not have.
+  """
+  others = sorted(set(metrics) - set(METRICS))
+  if others:
+    raise InputError(
+      f"config.eval.metrics: got {', '.join(others)}, allowed with backend 'torch_fidelity': "
+      f'{", ".join(SUPPORTED)}'
+    )
+  found: dict[str, Any] = {}
+  for name, options in metrics.items():
+    theirs, names = METRICS[name]
+    found[theirs] = True
+    found.update({names[option]: value for option, value in options.items()})
+  return found
+
+
+def measure(
+  samples: np.ndarray | Path,
+  reference: np.ndarray | Path,
+  weights: Mapping[str, np.ndarray],
+  metrics: Mapping[str, Mapping[str, Any]],
+  *,
+  batch_size: int,
+) -> dict[str, float]:
+  """Metrics by our names, of images (N,H,W,C) uint8 (C 1 or 3) or .npy files of them.
+
+  weights: the network's, by PyTorch's names, verified by the caller. metrics: name -> options.
+  Raises: InputError if torch-fidelity is not there, lacks a metric, or stops.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    images = dict(zip(SETS, (samples, reference)))
+    return _run(Path(folder), images, weights, metrics, batch_size=batch_size)
+
+
+def measure_with_features(
+  samples: np.ndarray | Path,
+  reference: np.ndarray | Path,
+  weights: Mapping[str, np.ndarray],
+  metrics: Mapping[str, Mapping[str, Any]],
+  *,
+  batch_size: int,
+) -> Measured:
+  """The same with features (N, 2048) and, of metrics with 'inception_score', logits (N, 1008)."""
+  with tempfile.TemporaryDirectory() as folder:
+    images = dict(zip(SETS, (samples, reference)))
+    found = _run(Path(folder), images, weights, metrics, batch_size=batch_size, keep=True)
+    return Measured(found, *(_features(Path(folder), name) for name in SETS))
+
+
+def _features(folder: Path, name: str) -> FeatureSet:
+  paths = [folder / f'{name}-{layer}.npy' for layer in ('2048', 'logits_unbiased')]
+  return FeatureSet(*(np.load(path) if path.exists() else None for path in paths), labels=None)
+
+
+def _run(
+  folder: Path,
+  images: Mapping[str, np.ndarray | Path],
+  weights: Mapping[str, np.ndarray],
+  metrics: Mapping[str, Mapping[str, Any]],
+  *,
+  batch_size: int,
+  keep: bool = False,
+) -> dict[str, float]:
+  """`measure`, through files in a folder; keep: of the features too, SET-LAYER.npy."""
+  version()
+  request = {'arguments': {**arguments(metrics), 'batch_size': batch_size}, 'keep': keep}
+  for name, content in images.items():
+    path = folder / f'{name}.npy'
+    if isinstance(content, np.ndarray):
+      np.save(path, content)
+    else:
+      path = Path(content).absolute()
+    request[name] = str(path)
+  np.savez(folder / 'weights.npz', **weights)
+  (folder / 'request.json').write_text(json.dumps(request))
+  command = [
+    sys.executable,
+    '-m',
+    'diffusion_jax.evaluation.torch_fidelity',
+    folder / 'request.json',
+  ]
+  done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
+    raise InputError(
+      f"config.eval.backend: 'torch_fidelity' stopped with exit code {done.returncode}: {last}"
+    )
+  found = json.loads((folder / 'result.json').read_text())
+  return {ours: found[theirs] for theirs, ours in RESULTS.items() if theirs in found}
+
+
+def main(path: Path) -> None:
+  """What the other process does: reads a request, and writes result.json beside it."""
+  import torch
+  import torch_fidelity
+
+  asked, folder = json.loads(path.read_text()), path.parent
+  # Their loader unpickles whatever it is given, so it gets a file that is made here, of plain arrays.
+  with np.load(folder / 'weights.npz') as file:
+    torch.save({k: torch.from_numpy(file[k]) for k in file.files}, folder / 'weights.pth')
+  torch.backends.cudnn.allow_tf32 = False  # On GPUs; it rounds factors to 10 bits.
+
+  class Images(torch.utils.data.Dataset):
+    """(N,H,W,C) uint8 in a file -> (3,H,W) each."""
+
+    def __init__(self, path):
+      self.images = np.load(path, mmap_mode='r')
+
+    def __len__(self):
+      return len(self.images)
+
+    def __getitem__(self, index):
+      image = torch.from_numpy(self.images[index].transpose(2, 0, 1).copy())
+      return image.expand(3, -1, -1)
+
+  found = torch_fidelity.calculate_metrics(
+    input1=Images(asked['samples']),
+    input2=Images(asked['reference']),
+    feature_extractor=EXTRACTOR,
+    feature_extractor_weights_path=str(folder / 'weights.pth'),
+    cuda=torch.cuda.is_available(),
+    save_cpu_ram=True,  # No worker processes: the images are in memory.
+    verbose=False,
+    cache=asked['keep'],
+    cache_root=str(folder / 'cache'),
+    **{f'input{number}_cache_name': name for number, name in enumerate(SETS, start=1)},
+    **asked['arguments'],
+  )
+  for path in (folder / 'cache').glob('*-features-*.pt'):
+    name, layer = path.stem.split(f'-{EXTRACTOR}-features-')
+    np.save(folder / f'{name}-{layer}.npy', torch.load(path, weights_only=True).numpy())
+  (folder / 'result.json').write_text(json.dumps(found))
+
+
+if __name__ == '__main__':
+  main(Path(sys.argv[1]))
