@@ -1,18 +1,185 @@
 """A sample set on disk: numbered images in parts, and what they depend on.
 
-FOLDER/part-*.npz hold images uint8 NHWC, labels and index; meta.json the identity.
+FOLDER/part-*.npz hold images uint8 NHWC, labels and index; meta.json the identity. Which samples a part
+holds does not matter, so that several hosts can write at once.
 """
 
+import dataclasses
+import functools
+import hashlib
 import json
 import os
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
+
+AT_ONCE = 64  # Images, when all are read.
+SHOWN_BYTES = 2**30  # From here on, reading all is shown.
+KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
+UNREADABLE = (
+  *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
+  *(zipfile.BadZipFile, zlib.error),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+  """Samples 0..N-1 of a set as a DataSource that holds no more than two parts in memory.
+
+  part, row: (N,) int, where each sample lies. labels: (N,) int32. shape: (H, W, C).
+  read_part: number of a part -> its images.
+  """
+
+  part: np.ndarray
+  row: np.ndarray
+  labels: np.ndarray
+  shape: tuple[int, int, int]
+  read_part: Callable[[int], np.ndarray]
+  label_names: Sequence[str] = ()
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.labels)
+
+  @property
+  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+      'image': jax.ShapeDtypeStruct(self.shape, np.uint8),
+      'label': jax.ShapeDtypeStruct((), np.int32),
+    }
+
+  @functools.cached_property
+  def fingerprint(self) -> str:
+    """16 hexadecimal digits of all images in order, and of the labels."""
+    digest = hashlib.sha256(repr(self.shape).encode())
+    few = self.num_examples * int(np.prod(self.shape)) < SHOWN_BYTES
+    with tqdm(total=self.num_examples, unit='image', desc='verifying', disable=few) as bar:
+      for start in range(0, self.num_examples, AT_ONCE):
+        index = np.arange(start, min(start + AT_ONCE, self.num_examples))
+        digest.update(self.read(index)['image'])
+        bar.update(len(index))
+    digest.update(self.labels)
+    return digest.hexdigest()[:16]
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """indices (n,) -> image (n, H, W, C) uint8, label (n,) int32. Quick if they ascend.
+
+    Raises: DamagedError if a part is not readable.
+    """
+    indices = np.asarray(indices)
+    images = np.empty((len(indices), *self.shape), np.uint8)
+    parts = self.part[indices]
+    for number in np.unique(parts):
+      chosen = parts == number
+      images[chosen] = self.read_part(int(number))[self.row[indices[chosen]]]
+    return {'image': images, 'label': self.labels[indices]}
+
+
+def open_set(folder: Path, num_samples: int) -> Stored:
+  """Samples 0..num_samples - 1, each part read once, so that what is given can be trusted.
+
+  Raises: InputError if some are missing, DamagedError if a part is not readable.
+  """
+  stored = open_parts(folder, num_samples)
+  _ = stored.fingerprint
+  return stored
+
+
+def open_parts(folder: Path, num_samples: int) -> Stored:
+  """The same without reading the images: a damaged part is noticed when it is read."""
+  found, stored = _table(folder, num_samples)
+  if found < num_samples:
+    raise InputError(
+      f'{folder}: {found:,} of {num_samples:,} samples; finish it with the same command and '
+      '--mode=sample'
+    )
+  return stored
+
+
+def load(folder: Path, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+  """Samples 0..num_samples - 1 in memory: images (N,H,W,C) uint8, labels (N,) int32.
+
+  Raises: InputError if some are missing, DamagedError if a part is not readable.
+  """
+  found, stored = _table(folder, num_samples)
+  if found < num_samples:
+    raise InputError(f'{folder}: {found} samples, {num_samples} wanted; run --mode=sample')
+  batch = stored.read(np.arange(num_samples))
+  return batch['image'], batch['label']
+
+
+def _table(folder: Path, num_samples: int) -> tuple[int, Stored | None]:
+  """How many of samples 0..num_samples - 1 are there; where they lie, if there are any."""
+  paths = _parts(folder)
+  part = np.full(num_samples, -1)
+  row = np.zeros(num_samples, int)
+  labels = np.zeros(num_samples, np.int32)
+  lengths = []
+  for number, path in enumerate(paths):
+    content = _read(path, 'index', 'labels')
+    index = content['index']
+    if index.ndim != 1 or index.dtype.kind not in 'iu' or content['labels'].shape != index.shape:
+      raise _damaged(path, 'index and labels that do not fit each other')
+    lengths.append(len(index))
+    rows = np.flatnonzero(index < num_samples)
+    part[index[rows]], row[index[rows]] = number, rows
+    labels[index[rows]] = content['labels'][rows]
+  found = int(np.count_nonzero(part >= 0))
+  if not found:
+    return 0, None
+  shape = _read(paths[part.max()], 'images')['images'].shape[1:]
+
+  @functools.lru_cache(KEPT_PARTS)
+  def read_part(number: int) -> np.ndarray:
+    images = _read(paths[number], 'images')['images']
+    if images.shape != (lengths[number], *shape) or images.dtype != np.uint8 or len(shape) != 3:
+      expected = f'uint8 {(lengths[number], *shape)}'
+      raise _damaged(paths[number], f'images {images.dtype} {images.shape}, expected {expected}')
+    return images
+
+  return found, Stored(part, row, labels, shape, read_part)
+
+
+def stored_indices(folder: Path) -> np.ndarray:
+  """The numbers of the samples that are there, sorted. Raises: DamagedError as open_parts."""
+  found = [_read(path, 'index')['index'] for path in _parts(folder)]
+  return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
+
+
+def _parts(folder: Path) -> list[Path]:
+  return sorted(folder.glob('part-*.npz'))
+
+
+def _read(path: Path, *names: str) -> dict[str, np.ndarray]:
+  """Only these arrays are read; a file that lost its end is noticed all the same."""
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in names}
+  except UNREADABLE as error:
+    raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+  return DamagedError(f'{path}: damaged ({why}); delete it and run --mode=sample')
+
+
+def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndarray) -> None:
+  """part-INDEX.npz, named by its first sample, written beside and renamed."""
+  if not len(index):
+    return
+  path = folder / f'part-{index[0]:08d}.npz'
+  temporary = path.with_suffix('.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez(file, images=made, labels=labels, index=index)
+  os.replace(temporary, path)
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -48,46 +215,6 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
       f'{folder} holds a set that was made otherwise:\n' + '\n'.join(lines) + '\n'
       'choose another --config.sample.name, or delete the folder'
     )
-
-
-def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndarray) -> None:
-  """part-INDEX.npz, named by its first sample, written beside and renamed."""
-  if not len(index):
-    return
-  path = folder / f'part-{index[0]:08d}.npz'
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez(file, images=made, labels=labels, index=index)
-  os.replace(temporary, path)
-
-
-def stored_indices(folder: Path) -> np.ndarray:
-  """The numbers of the samples that are there, sorted."""
-  found = [_read(path)['index'] for path in sorted(folder.glob('part-*.npz'))]
-  return np.unique(np.concatenate(found)) if found else np.zeros(0, np.uint32)
-
-
-def load(folder: Path, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-  """Samples 0..num_samples - 1 in order: images (N,H,W,C) uint8, labels (N,) int32.
-
-  Raises: InputError if some are missing, DamagedError if a part is not readable.
-  """
-  parts = [_read(path) for path in sorted(folder.glob('part-*.npz'))]
-  index = np.concatenate([part['index'] for part in parts]) if parts else np.zeros(0, int)
-  order = np.argsort(index)
-  if not np.array_equal(index[order][:num_samples], np.arange(num_samples)):
-    raise InputError(f'{folder}: {len(index)} samples, {num_samples} wanted; run --mode=sample')
-  chosen = order[:num_samples]
-  made, labels = (np.concatenate([part[name] for part in parts]) for name in ('images', 'labels'))
-  return made[chosen], labels[chosen]
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in ('images', 'labels', 'index')}
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-    raise DamagedError(f'{path}: damaged ({error}); delete it and run --mode=sample') from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

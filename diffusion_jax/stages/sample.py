@@ -1,54 +1,93 @@
 """--mode=sample: N images from a checkpoint, in parts that survive an interruption.
 
-DIR/samples/NAME/ holds part-*.npz (images uint8 NHWC, labels, index), meta.json, grid.png and
-denoising.gif. Sample i depends on the seed and on i alone, so a set can be finished, or enlarged,
-with another batch size or on other devices.
+DIR/samples/NAME/ holds part-*.npz (images uint8 NHWC, labels, index), meta.json, grid.png,
+denoising.gif, frames.npz, and for other tools what config.sample.export names: samples.npz, png/.
+Sample i depends on the seed and on i alone, so a set can be finished, or enlarged, with another batch
+size or on other devices.
+
+Several processes, one a host, share a file system. Each writes parts of the rows that its devices
+hold; the first one alone claims the folder, draws, exports and says how far they are.
 """
 
-import time
-from collections.abc import Callable
+import json
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import check_data, check_devices
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.reporting import images
-from diffusion_jax.runtime import mesh, sample_set
-from diffusion_jax.runtime.checkpoint import Restored, checksums
+from diffusion_jax.experiment.generation import compile_generate, generate_parts, params_of
+from diffusion_jax.experiment.pictures import draw_grid, is_animated, picture_indices
+from diffusion_jax.runtime import hosts, sample_set
+from diffusion_jax.runtime.checkpoint import Checkpoints, Restored, checksums
 from diffusion_jax.stages.train import open_checkpoints
-from diffusion_jax.types import PyTree
 
-MAX_ROWS = 10  # Classes in the grid and the animation.
+__all__ = [
+  'compile_generate',
+  'identity',
+  'is_complete',
+  'load_checkpoint',
+  'picture_indices',
+  'require_diffusion',
+  'run',
+  'set_name',
+  'settings',
+]
 
 
 def run(experiment: Experiment, workdir: Path) -> Path:
-  """Makes what is missing of the sample set. Returns: its folder."""
+  """Makes what is missing of the sample set, its pictures and exports. Returns: its folder."""
   require_diffusion(experiment)
   check_devices(experiment)
   check_data(experiment)
-  folder = workdir / 'samples' / set_name(experiment)
+  folder, wanted = workdir / 'samples' / set_name(experiment), experiment.config.sample.num_samples
+  if is_finished(experiment, workdir, folder):
+    hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
+  else:
+    make(experiment, workdir, folder)
+  hosts.from_first(lambda: export(experiment, folder))
+  hosts.say(f'done: grid.png, denoising.gif and {wanted:,} samples in {folder}')
+  return folder
+
+
+def make(experiment: Experiment, workdir: Path, folder: Path) -> None:
+  """Samples what is missing, and draws.
+
+  Raises: InputError if there is no such checkpoint, or the folder holds another set.
+  """
   restored = load_checkpoint(experiment, workdir)
   sample, weights = experiment.config.sample, restored.state
   _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
-  meta = sample_set.claim(folder, identity(experiment, restored.step, weights))
-  done = sample_set.stored_indices(folder)
+  wanted = identity(experiment, restored.step, weights)
+
+  def begin():
+    sample_set.claim(folder, wanted)
+    return sample_set.stored_indices(folder).tolist(), is_animated(folder)
+
+  done, animated = hosts.from_first(begin)  # The same for all, whatever another one writes next.
   missing = np.setdiff1d(np.arange(sample.num_samples, dtype=np.uint32), done)
-  print(
+  hosts.say(
     f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from step '
     f'{restored.step}{" (EMA)" if sample.ema else ""}'
   )
-  if len(missing):
-    images_per_s = generate_parts(experiment, folder, weights, missing)
-    meta.setdefault('images_per_s', images_per_s)
-  draw_grid(experiment, folder)
-  sample_set.write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
-  print(f'done: grid.png, denoising.gif and {len(done) + len(missing):,} samples in {folder}')
-  return folder
+  images_per_s = None
+  if len(missing) or not animated:
+    images_per_s = generate_parts(experiment, folder, weights, missing, animated)
+
+  def finish():
+    draw_grid(experiment, folder)
+    meta = sample_set.read_meta(folder)
+    if len(missing):
+      meta.setdefault('images_per_s', images_per_s)
+    sample_set.write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
+
+  hosts.from_first(finish)
 
 
 def require_diffusion(experiment: Experiment) -> None:
@@ -69,7 +108,6 @@ def set_name(experiment: Experiment) -> str:
 
 def identity(experiment: Experiment, step: int, weights: dict[str, Any]) -> dict[str, Any]:
   """All that the images depend on."""
-  parameters = f'{sum(checksums(params_of(weights)).values()) % 2**32:08x}'
   latents = {}
   if experiment.is_latent:
     shift, scale = jax.device_get(weights['scaling'])
@@ -78,17 +116,19 @@ def identity(experiment: Experiment, step: int, weights: dict[str, Any]) -> dict
       'latent_shift': shift.tolist(),
       'latent_scale': float(scale),
     }
+  parameters = digest_of(checksums(params_of(weights)).values())
   return {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
 
 
-def params_of(weights: dict[str, Any]) -> PyTree:
-  """The backbone's among what load_checkpoint read."""
-  return weights.get('ema_params', weights.get('params'))
+def digest_of(sums: Iterable[int]) -> str:
+  """Of the checksums of all parameters."""
+  return f'{sum(sums) % 2**32:08x}'
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
   """What the images depend on besides the parameters."""
   config, sample = experiment.config, experiment.config.sample
+  counts = {'counts': list(sample.label_counts)} if sample.label_counts else None
   return {
     'ema': sample.ema,
     'dtype': np.dtype(experiment.dtype).name,
@@ -99,7 +139,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'spacing': sample.spacing,
     'cfg_scale': sample.cfg_scale,
     'clip_x0': sample.clip_x0,
-    'labels': list(sample.labels) or 'balanced',
+    'labels': counts or list(sample.labels) or 'balanced',
     'data': config.data.fingerprint,
   }
 
@@ -110,14 +150,68 @@ def is_complete(experiment: Experiment, folder: Path) -> bool:
   Raises: InputError if the folder holds a set of other settings.
   """
   checkpoint = experiment.config.sample.checkpoint
-  if checkpoint == 'best' or not (folder / 'meta.json').exists():
-    return False  # Which step is best, only the checkpoints know: run looks there.
-  step = {'step': int(checkpoint)} if checkpoint.isdigit() else {}
-  sample_set.require_same(
-    folder, sample_set.read_meta(folder)['identity'], {**step, **settings(experiment)}
-  )
+
+  def look() -> bool:
+    if checkpoint == 'best' or not (folder / 'meta.json').exists():
+      return False  # Which step is best, only the checkpoints know: run looks there.
+    step = {'step': int(checkpoint)} if checkpoint.isdigit() else {}
+    found = sample_set.read_meta(folder)['identity']
+    sample_set.require_same(folder, found, {**step, **settings(experiment)})
+    return _holds_all(experiment, folder)
+
+  return hosts.from_first(look)
+
+
+def _holds_all(experiment: Experiment, folder: Path) -> bool:
   wanted = np.arange(experiment.config.sample.num_samples)
   return bool(np.isin(wanted, sample_set.stored_indices(folder)).all())
+
+
+def is_finished(experiment: Experiment, workdir: Path, folder: Path) -> bool:
+  """Whether the set of the checkpoint that is asked for is there with its pictures.
+
+  No parameters are read: the checkpoint's own checksums tell whether it is that one.
+  """
+  checkpoints = open_checkpoints(experiment, workdir, read_only=True)
+  try:
+    step = chosen_step(experiment, checkpoints)
+  finally:
+    checkpoints.close()
+  latents = {'autoencoder': experiment.config.vae.fingerprint} if experiment.is_latent else {}
+
+  def look() -> bool:
+    pictures = is_animated(folder) and (folder / 'grid.png').exists()
+    if not (folder / 'meta.json').exists() or not pictures:
+      return False
+    sums = _stored_checksums(checkpoints.directory / str(step))
+    fields = 'ema_params/' if experiment.config.sample.ema else 'params/'
+    parameters = digest_of(value for name, value in sums.items() if name.startswith(fields))
+    wanted = {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+    found = sample_set.read_meta(folder)['identity']
+    return all(found.get(key) == wanted[key] for key in wanted) and _holds_all(experiment, folder)
+
+  return hosts.from_first(look)
+
+
+def _stored_checksums(folder: Path) -> dict[str, int]:
+  """Of the arrays of a checkpoint, or none if they cannot be read, which restoring will tell."""
+  try:
+    return dict(json.loads((folder / 'checksums' / 'metadata').read_text()))
+  except (OSError, ValueError, TypeError):
+    return {}
+
+
+def chosen_step(experiment: Experiment, checkpoints: Checkpoints) -> int:
+  """The step that config.sample.checkpoint names. Raises: InputError if it does not exist."""
+  steps, wanted = checkpoints.steps(), experiment.config.sample.checkpoint
+  step = int(wanted) if wanted.isdigit() else max(steps, default=None)
+  if wanted == 'best':
+    step = checkpoints.best_step()
+  if step not in steps:
+    raise InputError(
+      f'config.sample.checkpoint: got {wanted!r}, {checkpoints.directory} has {steps}'
+    )
+  return step
 
 
 def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
@@ -125,123 +219,35 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
 
   Raises: InputError if it does not exist.
   """
+  sample = experiment.config.sample
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
-    steps, wanted = checkpoints.steps(), experiment.config.sample.checkpoint
-    step = checkpoints.best_step() if wanted == 'best' else None
-    if wanted.isdigit():
-      step = int(wanted)
-    if not steps or (step not in steps and wanted != 'latest'):
-      raise InputError(
-        f'config.sample.checkpoint: got {wanted!r}, {checkpoints.directory} has {steps}'
-      )
-    names = ['ema_params' if experiment.config.sample.ema else 'params']
+    step = chosen_step(experiment, checkpoints)
+    names = ['ema_params' if sample.ema else 'params']
     names += ['scaling'] if experiment.is_latent else []
     wanted = {name: getattr(experiment.abstract_state, name) for name in names}
-    restored = checkpoints.restore(wanted, step, partial=True)
+    # The newest one may be damaged: then it is the one before.
+    newest = sample.checkpoint == 'latest'
+    restored = checkpoints.restore(wanted, None if newest else step, partial=True)
   finally:
     checkpoints.close()
   for damaged, reason in restored.damaged.items():
-    print(f'checkpoint of step {damaged} is damaged ({reason}); using step {restored.step}')
+    hosts.say(f'checkpoint of step {damaged} is damaged ({reason}); using step {restored.step}')
   return restored
 
 
-def generate_parts(
-  experiment: Experiment, folder: Path, weights: dict[str, Any], missing: np.ndarray
-) -> float:
-  """Writes a part a batch, the picture's samples first. Returns: images/s, compiling aside."""
-  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
-  picture = picture_indices(experiment, limit=size)
-  gif = folder / 'denoising.gif'
-  first = np.zeros(0, missing.dtype) if gif.exists() else picture.reshape(-1)
-  order = np.concatenate([first, np.setdiff1d(missing, first)])
-  generate = compile_generate(experiment, weights, picture.size)
-  sharding = mesh.batch_sharding(experiment.mesh)
-  seconds, batches = 0.0, 0
-  with tqdm(total=len(order), unit='image', desc='sampling', mininterval=5) as bar:
-    for start in range(0, len(order), size):
-      index = order[start : start + size]
-      labels = experiment.sample_labels(index)
-      padding = (0, size - len(index))
-      inputs = (np.pad(index, padding, 'edge'), np.pad(labels, padding, 'edge'))
-      began = time.perf_counter()
-      made, frames = generate(*mesh.to_devices(inputs, sharding))
-      made = jax.device_get(made)
-      seconds += time.perf_counter() - began
-      batches += 1
-      if not gif.exists():
-        draw_animation(experiment, gif, weights, jax.device_get(frames), picture)
-      new = np.isin(index, missing)
-      sample_set.save_part(folder, index[new], made[: len(index)][new], labels[new])
-      bar.update(len(index))
-  return batches * size / seconds
-
-
-def compile_generate(
-  experiment: Experiment, weights: dict[str, Any], frame_examples: int
-) -> Callable:
-  """(indices, labels) -> images uint8 and x_t of animation frames, compiled for one batch."""
-  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
-  generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
-  trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
-
-  def generate(params, scaling, decoder, indices, labels):
-    x_0, frames = generator(trainer.network(params), indices, labels)
-    return experiment.to_images(decoder, scaling, x_0), frames
-
-  indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=sharding)
-  labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharding)
-  fixed = (params_of(weights), weights.get('scaling'), experiment.decoder)
-  compiled = jax.jit(generate).lower(*fixed, indices, labels).compile()
-  return lambda indices, labels: compiled(*fixed, indices, labels)
-
-
-def draw_animation(
-  experiment: Experiment,
-  path: Path,
-  weights: dict[str, Any],
-  frames: np.ndarray,
-  picture: np.ndarray,
-) -> None:
-  """denoising.gif from x_t (F, N, *x0_shape) of the samples of a picture."""
-  flat = frames.reshape(-1, *frames.shape[2:])
-  padding = [(0, mesh.round_up(len(flat), experiment.mesh) - len(flat))] + [(0, 0)] * 3
-  placed = mesh.to_devices(np.pad(flat, padding), mesh.batch_sharding(experiment.mesh))
-  made = jax.jit(experiment.to_images)(experiment.decoder, weights.get('scaling'), placed)
-  made = jax.device_get(made)[: len(flat)]
-  drawn = made.reshape(len(frames), *picture.shape, *made.shape[1:])
-  names, side = row_names(experiment, picture), images.MIN_SIDE_ANIMATED
-  images.save_gif(path, [images.grid(frame, names, side) for frame in drawn])
-
-
-def picture_indices(experiment: Experiment, limit: int = MAX_ROWS * 100) -> np.ndarray:
-  """The samples of a picture, `limit` at most: (rows, columns) uint32, a row a label.
-
-  With a single label, or none, the first samples fill the rows.
-  """
+def export(experiment: Experiment, folder: Path) -> None:
+  """Writes what config.sample.export names, unless it is there and of this set as it is."""
   sample = experiment.config.sample
-  labels = experiment.sample_labels(np.arange(sample.num_samples))
-  distinct = np.unique(labels)
-  if len(distinct) == 1:
-    count = min(MAX_ROWS * sample.grid_columns, limit, len(labels))
-    columns = min(sample.grid_columns, count)
-    return np.arange(count // columns * columns, dtype=np.uint32).reshape(-1, columns)
-  rows = [np.flatnonzero(labels == label) for label in distinct[: min(MAX_ROWS, limit)]]
-  columns = min(sample.grid_columns, limit // len(rows), *map(len, rows))
-  return np.stack([row[:columns] for row in rows]).astype(np.uint32)
-
-
-def row_names(experiment: Experiment, picture: np.ndarray) -> list[str]:
-  """The class of every row, or nothing if the rows are not classes."""
-  labels = experiment.sample_labels(picture[:, 0])
-  if experiment.config.num_classes == 0 or len(np.unique(labels)) < len(labels):
-    return []
-  return [experiment.label_names[label] for label in labels]
-
-
-def draw_grid(experiment: Experiment, folder: Path) -> None:
-  """grid.png from the stored samples."""
-  picture = picture_indices(experiment)
-  made, _ = sample_set.load(folder, int(picture.max()) + 1)
-  drawn = images.grid(made[picture], row_names(experiment, picture))
-  images.save_png(folder / 'grid.png', drawn)
+  if not sample.export:
+    return
+  stored = sample_set.open_parts(folder, sample.num_samples)
+  made_of = json.dumps([sample_set.read_meta(folder)['identity'], sample.num_samples])
+  if 'npz' in sample.export:
+    path, comment = folder / 'samples.npz', f'{zlib.crc32(made_of.encode()):08x}'
+    if adm.comment_of(path) != comment:
+      adm.write_images(path, stored, comment)
+    print(f'exported: {path}')
+  if 'png' in sample.export:
+    written = image_folder.write(folder / 'png', stored)
+    print(f'exported: {folder / "png"} ({written:,} files written)')

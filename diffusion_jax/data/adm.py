@@ -1,0 +1,184 @@
+"""Images and reference statistics in the .npz form of ADM's evaluation suite.
+
+Dhariwal & Nichol (2021, arXiv:2105.05233, released code): arr_0 holds images (N, H, W, 3) uint8, arr_1
+labels; mu (D,) and sigma (D, D) the mean and the covariance of features. Other arrays are not read.
+"""
+
+import hashlib
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.types import DataSource
+
+ALLOWED = "'arr_0' (images, uint8 (N, H, W, 3)), 'mu' (D,) with 'sigma' (D, D), or all three"
+AT_ONCE = 256  # Images, when they are written.
+SHOWN_BYTES = 2**28  # From here on, writing is shown.
+SYMMETRY = 1e-4  # Of the largest entry: what float32 leaves of it.
+UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error)
+
+
+class Reference(NamedTuple):
+  """images: (N, H, W, 3) uint8, mapped into memory where the file is not compressed; or None.
+
+  mean: (D,), covariance: (D, D), float64; or None. digest: 16 hexadecimal digits of the file.
+  """
+
+  images: np.ndarray | None
+  mean: np.ndarray | None
+  covariance: np.ndarray | None
+  digest: str
+
+
+def read(path: Path) -> Reference:
+  """What the file holds of images and moments.
+
+  Raises: InputError if it holds something else, DamagedError if it is no whole .npz file.
+  """
+  try:
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+    with zipfile.ZipFile(path) as archive:
+      wrong = archive.testzip()
+      if wrong:
+        raise zipfile.BadZipFile(f'{wrong} is not what was written')
+      names = [n.removesuffix('.npy') for n in archive.namelist() if n.endswith('.npy')]
+      wanted = [name for name in ('arr_0', 'mu', 'sigma') if name in names]
+      arrays = {name: _array(path, archive, name) for name in wanted}
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+  except UNREADABLE as error:
+    raise DamagedError(f'{path}: not a whole .npz file ({error}); get it again') from error
+  if not arrays or ('mu' in arrays) != ('sigma' in arrays):
+    found = ', '.join(map(repr, names)) or 'nothing'
+    raise InputError(f'{path}: got {found}, allowed {ALLOWED}')
+  images = _images(path, arrays['arr_0']) if 'arr_0' in arrays else None
+  moments = (None, None)
+  if 'mu' in arrays:
+    moments = _moments(path, arrays['mu'], arrays['sigma'])
+  return Reference(images, *moments, digest)
+
+
+def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+  """One array; its bytes were checked. Raises: InputError if it holds Python objects."""
+  member = archive.getinfo(f'{name}.npy')
+  with archive.open(member) as file:
+    shape, by_columns, dtype = _header(file)
+    if dtype.hasobject:
+      raise InputError(f'{path}: {name!r} holds Python objects, allowed numbers: {ALLOWED}')
+    header_size, count = file.tell(), math.prod(shape)
+    if header_size + count * dtype.itemsize != member.file_size:
+      raise ValueError(f'{name} is not as long as it says')
+    if member.compress_type != zipfile.ZIP_STORED or 0 in shape:
+      flat = np.frombuffer(file.read(), dtype, count)
+      return flat.reshape(shape, order='F' if by_columns else 'C')
+  start = _data_start(path, member) + header_size
+  return np.asarray(np.memmap(path, dtype, 'r', start, shape, 'F' if by_columns else 'C'))
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+  """(shape, whether in Fortran's order, dtype) at the beginning of an .npy file."""
+  version = np.lib.format.read_magic(file)
+  if version == (1, 0):
+    return np.lib.format.read_array_header_1_0(file)
+  return np.lib.format.read_array_header_2_0(file)
+
+
+def _data_start(path: Path, member: zipfile.ZipInfo) -> int:
+  """Where a member's content begins: after its local header, the name, and what else it carries."""
+  fixed = 30
+  with open(path, 'rb') as file:
+    file.seek(member.header_offset)
+    name_size, extra_size = struct.unpack('<HH', file.read(fixed)[-4:])
+  return member.header_offset + fixed + name_size + extra_size
+
+
+def _images(path: Path, images: np.ndarray) -> np.ndarray:
+  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+    raise InputError(
+      f"{path}: 'arr_0' is {images.dtype} {images.shape}, allowed uint8 (N, H, W, 3) with N > 0"
+    )
+  return images
+
+
+def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  shapes = f"'mu' {mean.dtype} {mean.shape}, 'sigma' {covariance.dtype} {covariance.shape}"
+  real = all(x.dtype.kind == 'f' for x in (mean, covariance))
+  if not real or mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
+    raise InputError(f'{path}: got {shapes}, allowed floating point (D,) and (D, D)')
+  mean, covariance = mean.astype(np.float64), covariance.astype(np.float64)
+  if not np.isfinite(mean).all() or not np.isfinite(covariance).all():
+    raise InputError(f"{path}: 'mu' or 'sigma' has entries that are not finite")
+  uneven = np.abs(covariance - covariance.T).max()
+  if uneven > SYMMETRY * np.abs(covariance).max():
+    raise InputError(
+      f"{path}: 'sigma' is no covariance: it differs from its transpose by up to {uneven:g}, "
+      f'allowed {SYMMETRY:g} of its largest entry {np.abs(covariance).max():g}'
+    )
+  return mean, covariance
+
+
+def write_moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+  """mean (D,) and covariance (D, D) as mu and sigma, written beside and renamed."""
+  temporary = path.with_name(path.name + '.tmp')
+  with open(temporary, 'wb') as file:
+    np.savez(file, mu=mean, sigma=covariance)
+  os.replace(temporary, path)
+
+
+def write_images(path: Path, source: DataSource, comment: str = '') -> None:
+  """All images of a source as arr_0 and their labels as arr_1, written beside and renamed.
+
+  Gray images are repeated in three channels. A few images are in memory at a time, and equal sources
+  give equal files. comment: kept by the archive, see comment_of.
+  """
+  height, width, _ = source.element['image'].shape
+  count, size = source.num_examples, source.num_examples * height * width * 3
+  temporary = path.with_name(path.name + '.tmp')
+  labels = np.zeros(count, np.int64)
+  bar = tqdm(total=count, unit='image', desc=path.name, disable=size < SHOWN_BYTES)
+  with bar, zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive:
+    archive.comment = comment.encode()
+    with _member(archive, 'arr_0', (count, height, width, 3), np.dtype(np.uint8)) as file:
+      for index, batch in _batches(source):
+        labels[index] = batch['label']
+        rgb = np.broadcast_to(batch['image'], (*batch['image'].shape[:3], 3))
+        file.write(np.ascontiguousarray(rgb).tobytes())
+        bar.update(len(index))
+    with _member(archive, 'arr_1', labels.shape, labels.dtype) as file:
+      file.write(labels.tobytes())
+  os.replace(temporary, path)
+
+
+def _batches(source: DataSource) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+  for start in range(0, source.num_examples, AT_ONCE):
+    index = np.arange(start, min(start + AT_ONCE, source.num_examples))
+    yield index, source.read(index)
+
+
+def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype):
+  """A file to write an array's values to, its header written."""
+  always = (1980, 1, 1, 0, 0, 0)  # Or equal content would not give equal files.
+  file = archive.open(zipfile.ZipInfo(f'{name}.npy', always), 'w', force_zip64=True)
+  description = np.lib.format.dtype_to_descr(dtype)
+  header = {'descr': description, 'fortran_order': False, 'shape': shape}
+  np.lib.format.write_array_header_1_0(file, header)
+  return file
+
+
+def comment_of(path: Path) -> str | None:
+  """What write_images was given; None if there is no such file."""
+  try:
+    with zipfile.ZipFile(path) as archive:
+      return archive.comment.decode()
+  except (OSError, UnicodeDecodeError, *UNREADABLE):
+    return None

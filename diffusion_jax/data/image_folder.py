@@ -1,0 +1,198 @@
+"""A folder of image files of one size as a DataSource, nothing resized; and how one is written."""
+
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from diffusion_jax.data.decode import READ, BadImage, decode
+from diffusion_jax.data.readers.base import is_hidden, printable
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.types import DataSource
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+AT_ONCE = 64  # Images.
+SHOWN = 5000  # Images: from here on, how far they are is shown.
+ORIENTATION = 0x0112  # Of EXIF; 5 to 8 turn an image on its side.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageFolder:
+  """names: paths below root, in order. shape: (H, W, C) of every image."""
+
+  root: Path
+  names: tuple[str, ...]
+  shape: tuple[int, int, int]
+  fingerprint: str
+  label_names: Sequence[str] = ()
+
+  @property
+  def num_examples(self) -> int:
+    return len(self.names)
+
+  @property
+  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+      'image': jax.ShapeDtypeStruct(self.shape, np.uint8),
+      'label': jax.ShapeDtypeStruct((), np.int32),
+    }
+
+  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    """indices (n,) -> image (n, H, W, C) uint8, label (n,) int32, all 0.
+
+    Raises: DamagedError if a file is not readable, InputError if its size has changed.
+    """
+    paths = [self.root / self.names[index] for index in np.asarray(indices)]
+    images = np.empty((len(paths), *self.shape), np.uint8)
+    for number, pixels in enumerate(_threads(lambda path: _pixels(path, self.shape), paths)):
+      images[number] = pixels
+    return {'image': images, 'label': np.zeros(len(paths), np.int32)}
+
+
+def open_folder(path: Path, channels: int) -> ImageFolder:
+  """All images below a folder, sorted by path. channels: 3 RGB, or 1 luma.
+
+  The headers of all files are read first, then once all pixels.
+  Raises: InputError for no images or images of several sizes, DamagedError for an unreadable one.
+  """
+  if not path.is_dir():
+    raise InputError(f'{path}: no such folder')
+  names = sorted(_images_below(path))
+  if not names:
+    raise InputError(f'{path}: no images in it, looked for {" ".join(SUFFIXES)}')
+  paths = [path / name for name in names]
+  sizes = _shown(_threads(_size, paths), 'sizes', len(paths))
+  width, height = next(sizes)
+  for other, size in zip(paths[1:], sizes):
+    if size != (width, height):
+      raise _mixed(other, size, f'{printable(str(paths[0]))} is {width}x{height}')
+  folder = ImageFolder(path, tuple(names), (height, width, channels), '')
+  return dataclasses.replace(folder, fingerprint=_fingerprint(folder))
+
+
+def _fingerprint(folder: ImageFolder) -> str:
+  """Of the names and the decoded pixels."""
+  digest = hashlib.sha256(repr(folder.shape).encode())
+  paths = [folder.root / name for name in folder.names]
+  pixels = _threads(lambda path: _pixels(path, folder.shape), paths)
+  for name, image in zip(folder.names, _shown(pixels, 'reading', len(paths))):
+    digest.update(os.fsencode(name) + b'\0')
+    digest.update(image)
+  return digest.hexdigest()[:16]
+
+
+def _images_below(root: Path) -> Iterator[str]:
+  """Paths with '/'; symbolic links are followed, into each folder once."""
+  seen = set()
+  for folder, folders, files in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    folders.sort()
+    for file in files:
+      name = Path(folder, file).relative_to(root).as_posix()
+      if name.lower().endswith(SUFFIXES) and not is_hidden(name):
+        yield name
+
+
+def _size(path: Path) -> tuple[int, int]:
+  """(width, height) from the header. Raises: DamagedError."""
+  try:
+    with Image.open(path, formats=READ) as image:
+      turned = image.format == 'JPEG' and image.getexif().get(ORIENTATION, 1) >= 5
+      return image.size[::-1] if turned else image.size
+  except Exception as error:  # Pillow's readers raise whatever their format's parser met.
+    raise _damaged(path, str(error)) from error
+
+
+def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+  """(H, W, C) uint8. Raises: DamagedError; InputError if it has another size."""
+  try:
+    image, _ = decode(path.read_bytes())
+  except (BadImage, OSError) as error:
+    raise _damaged(path, str(error)) from error
+  height, width, channels = shape
+  if image.size != (width, height):
+    raise _mixed(path, image.size, f'others are {width}x{height}')
+  return np.asarray(image) if channels == 3 else np.asarray(image.convert('L'))[..., None]
+
+
+def _mixed(path: Path, size: tuple[int, int], others: str) -> InputError:
+  return InputError(
+    f'{printable(str(path))}: mixed sizes in a folder: {size[0]}x{size[1]}, but {others}; nothing is '
+    'resized here, so prepare the folder instead: --mode=prepare --config.data.source=FOLDER'
+  )
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+  return DamagedError(f'{printable(str(path))}: not a readable image ({why})')
+
+
+def _threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+  """function of every item in order, by as many threads as there are cores, a few ahead."""
+  with ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(items), AT_ONCE):
+      yield from pool.map(function, items[start : start + AT_ONCE])
+
+
+def _shown(items: Iterable[Any], what: str, count: int) -> Iterator[Any]:
+  return iter(tqdm(items, desc=what, total=count, unit='image', disable=count < SHOWN))
+
+
+def write(folder: Path, source: DataSource) -> int:
+  """000000.png and so on, one an image; those there are left, surplus ones removed.
+
+  If the first one there is another image than the source's, all are written. Returns: how many were.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  there = {int(path.stem): path for path in folder.glob('*.png') if _is_numbered(path)}
+  for number in [n for n in there if n >= source.num_examples]:
+    there.pop(number).unlink()
+  if there and not _is_same(there[min(there)], source.read(np.array([min(there)]))['image'][0]):
+    there = {}
+  absent = np.array([n for n in range(source.num_examples) if n not in there], int)
+  bar = tqdm(total=len(absent), desc='png', unit='image', disable=len(absent) < SHOWN)
+  with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+    for start in range(0, len(absent), AT_ONCE):
+      numbers = absent[start : start + AT_ONCE]
+      images = source.read(numbers)['image']
+      list(pool.map(_write_png, [_path(folder, number) for number in numbers], images))
+      bar.update(len(numbers))
+  return len(absent)
+
+
+def _path(folder: Path, number: int) -> Path:
+  return folder / f'{number:06d}.png'
+
+
+def _is_numbered(path: Path) -> bool:
+  return path.stem.isdecimal() and path == _path(path.parent, int(path.stem))
+
+
+def _is_same(path: Path, image: np.ndarray) -> bool:
+  try:
+    with Image.open(path, formats=['PNG']) as stored:
+      pixels = np.asarray(stored)
+  except Exception:  # Pillow's readers raise whatever their format's parser met.
+    return False
+  return np.array_equal(pixels.reshape(pixels.shape[:2] + (-1,)), image)
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+  """Gray images as such; written beside and renamed."""
+  content = io.BytesIO()
+  Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format='PNG')
+  temporary = path.with_suffix('.tmp')
+  temporary.write_bytes(content.getbuffer())
+  os.replace(temporary, path)

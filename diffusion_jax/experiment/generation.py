@@ -1,0 +1,102 @@
+"""Sample numbers and a checkpoint's parameters -> parts of a sample set, a batch at a time."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.pictures import draw_animation, picture_indices
+from diffusion_jax.runtime import hosts, mesh, sample_set
+from diffusion_jax.types import PyTree
+
+
+def params_of(weights: dict[str, Any]) -> PyTree:
+  """The backbone's among what load_checkpoint read."""
+  return weights.get('ema_params', weights.get('params'))
+
+
+def generate_parts(
+  experiment: Experiment,
+  folder: Path,
+  weights: dict[str, Any],
+  missing: np.ndarray,
+  animated: bool,
+) -> float:
+  """Writes this process's part of every batch. Returns: images/s of all, compiling aside."""
+  sample, sharding = experiment.config.sample, mesh.batch_sharding(experiment.mesh)
+  size = mesh.round_up(sample.batch_size, experiment.mesh)
+  rows = mesh.local_rows(experiment.mesh, size)
+  picture = picture_indices(experiment, limit=size)
+  wanted = np.zeros(sample.num_samples, bool)
+  wanted[missing] = True
+  batches = batches_to_make(picture.reshape(-1), wanted, size, animated)
+  generate = compile_generate(experiment, weights, picture.size)
+  seconds, count = 0.0, sum(map(len, batches))
+  bar = tqdm(
+    total=sample.num_samples,
+    initial=sample.num_samples - count,
+    unit='image',
+    desc='sampling',
+    mininterval=5,
+    disable=not hosts.is_first(),
+  )
+  with bar:
+    for batch in batches:
+      index = np.pad(batch, (0, size - len(batch)), 'edge')
+      labels = experiment.sample_labels(index)
+      new = wanted[index] & (np.arange(size) < len(batch))
+      began = time.perf_counter()
+      made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding))
+      own, made = hosts.own_rows(made)
+      seconds += time.perf_counter() - began
+      if not animated:
+        draw_animation(experiment, folder, weights.get('scaling'), frames, picture)
+        animated = True
+      kept = new[own]
+      sample_set.save_part(folder, index[own][kept], made[kept], labels[own][kept])
+      bar.update(len(batch))
+  return len(batches) * size / seconds
+
+
+def batches_to_make(
+  picture: np.ndarray, wanted: np.ndarray, size: int, animated: bool
+) -> Sequence[np.ndarray]:
+  """Sample numbers, a batch at a time: every batch with a wanted sample; the picture's if it lacks.
+
+  The picture's samples come first, then all others. Where a sample lies in its batch depends on
+  these sizes alone, not on what is there already, so a set can be finished bit for bit.
+  picture: (n,) uint32, n <= size. wanted: (num_samples,) bool.
+  """
+  others = np.setdiff1d(np.arange(len(wanted), dtype=np.uint32), picture)
+  order = np.concatenate([picture, others])
+  batches = np.split(order, range(size, len(order), size))
+  first = not animated
+  return [b for k, b in enumerate(batches) if wanted[b].any() or (first and k == 0)]
+
+
+def compile_generate(
+  experiment: Experiment, weights: dict[str, Any], frame_examples: int
+) -> Callable:
+  """(indices, labels) -> images uint8 and x_t of animation frames, compiled for one batch.
+
+  Images lie where their samples were made; of the frames every device has a copy.
+  """
+  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
+  generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
+  trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
+
+  def generate(params, scaling, decoder, indices, labels):
+    x_0, frames = generator(trainer.network(params), indices, labels)
+    return experiment.to_images(decoder, scaling, x_0), frames
+
+  indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=sharding)
+  labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharding)
+  fixed = (params_of(weights), weights.get('scaling'), experiment.decoder)
+  jitted = jax.jit(generate, out_shardings=(sharding, mesh.replicated(experiment.mesh)))
+  compiled = jitted.lower(*fixed, indices, labels).compile()
+  return lambda indices, labels: compiled(*fixed, indices, labels)

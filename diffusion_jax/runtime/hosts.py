@@ -1,0 +1,80 @@
+"""What the processes of one run, one a host, do together. With one process there is nothing to wait for.
+
+All of them share a file system and come to the same calls in the same order.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax import errors
+from diffusion_jax.types import Array
+
+
+def is_first() -> bool:
+  """Whether this process is the one that talks, and writes what is written once."""
+  return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+  """Printed by the first process."""
+  if is_first():
+    print(text, flush=True)
+
+
+def from_first(work: Callable[[], Any]) -> Any:
+  """work() is done by the first process while the others wait; all are given what it returns.
+
+  work: returns what JSON holds. Raises: on all processes what work raises on the first.
+  """
+  if jax.process_count() == 1:
+    return work()
+  answer, failure = {}, None
+  if is_first():
+    try:
+      answer = {'value': work()}
+    except Exception as error:  # Whatever it is, the others must not wait for ever.
+      failure = error
+      answer = {'error': type(error).__name__, 'text': str(error)}
+  answer = json.loads(_broadcast(json.dumps(answer).encode()))
+  if failure is not None:
+    raise failure
+  if 'error' in answer:
+    kind = getattr(errors, answer['error'], None)
+    if kind is None:
+      raise errors.InputError(f'the first process stopped: {answer["error"]}: {answer["text"]}')
+    raise kind(answer['text'])
+  return answer['value']
+
+
+def _broadcast(content: bytes) -> bytes:
+  """The first process's `content`."""
+  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+  buffer = np.zeros(length, np.uint8)
+  if is_first():
+    buffer[:] = np.frombuffer(content, np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+
+
+def own_rows(x: Array) -> tuple[np.ndarray, np.ndarray]:
+  """The rows of an array, cut along its first axis, that this process is to write.
+
+  Every row is one process's: of those that hold it (as where devices share a tensor), the first.
+  Returns: row numbers (n,), ascending, and the rows (n, ...). Nothing is moved between hosts.
+  """
+  owners: dict[int, int] = {}
+  for device, index in x.sharding.devices_indices_map(x.shape).items():
+    start = index[0].start or 0
+    owners[start] = min(owners.get(start, device.process_index), device.process_index)
+  here = jax.process_index()
+  shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+  starts = sorted(start for start in shards if owners[start] == here)
+  rows = [np.arange(start, start + len(shards[start])) for start in starts]
+  values = jax.device_get([shards[start] for start in starts])
+  if not starts:
+    return np.zeros(0, int), np.zeros((0, *x.shape[1:]), x.dtype)
+  return np.concatenate(rows), np.concatenate(values)

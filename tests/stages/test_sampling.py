@@ -1,0 +1,273 @@
+"""Sample sets: stopped and started, enlarged, counted, animated and exported."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import command
+from diffusion_jax.command import run_mode
+from diffusion_jax.data import adm, image_folder
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.generation import batches_to_make
+from diffusion_jax.runtime import sample_set
+from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.stages import sample
+from tests.conftest import tiny_mapping
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A trained work directory that the tests below only add to."""
+  tmp_path = tmp_path_factory.mktemp('sampling')
+  run_mode('train', tiny_mapping(tmp_path), {}, tmp_path / 'run', as_json=False)
+  return tmp_path
+
+
+def flags_of(name, changes):
+  return {'sample.name': name, **{f'sample.{field}': value for field, value in changes.items()}}
+
+
+def run(trained, name, **changes):
+  """Samples; returns the folder of the set."""
+  flags = flags_of(name, changes)
+  run_mode('sample', tiny_mapping(trained, **flags), flags, trained / 'run', as_json=False)
+  return trained / 'run' / 'samples' / name
+
+
+def experiment_of(trained, name, **changes):
+  """As the command line makes it of the work directory."""
+  flags = flags_of(name, changes)
+  return create(*command.trained('sample', trained / 'run', tiny_mapping(trained, **flags), flags))
+
+
+class Killed(BaseException):
+  """As a signal: no code of ours catches it."""
+
+
+def kill_after(monkeypatch, parts):
+  save, saved = sample_set.save_part, []
+
+  def save_or_die(folder, *content):
+    if len(saved) == parts:
+      raise Killed
+    saved.append(folder)
+    save(folder, *content)
+
+  monkeypatch.setattr(sample_set, 'save_part', save_or_die)
+
+
+def no_sampling(monkeypatch):
+  def refuse(*args, **kwargs):
+    raise AssertionError('a checkpoint was restored')
+
+  monkeypatch.setattr(Checkpoints, 'restore', refuse)
+
+
+def test_a_set_killed_at_60_percent_is_finished_as_if_it_had_not_been(trained, monkeypatch, capsys):
+  changes = {'num_samples': 100, 'batch_size': 10, 'grid_columns': 1}
+  whole, other = (
+    run(trained, 'whole', **changes),
+    run(trained, 'other', **changes | {'batch_size': 7}),
+  )
+  kill_after(monkeypatch, 6)
+  with pytest.raises(Killed):
+    run(trained, 'killed', **changes)
+  monkeypatch.undo()
+  folder = trained / 'run' / 'samples' / 'killed'
+  written = {path.name: path.stat().st_mtime_ns for path in folder.glob('part-*')}
+  assert len(written) == 6
+  with pytest.raises(
+    InputError, match='killed: 60 of 100 samples; finish it with the same command'
+  ):
+    sample_set.open_set(folder, 100)
+  assert not sample.is_complete(experiment_of(trained, 'killed', **changes), folder)
+  capsys.readouterr()
+  run(trained, 'killed', **changes)
+  told = capsys.readouterr()
+  assert '40 of 100 samples to make' in told.out and '100/100' in told.err  # The bar.
+  after = {path.name: path.stat().st_mtime_ns for path in folder.glob('part-*')}
+  assert len(after) == 10 and all(after[name] == written[name] for name in written)
+  assert sample.is_complete(experiment_of(trained, 'killed', **changes), folder)
+  images, labels = sample_set.load(folder, 100)
+  assert len(np.unique(images, axis=0)) == 100
+  for uninterrupted in (whole, other):
+    expected = sample_set.load(uninterrupted, 100)
+    assert images.tobytes() == expected[0].tobytes() and np.array_equal(labels, expected[1])
+    fingerprint = sample_set.open_set(uninterrupted, 100).fingerprint
+    assert sample_set.open_set(folder, 100).fingerprint == fingerprint
+  for name in ('grid.png', 'denoising.gif', 'frames.npz'):
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.parametrize('num_samples, size, picture', [(100, 16, 10), (7, 16, 7), (50, 1, 1)])
+def test_where_a_sample_lies_in_its_batch_does_not_depend_on_what_is_there(
+  num_samples, size, picture
+):
+  first = np.arange(num_samples - 1, num_samples - 1 - picture, -1, dtype=np.uint32)
+  everything = batches_to_make(first, np.ones(num_samples, bool), size, animated=False)
+  np.testing.assert_array_equal(np.sort(np.concatenate(everything)), np.arange(num_samples))
+  np.testing.assert_array_equal(everything[0][:picture], first)
+  assert all(len(batch) == size for batch in everything[:-1])
+  wanted = np.random.Generator(np.random.Philox(1)).random(num_samples) < 0.05
+  wanted[first[-1]] = True
+  some = batches_to_make(first, wanted, size, animated=True)
+  expected = [batch for batch in everything if wanted[batch].any()]
+  assert [b.tolist() for b in some] == [b.tolist() for b in expected]
+  (only,) = batches_to_make(first, np.zeros(num_samples, bool), size, animated=False)
+  np.testing.assert_array_equal(only, everything[0])
+  assert batches_to_make(first, np.zeros(num_samples, bool), size, animated=True) == []
+
+
+def test_given_counts_of_labels(trained):
+  counts = (3, 0, 5, 0, 0, 1, 0, 0, 0, 4)
+  folder = run(trained, 'counted', label_counts=counts, num_samples=13)
+  _, labels = sample_set.load(folder, 13)
+  np.testing.assert_array_equal(labels, [0, 0, 0, 2, 2, 2, 2, 2, 5, 9, 9, 9, 9])
+  identity = sample_set.read_meta(folder)['identity']
+  assert identity['labels'] == {'counts': list(counts)}
+  with np.load(folder / 'frames.npz') as file:
+    np.testing.assert_array_equal(file['labels'], [0, 2, 5, 9])
+    np.testing.assert_array_equal(file['index'], [0, 3, 8, 9])
+  with pytest.raises(InputError, match=r"labels: \{'counts'.*asked 'balanced'"):
+    run(trained, 'counted', num_samples=13)
+  with pytest.raises(InputError, match=r"labels: \{'counts'.*\[4, 0, 4"):
+    run(trained, 'counted', label_counts=(4, 0, 4, *counts[3:]), num_samples=13)
+  run(trained, 'counted', label_counts=counts, num_samples=13)
+
+
+@pytest.mark.parametrize(
+  'changes, messages',
+  [
+    ({'sample.label_counts': (10, 9)}, [r'got 2 counts, allowed 10, one a class', r'sum to 19']),
+    ({'sample.label_counts': (2,) * 9 + (1,)}, [r'that sum to 19, allowed .*num_samples 20']),
+    ({'sample.label_counts': (3, -1) + (2,) * 9}, [r'got -1 among', r'got 11 counts']),
+    (
+      {'sample.label_counts': (2,) * 10, 'sample.labels': (1,)},
+      [r'label_counts: got \(2, .*allowed \(\) beside config\.sample\.labels'],
+    ),
+    ({'sample.label_counts': (20,), 'num_classes': 0}, [r'got 1 counts, allowed none']),
+    (
+      {'sample.label_counts': (2,) * 10, 'eval.num_samples': 10},
+      [r'config\.eval\.num_samples: got 10, allowed 0 or the 20'],
+    ),
+    ({'sample.export': ('npz', 'jpeg')}, [r"config\.sample\.export: .*allowed of 'npz', 'png'"]),
+  ],
+)
+def test_counts_and_exports_that_cannot_be(tmp_path, changes, messages):
+  with pytest.raises(InputError) as caught:
+    create(tiny_mapping(tmp_path, **changes))
+  for message in messages:
+    assert re.search(message, str(caught.value)), str(caught.value)
+
+
+def test_a_finished_set_is_exported_without_a_checkpoint(trained, monkeypatch, capsys):
+  folder = run(trained, 'exported', num_samples=20)
+  made, labels = sample_set.load(folder, 20)
+  no_sampling(monkeypatch)
+  capsys.readouterr()
+  run(trained, 'exported', num_samples=20, export=('npz', 'png'))
+  assert '0 of 20 samples to make' in capsys.readouterr().out
+  with np.load(folder / 'samples.npz') as file:
+    np.testing.assert_array_equal(file['arr_0'], made.repeat(3, axis=-1))
+    np.testing.assert_array_equal(file['arr_1'], labels)
+    assert file['arr_0'].dtype == np.uint8 and file['arr_1'].dtype == np.int64
+  for number in range(20):
+    with Image.open(folder / 'png' / f'{number:06d}.png') as image:
+      np.testing.assert_array_equal(np.asarray(image), made[number, ..., 0])
+  written = {
+    path: path.stat().st_mtime_ns for path in [folder / 'samples.npz', *folder.glob('png/*')]
+  }
+  (folder / 'png' / '000007.png').unlink()
+  run(trained, 'exported', num_samples=20, export=('npz', 'png'))
+  again = {path: path.stat().st_mtime_ns for path in written}
+  assert [path.name for path in written if again[path] != written[path]] == ['000007.png']
+
+
+def test_an_export_follows_the_set(trained):
+  """Enlarged, and asked for in part."""
+  for count in (12, 24, 18):
+    folder = run(trained, 'growing', num_samples=count, export=('npz', 'png'))
+    made = sample_set.load(folder, count)[0]
+    np.testing.assert_array_equal(adm.read(folder / 'samples.npz').images[..., :1], made)
+    exported = image_folder.open_folder(folder / 'png', 1)
+    np.testing.assert_array_equal(exported.read(np.arange(exported.num_examples))['image'], made)
+
+
+def test_a_damaged_part_is_not_exported(trained):
+  folder = run(trained, 'torn', num_samples=20)
+  path = folder / 'part-00000000.npz'
+  content = bytearray(path.read_bytes())
+  content[300] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(DamagedError, match=r'part-00000000\.npz: damaged'):
+    run(trained, 'torn', num_samples=20, export=('npz',))
+  assert not (folder / 'samples.npz').exists()
+
+
+def test_other_parameters_of_the_same_step_are_noticed(trained):
+  """A finished set is compared by checksums, without restoring."""
+  folder = run(trained, 'mine')
+  meta = sample_set.read_meta(folder)
+  other = {**meta['identity'], 'parameters': '0123abcd'}
+  sample_set.write_json(folder / 'meta.json', {**meta, 'identity': other})
+  with pytest.raises(InputError, match=r"parameters: '0123abcd', asked '[0-9a-f]{8}'"):
+    run(trained, 'mine')
+  sample_set.write_json(folder / 'meta.json', meta)
+  with pytest.raises(InputError, match=r'ema: True, asked False'):
+    run(trained, 'mine', ema=False)
+
+
+def test_frames_are_those_of_the_samples_from_noise_to_result(trained):
+  folder = run(trained, 'frames', num_samples=40, grid_columns=3)
+  experiment = create(tiny_mapping(trained))
+  stored = sample_set.open_set(folder, 40)
+  with np.load(folder / 'frames.npz') as file:
+    found = dict(file)
+  frames, index = found['frames'], found['index']
+  assert frames.shape == (3, 10, 8, 8, 1) and frames.dtype == np.uint8
+  np.testing.assert_array_equal(found['labels'], np.arange(10))
+  assert found['labels'].dtype == np.int32
+  np.testing.assert_array_equal(index, np.arange(10))  # The first sample of each class.
+  assert np.abs(frames[-1].astype(int) - stored.read(index)['image']).max() <= 1
+  saturated = np.mean((frames[0] == 0) | (frames[0] == 255))
+  assert (
+    abs(saturated - 0.317) < 0.1
+  )  # Noise of deviation 1: beyond +-1, as the normal distribution.
+  times = experiment.schedule.grid(3, 'trailing')
+  np.testing.assert_allclose(found['t'], times[[0, 2, 3]])  # 1, 1.5 and 3 of 3 steps, rounded.
+  assert found['t'].dtype == np.float32 and found['t'][0] == 1 and found['t'][-1] == 0
+  assert not np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[1], frames[2])
+
+
+def test_frames_without_classes_are_of_the_first_samples(trained):
+  folder = run(trained, 'one', num_samples=15, grid_columns=3, labels=(4,))
+  with np.load(folder / 'frames.npz') as file:
+    found = dict(file)
+  np.testing.assert_array_equal(found['index'], np.arange(10))
+  np.testing.assert_array_equal(found['labels'], np.full(10, 4))
+  stored = sample_set.open_set(folder, 15)
+  made = stored.read(np.arange(10))['image']
+  assert np.abs(found['frames'][-1].astype(int) - made).max() <= 1
+
+
+@pytest.mark.parametrize('lost', ['frames.npz', 'denoising.gif', 'grid.png'])
+def test_lost_pictures_are_made_again(trained, lost):
+  folder = run(trained, 'pictures', num_samples=30)
+  before = {path.name: path.read_bytes() for path in folder.iterdir()}
+  (folder / lost).unlink()
+  run(trained, 'pictures', num_samples=30)
+  after = {path.name: path.read_bytes() for path in folder.iterdir()}
+  assert after == before
+
+
+def test_the_numbers_of_a_set_are_kept_when_its_pictures_are_made_again(trained):
+  folder = run(trained, 'numbers', num_samples=10)
+  meta = json.loads((folder / 'meta.json').read_text())
+  assert meta['num_samples'] == 10 and meta['images_per_s'] > 0
+  (folder / 'frames.npz').unlink()
+  run(trained, 'numbers', num_samples=10)
+  assert json.loads((folder / 'meta.json').read_text()) == meta
