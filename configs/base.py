@@ -134,13 +134,17 @@ def get_config() -> ConfigDict:
   config.train.log_every_steps = 50
   config.train.holdout_every_steps = 500  # Held-out loss of the EMA parameters.
   config.train.preview_every_steps = 500
+  config.train.eval_every_steps = 0  # Metrics of config.eval on a few samples; 0: never.
+  config.train.eval_num_samples = 500  # How many; the metrics say so: 'frechet_distance@500'.
   config.train.max_skipped = 10  # Non-finite steps in a row after which training stops.
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every_steps = 500
   config.checkpoint.keep_newest = 2
   config.checkpoint.keep_best = 1
-  config.checkpoint.best_metric = 'holdout_loss'  # Of config.task; measured at every checkpoint.
+  # Of config.task, measured at every checkpoint; or of config.eval, as 'frechet_distance', for which
+  # train.eval_every_steps divides checkpoint.every_steps.
+  config.checkpoint.best_metric = 'holdout_loss'
   config.checkpoint.best_mode = 'min'  # 'min', 'max'.
 
   config.sampler = ConfigDict()
@@ -159,14 +163,26 @@ def get_config() -> ConfigDict:
   config.sample.cfg_scale = 1.0  # 1: no guidance.
   config.sample.clip_x0 = False  # To [-1, 1]; pixel space only.
   config.sample.labels = ()  # Labels in turn; (): i mod num_classes for sample i.
+  config.sample.label_counts = ()  # Or how many of each class, first all of class 0, and so on.
   config.sample.seed = 0
   config.sample.ema = True  # The averaged parameters, or the raw ones.
   config.sample.grid_columns = 10  # Of grid.png and the previews; rows are classes, 10 at most.
   config.sample.gif_frames = 25
+  config.sample.export = ()  # For other tools: 'npz' (ADM's samples.npz), 'png' (a folder of files).
 
   config.eval = ConfigDict()
+  config.eval.num_samples = 0  # 0: config.sample.num_samples.
+  config.eval.num_seeds = 1  # Sample sets, of seeds sample.seed, +1, ...: mean and deviation.
+  config.eval.reference = 'holdout'  # 'holdout', 'train', a folder of images, or ADM's .npz.
+  config.eval.backend = 'jax'  # 'jax', or 'torch_fidelity': the reference itself, same images.
+  config.eval.batch_size = 0  # Images of a device at once; 0: 8 on CPU, 100 elsewhere.
+  # The FID network's .pth or .safetensors; '' finds it in torch's cache, or downloads it.
+  config.eval.inception_weights = ''
+  config.eval.neighbours = 0  # Samples shown beside their nearest training images; 0: none.
   config.eval.features = ConfigDict()
-  config.eval.features.name = 'dataset_classifier'  # A module of diffusion_jax/evaluation/features.
+  # A module of diffusion_jax/evaluation/features: 'inception' (FID as published), or for images that
+  # are not photographs 'dataset_classifier', 'pixels'.
+  config.eval.features.name = 'dataset_classifier'
   config.eval.features.dataset_classifier = ConfigDict()
   config.eval.features.dataset_classifier.channels = (32, 64)  # Of its levels.
   config.eval.features.dataset_classifier.feature_size = 64
@@ -176,17 +192,32 @@ def get_config() -> ConfigDict:
   config.eval.features.dataset_classifier.seed = 0
   config.eval.features.pixels = ConfigDict(dict(pixel_range=255.0))  # Pixels scaled to 0..range.
   config.eval.metrics = ('fid', 'inception_score', 'label_accuracy')  # Of diffusion_jax/evaluation.
-  config.eval.fid = ConfigDict()
   config.eval.inception_score = ConfigDict(dict(splits=10))
-  config.eval.label_accuracy = ConfigDict()
+  config.eval.kid = ConfigDict(dict(subsets=100, subset_size=1000))
+  config.eval.precision_recall = ConfigDict(dict(neighbours=3))
   config.eval.real_baseline = True  # Measure real training images against the reference too.
 
+  # What this run is in the tables of --mode=report, and what was published of it (0: nothing).
+  config.published = ConfigDict(
+    dict(name='', fid=0.0, inception_score=0.0, inception_score_std=0.0)
+  )
+
+  config.report = ConfigDict()  # --mode=report over every run below the workdir.
+  config.report.num_classes = 6  # Rows of the animation, and classes of the panel, at most.
+  config.report.moments = 5  # Of denoising, for each class of the panel.
+
   config.bench = ConfigDict()
+  config.bench.name = 'data'  # A module of diffusion_jax/benchmarks.
   config.bench.repeats = 5  # Of every measurement, in turns; the median counts.
-  config.bench.batches = 100  # A measurement of reading.
-  config.bench.batch_size = 256
-  config.bench.num_files = 2000  # Written and read again as a folder of files and as a TFDS set.
-  config.bench.num_photos = 4000  # Of 512 px, prepared by --mode=prepare and by a plain loop.
+  config.bench.data = ConfigDict()
+  config.bench.data.batches = 100  # A measurement of reading.
+  config.bench.data.batch_size = 256
+  config.bench.data.num_files = 2000  # Written and read again as a folder of files and as TFDS.
+  config.bench.data.num_photos = 4000  # Of 512 px, prepared by --mode=prepare and by a plain loop.
+  config.bench.evaluation = ConfigDict()  # Against torch-fidelity.
+  config.bench.evaluation.num_images = 1000  # Whose features are computed.
+  config.bench.evaluation.num_features = 5000  # Of random vectors, for FID's second half.
+  config.bench.evaluation.batch_sizes = (8, 64)  # Of torch-fidelity, whose default is 64.
 
   config.mesh = ConfigDict()  # Devices along each axis; -1 is what is left.
   config.mesh.data = -1

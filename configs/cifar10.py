@@ -37,6 +37,8 @@ def get_config(size: str = 'full'):
   config.train.holdout_every_steps = 10_000
   config.train.preview_every_steps = 10_000
   config.checkpoint.every_steps = 10_000
+  config.eval.features.name = 'inception'
+  config.eval.metrics = ('fid', 'inception_score', 'kid', 'precision_recall')
   if size == 'laptop':
     config.model.dit.patch_size = 4
     config.model.dit.hidden_size = 192
@@ -59,6 +61,8 @@ def get_config(size: str = 'full'):
     config.train.holdout_every_steps = 400
     config.train.preview_every_steps = 200
     config.checkpoint.every_steps = 400
+    config.eval.features.name = 'dataset_classifier'
+    config.eval.metrics = ('fid', 'inception_score', 'label_accuracy')
     config.sample.num_steps = 25
     config.sample.grid_columns = 6
   return config

@@ -23,4 +23,6 @@ def get_config():
   config.data.holdout = 0
   config.data.flip = True
   config.data.source = ''
+  config.eval.features.name = 'inception'
+  config.eval.metrics = ('fid', 'inception_score', 'kid', 'precision_recall')
   return config

@@ -17,4 +17,7 @@ def get_config():
   config.optimizer.learning_rate = 2e-4
   config.sampler.name = 'ddim'
   config.sample.num_steps = 500
+  config.published.update(
+    name='DDIM-VAE-CFG', fid=168.2, inception_score=5.29, inception_score_std=0.15
+  )
   return config

@@ -15,4 +15,7 @@ def get_config():
   config = ddpm.get_config()
   config.num_classes = 100
   config.sample.cfg_scale = 2.0
+  config.published.update(
+    name='DDPM-CFG', fid=94.2, inception_score=11.21, inception_score_std=0.46
+  )
   return config

@@ -15,4 +15,7 @@ def get_config():
   config = ddpm_vae.get_config()
   config.num_classes = 100
   config.sample.cfg_scale = 2.0
+  config.published.update(
+    name='DDPM-VAE-CFG', fid=189.5, inception_score=5.79, inception_score_std=0.30
+  )
   return config

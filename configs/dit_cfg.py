@@ -17,6 +17,10 @@ SIZES = {
   '12': dict(hidden_size=768, depth=12, num_heads=12),
   '8': dict(hidden_size=512, depth=8, num_heads=8),
 }
+PUBLISHED = {
+  '12': dict(name='DiT-VAE-CFG-12', fid=167.7, inception_score=6.11, inception_score_std=0.20),
+  '8': dict(name='DiT-VAE-CFG-8', fid=313.3, inception_score=1.78, inception_score_std=0.02),
+}
 
 
 def get_config(size: str = '12'):
@@ -28,4 +32,5 @@ def get_config(size: str = '12'):
   config.model.dit.update(SIZES[size])
   config.optimizer.learning_rate = 1e-4
   config.sample.cfg_scale = 3.0
+  config.published.update(PUBLISHED[size])
   return config

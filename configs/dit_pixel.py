@@ -17,4 +17,5 @@ def get_config():
   config.space = 'pixel'
   config.model.dit.patch_size = 8
   config.sample.clip_x0 = True
+  config.published.update(name='', fid=0.0, inception_score=0.0, inception_score_std=0.0)
   return config

@@ -24,4 +24,5 @@ def get_config():
   config.train.holdout_every_steps = 250
   config.train.preview_every_steps = 250
   config.checkpoint.every_steps = 250
+  config.eval.neighbours = 10
   return config

@@ -15,15 +15,21 @@ GAP = 2
 
 def enlarge(images: np.ndarray, min_side: int = MIN_SIDE) -> np.ndarray:
   """(..., H, W, 1 or 3) uint8 -> the same, bicubically enlarged by a whole factor to min_side."""
-  *leading, height, width, channels = images.shape
+  height, width = images.shape[-3:-1]
   factor = -(-min_side // max(height, width))
-  if factor <= 1:
+  return resize(images, height * factor, width * factor) if factor > 1 else images
+
+
+def resize(images: np.ndarray, height: int, width: int) -> np.ndarray:
+  """(..., H, W, 1 or 3) uint8 -> (..., height, width, 1 or 3), bicubic."""
+  *leading, old_height, old_width, channels = images.shape
+  if (old_height, old_width) == (height, width):
     return images
-  planes = np.moveaxis(images, -1, -3).reshape(-1, height, width)
-  size = (width * factor, height * factor)
-  enlarged = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in planes]
-  stacked = np.stack([np.asarray(p) for p in enlarged])
-  return np.moveaxis(stacked.reshape(*leading, channels, *size[::-1]), -3, -1)
+  planes = np.moveaxis(images, -1, -3).reshape(-1, old_height, old_width)
+  size = (width, height)
+  resized = [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in planes]
+  stacked = np.stack([np.asarray(p) for p in resized])
+  return np.moveaxis(stacked.reshape(*leading, channels, height, width), -3, -1)
 
 
 def grid(images: np.ndarray, row_names: Sequence[str] = (), min_side: int = MIN_SIDE) -> np.ndarray:

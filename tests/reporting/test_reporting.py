@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.reporting.images import GAP, enlarge, grid, save_gif, save_png
-from diffusion_jax.reporting.tables import quantity, table
+from diffusion_jax.reporting.images import GAP, enlarge, grid, resize, save_gif, save_png
+from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -46,8 +46,8 @@ def test_files(tmp_path):
   save_gif(tmp_path / 'a.gif', frames)
   gif = Image.open(tmp_path / 'a.gif')
   assert gif.n_frames == 3 and gif.size == (12, 10)
-  for number, frame in enumerate(frames):
-    gif.seek(number)
+  for i, frame in enumerate(frames):
+    gif.seek(i)
     np.testing.assert_array_equal(np.asarray(gif.convert('RGB')), frame)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a.gif', 'a.png']
 
@@ -57,3 +57,20 @@ def test_table_and_quantities():
     'name        x\n---------  --\na           1\nlong name  10'
   )
   assert [quantity(x, 'B') for x in (12, 1234, 5.6e9)] == ['12 B', '1.23 kB', '5.6 GB']
+
+
+def test_resize_scales_both_ways_and_keeps_what_fits():
+  halves = np.zeros((1, 64, 32, 3), np.uint8)
+  halves[:, :32, :, 0] = 200  # Red above, black below.
+  for height, width in ((128, 96), (16, 16)):
+    made = resize(halves, height, width)
+    assert made.shape == (1, height, width, 3) and made[..., 1:].max() == 0
+    assert np.all(made[0, : height // 4, :, 0] == 200) and made[0, -height // 4 :].max() == 0
+  assert resize(halves, 64, 32) is halves
+
+
+def test_cells():
+  texts = [number(x) for x in (150.0, 9.7286, 0.00123, 1234.5, 0, float('nan'), None, 'x')]
+  assert texts == ['150.0', '9.729', '0.001230', '1,234', '0.000', 'nan', '–', 'x']
+  assert [setting(x) for x in (2.0, True, None, [1, 2])] == ['2', 'True', '–', '[1, 2]']
+  assert shortened('abcdefgh', 8) == 'abcdefgh' and shortened('abcdefghi', 8) == 'abc…fghi'

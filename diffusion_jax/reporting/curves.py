@@ -1,0 +1,155 @@
+"""metrics.jsonl as curves: which may be drawn on the same axes, because they are the same quantity."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.reporting import records as of
+from diffusion_jax.reporting.plots import Axes, Curve
+
+Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # Name -> steps and values, (n,) each.
+Trained = tuple[str, int, Mapping[str, Any], Series]  # Model, number of its look, config, series.
+LOSS, HOLDOUT, PSNR = 'loss', 'holdout_loss', 'psnr'
+
+
+def read_series(path: Path) -> tuple[Series, int]:
+  """The finite numbers of metrics.jsonl by name, in the order of steps; how many lines are unreadable.
+
+  Nothing if there is no file. A step that is there twice counts as written last.
+  """
+  if not path.is_file():
+    return {}, 0
+  found: dict[str, dict[int, float]] = {}
+  unreadable = 0
+  for line in path.read_text(errors='replace').splitlines():
+    try:
+      content = json.loads(line)
+      step = int(content.pop('step'))
+    except (ValueError, TypeError, AttributeError, KeyError):
+      unreadable += 1
+      continue
+    for name, value in content.items():
+      if of.is_number(value) and math.isfinite(value):
+        found.setdefault(name, {})[step] = value
+  return {
+    name: (np.array(sorted(points)), np.array([points[step] for step in sorted(points)], float))
+    for name, points in found.items()
+  }, unreadable
+
+
+def loss_plots(runs: Sequence[Trained]) -> list[Axes]:
+  """Training and held-out loss, one plot for all runs whose loss is the same quantity."""
+  chosen = [run for run in runs if LOSS in run[3] or HOLDOUT in run[3]]
+
+  def axes(group: Sequence[Trained]) -> Axes:
+    config = group[0][2]
+    drawn = []
+    for model, look, _, series in group:
+      for name in (LOSS, HOLDOUT):
+        if name in series:
+          drawn.append(Curve(model, look, *series[name], is_noisy=name == LOSS))
+    return Axes(_loss_title(config), _loss_quantity(config), -1, tuple(drawn))
+
+  return [axes(group) for group in _together(chosen, _loss_kind)]
+
+
+def metric_plots(runs: Sequence[Trained]) -> dict[str, list[Axes]]:
+  """Metrics measured in training, NAME@N, and PSNR: file stem -> a plot for every protocol."""
+  names = dict.fromkeys(name for run in runs for name in run[3] if '@' in name or name == PSNR)
+  figures = {}
+  for name in names:
+    if of.STD + '@' in name and name.replace(of.STD, '') in names:
+      continue
+    chosen = [run for run in runs if name in run[3]]
+    groups = _together(chosen, _metric_kind)
+    figures['curves-' + _file_name(name)] = [_metric_axes(name, group) for group in groups]
+  return figures
+
+
+def _metric_axes(name: str, group: Sequence[Trained]) -> Axes:
+  metric, _, count = name.partition('@')
+  config = group[0][2]
+  features, data = _get(config, 'eval', 'features', 'name'), _get(config, 'data', 'name')
+  if name == PSNR:
+    title, quantity = f'reconstructions of held-out images of {data}', 'PSNR (dB)'
+  else:
+    title = f'{data}: {count} samples, {features} features'
+    quantity = of.metric_title(metric, str(features))
+  drawn = []
+  for model, look, _, series in group:
+    spread = series.get(f'{metric}{of.STD}@{count}')
+    whole = spread is not None and np.array_equal(spread[0], series[name][0])
+    drawn.append(Curve(model, look, *series[name], spread=spread[1] if whole else None))
+  return Axes(title, quantity, of.direction(metric), tuple(drawn))
+
+
+def _together(runs: Sequence[Trained], kind: Callable[[Mapping], Any]) -> list[list[Trained]]:
+  """Runs of the same kind(config) together, in their order."""
+  groups: dict[str, list[Trained]] = {}
+  for run in runs:
+    groups.setdefault(of.canonical(kind(run[2])), []).append(run)
+  return list(groups.values())
+
+
+def _loss_kind(config: Mapping[str, Any]) -> list:
+  """What decides of what a loss is the loss."""
+  data = [_get(config, 'data', name) for name in ('name', 'fingerprint', 'image_size')]
+  if config.get('task') == 'autoencoder':
+    vae = _get(config, 'vae')
+    weights = ('kl_weight', 'perceptual_weight', 'discriminator_weight')
+    return ['autoencoder', data, [_get(vae, name) for name in weights]]
+  schedule = _section(config, 'schedule')
+  latent = config.get('space') == 'latent'
+  return [
+    *(data, _get(config, 'process'), schedule.get('name'), schedule.get(schedule.get('name'))),
+    *(_get(config, 'loss'), [_get(config, 'vae', n) for n in ('fingerprint', 'scale')] * latent),
+  ]
+
+
+def _loss_title(config: Mapping[str, Any]) -> str:
+  data = _get(config, 'data', 'name')
+  if config.get('task') == 'autoencoder':
+    return f'autoencoder of {data}'
+  where = 'latents' if config.get('space') == 'latent' else 'pixels'
+  return f'{_get(config, "schedule", "name")} schedule, {where} of {data}'
+
+
+def _loss_quantity(config: Mapping[str, Any]) -> str:
+  if config.get('task') == 'autoencoder':
+    return 'autoencoder loss'
+  process, weighting = _section(config, 'process'), _get(config, 'loss', 'weighting')
+  plain = weighting in ('none', {}) and not process.get('learned_variance')
+  return f'mean squared error of {process.get("prediction")}' if plain else 'denoising loss'
+
+
+def _metric_kind(config: Mapping[str, Any]) -> list:
+  """What decides of what a metric measured in training is the metric."""
+  section = _get(config, 'eval')
+  features = _section(section, 'features')
+  return [
+    *([_get(config, 'data', name) for name in ('name', 'fingerprint', 'image_size')]),
+    *(features.get('name'), features.get(features.get('name'))),
+    *(_get(section, name) for name in ('reference', 'backend')),
+  ]
+
+
+def _get(mapping: Mapping[str, Any], *names: str) -> Any:
+  """mapping[name][name]..., an empty mapping where it ends early."""
+  for name in names:
+    mapping = mapping.get(name, {}) if isinstance(mapping, Mapping) else {}
+  return mapping
+
+
+def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """mapping[name] if it is a mapping, else an empty one."""
+  found = _get(mapping, name)
+  return found if isinstance(found, Mapping) else {}
+
+
+def _file_name(name: str) -> str:
+  return re.sub(r'[^\w.-]+', '-', name)

@@ -1,0 +1,221 @@
+"""Models side by side, denoising the same classes: a picture and an animation."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.reporting.images import GAP, resize
+from diffusion_jax.reporting.tables import shortened
+
+MIN_SIDE, MAX_SIDE = 64, 128  # Of an image in the picture.
+MIN_COLUMN = 88  # Of an image in the animation: as wide as the name above it.
+MAX_PIXELS = 500_000  # Of images in a frame of the animation, beyond which they are MIN_COLUMN.
+MAX_ALL_PIXELS = 6_000_000  # Of all frames, about the bytes of the file: noise does not compress.
+MIN_FRAMES = 12
+PANEL_CLASSES = 3  # Of the picture, at most.
+BETWEEN = 3  # Gaps between classes or models, in sixteenths of an image.
+LINES = 3  # Of a name, at most.
+GREY = '#777777'
+EMPTY = 235  # The grey of a class that a model has no sample of.
+UNCONDITIONAL = '(unconditional)'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoising:
+  """Samples of a model on their way from noise.
+
+  frames: (F, R, H, W, 1 or 3) uint8, noise first and the result last. classes: the name of the class
+  of each of the R samples; empty for a model without classes. times: (F,) t of each frame, falling,
+  or None for even steps.
+  """
+
+  model: str
+  frames: np.ndarray
+  classes: tuple[str, ...] = ()
+  times: np.ndarray | None = None
+
+  def moments(self, count: int) -> np.ndarray:
+    """Numbers of the frames nearest to `count` even times from noise to result, (count,)."""
+    total = len(self.frames)
+    progress = np.linspace(0, 1, total)
+    if self.times is not None and total > 1 and np.all(np.diff(self.times) < 0):
+      progress = (self.times[0] - self.times) / (self.times[0] - self.times[-1])
+    distance = np.abs(progress[:, None] - np.linspace(0, 1, count))
+    return distance.argmin(axis=0)
+
+  def rows(self, names: Sequence[str]) -> list[int | None]:
+    """The sample of each class; without classes, the first ones. None: there is none."""
+    if not self.classes:
+      return [row if row < self.frames.shape[1] else None for row in range(len(names))]
+    return [self.classes.index(name) if name in self.classes else None for name in names]
+
+
+def shared_classes(models: Sequence[Denoising], limit: int) -> list[str]:
+  """The classes that all models with classes show, or failing that most of them, `limit` at most.
+
+  Where no model has classes: 'sample 1', 'sample 2', ...
+  """
+  conditional = [model for model in models if model.classes]
+  if not conditional:
+    most = max(model.frames.shape[1] for model in models)
+    return [f'sample {i + 1}' for i in range(min(most, limit))]
+  shown = {}
+  for model in conditional:
+    for name in dict.fromkeys(model.classes):
+      shown[name] = shown.get(name, 0) + 1
+  most = max(shown.values())
+  return [name for name, number in shown.items() if number == most][:limit]
+
+
+def picture(models: Sequence[Denoising], num_classes: int, moments: int) -> np.ndarray:
+  """A row a model, a block of moments a class: one (H', W', 3) uint8 picture."""
+  names = shared_classes(models, min(num_classes, PANEL_CLASSES))
+  side = _side(models, MIN_SIDE)
+  font, small, margin = _font(side // 4), _font(7 * side // 32), side // 8
+  label = _widest([*(m.model for m in models), UNCONDITIONAL], font, round(3.2 * side)) + 2 * margin
+  block, between = moments * (side + GAP) - GAP, BETWEEN * side // 16
+  lefts = [label + k * (block + between) for k in range(len(names))]
+  top = margin + _height(font) + _height(small)
+  titles = [wrapped(model.model, font, label - 2 * margin, LINES) for model in models]
+  lines = [len(t) * _height(font) + _note(m, small) for t, m in zip(titles, models)]
+  pitch = max(side, *lines) + 2 * GAP
+  size = (lefts[-1] + block + margin, top + len(models) * pitch + margin)
+  canvas = Image.new('RGB', size, 'white')
+  draw = ImageDraw.Draw(canvas)
+  for left, name in zip(lefts, names):
+    _write(draw, (left + block / 2, margin), wrapped(name, font, block, 1), font, 'ma')
+    ends = ((left, 'noise', 'la'), (left + block, 'result', 'ra'))
+    for x, text, anchor in ends:
+      draw.text((x, margin + _height(font)), text, fill=GREY, font=small, anchor=anchor)
+  for i, (model, title) in enumerate(zip(models, titles)):
+    middle = top + i * pitch + pitch / 2
+    _label(draw, (label - margin, middle), title, model, font, small, anchor='r')
+    chosen = model.moments(moments)
+    for left, row in zip(lefts, model.rows(names)):
+      for k, frame in enumerate(chosen):
+        place = (left + k * (side + GAP), round(middle - side / 2))
+        canvas.paste(_cell(model, frame, row, side), place)
+  return np.asarray(canvas)
+
+
+def animation(models: Sequence[Denoising], num_classes: int) -> list[np.ndarray]:
+  """A column a model, a row a class: (H', W', 3) uint8 pictures from noise to result.
+
+  There are as many as the model with the most frames has, or fewer where the file would be too large
+  to put anywhere; the others show their nearest in time.
+  """
+  names = shared_classes(models, num_classes)
+  side = _side(models, MIN_COLUMN)
+  side = side if len(models) * len(names) * side**2 <= MAX_PIXELS else MIN_COLUMN
+  font, small, margin = _font(13), _font(11), 8
+  pitch = (side + 2 * margin, side + GAP)
+  left = _widest(names, font, 2 * side) + 2 * margin
+  titles = [wrapped(model.model, font, side + margin, LINES) for model in models]
+  lines = max(map(len, titles))
+  notes = max(_note(model, small) for model in models)
+  top = margin + lines * _height(font) + notes + GAP
+  size = (left + len(models) * pitch[0] + margin, top + len(names) * pitch[1] + margin)
+  base = Image.new('RGB', size, 'white')
+  draw = ImageDraw.Draw(base)
+  for i, (model, title) in enumerate(zip(models, titles)):
+    x = left + i * pitch[0] + side / 2
+    bottom = top - GAP - notes
+    _write(draw, (x, bottom - len(title) * _height(font)), title, font, 'ma')
+    if not model.classes:
+      draw.text((x, bottom), UNCONDITIONAL, fill=GREY, font=small, anchor='ma')
+  if any(model.classes for model in models) or len(names) > 1:
+    for i, name in enumerate(names):
+      text = wrapped(name, font, left - 2 * margin, LINES)
+      y = top + i * pitch[1] + (side - len(text) * _height(font)) / 2
+      _write(draw, (left - margin, y), text, font, 'ra')
+  affordable = MAX_ALL_PIXELS // (len(models) * len(names) * side**2)
+  count = min(max(len(model.frames) for model in models), max(affordable, MIN_FRAMES))
+  chosen = [model.moments(count) for model in models]
+  pictures = []
+  for k in range(count):
+    canvas = base.copy()
+    for i, model in enumerate(models):
+      x = left + i * pitch[0]
+      for j, row in enumerate(model.rows(names)):
+        canvas.paste(_cell(model, chosen[i][k], row, side), (x, top + j * pitch[1]))
+    pictures.append(np.asarray(canvas))
+  return pictures
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+  """The text in at most `lines` lines, broken after punctuation; the middle left out if it must."""
+  for length in range(len(text), 1, -1):
+    found = _broken(shortened(text, length), font.getlength, width)
+    if len(found) <= lines:
+      return found
+  return [shortened(text, 1)]
+
+
+def _broken(text: str, measure: Callable[[str], float], width: float) -> list[str]:
+  lines = ['']
+  for part in re.findall(r'[^\s/_,-]*[\s/_,-]*', text):
+    if lines[-1] and measure((lines[-1] + part).rstrip()) > width:
+      lines.append('')
+    for character in part:
+      if measure((lines[-1] + character).rstrip()) > width:
+        lines.append('')
+      lines[-1] += character
+  return [line.strip() for line in lines if line.strip()] or ['']
+
+
+def _cell(model: Denoising, frame: int, row: int | None, side: int) -> Image.Image:
+  if row is None:
+    return Image.new('RGB', (side, side), (EMPTY,) * 3)
+  image = resize(model.frames[frame, row], side, side)
+  return Image.fromarray(np.ascontiguousarray(np.broadcast_to(image, (side, side, 3))))
+
+
+def _side(models: Sequence[Denoising], least: int) -> int:
+  """Of the images in pixels: those of the largest, enlarged by a whole factor."""
+  largest = max(max(model.frames.shape[2:4]) for model in models)
+  return min(largest * math.ceil(least / largest), MAX_SIDE)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+  """matplotlib's, which has accents and dashes; Pillow's own has neither."""
+  import matplotlib
+
+  return ImageFont.truetype(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'), size)
+
+
+def _height(font: ImageFont.FreeTypeFont) -> int:
+  return math.ceil(1.2 * font.size)
+
+
+def _note(model: Denoising, font: ImageFont.FreeTypeFont) -> int:
+  """Height of the line that says that a model has no classes."""
+  return 0 if model.classes else _height(font)
+
+
+def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont, limit: int) -> int:
+  return min(math.ceil(max(map(font.getlength, texts))), limit)
+
+
+def _write(draw, place: tuple[float, float], lines: Sequence[str], font, anchor: str) -> None:
+  """Lines from `place` downwards."""
+  for i, line in enumerate(lines):
+    draw.text(
+      (place[0], place[1] + i * _height(font)), line, fill='black', font=font, anchor=anchor
+    )
+
+
+def _label(draw, place, lines, model: Denoising, font, small, anchor: str) -> None:
+  """Lines around the height of `place`, and below them that the model has no classes."""
+  note = _note(model, small)
+  top = place[1] - (len(lines) * _height(font) + note) / 2
+  _write(draw, (place[0], top), lines, font, anchor + 'a')
+  if note:
+    y = top + len(lines) * _height(font)
+    draw.text((place[0], y), UNCONDITIONAL, fill=GREY, font=small, anchor=anchor + 'a')

@@ -1,0 +1,220 @@
+"""What was measured of a run: the rows of tables and the points of plots, and how each is named.
+
+Two results are comparable if their protocols are the same, entry by entry: as many samples, the same
+reference images, features and metrics. Everything here keeps to that.
+"""
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FRECHET, SCORE = 'frechet_distance', 'inception_score'
+STD = '_std'  # Of the splits or subsets of one sample set, as in 'inception_score_std'.
+# What carries its usual name only with Inception features, and its name otherwise.
+NAMES = {
+  FRECHET: ('FID', 'Frechet distance'),
+  SCORE: ('IS', 'score'),
+  'kernel_distance': ('KID', 'kernel distance'),
+}
+LOWER = frozenset((FRECHET, 'kernel_distance', 'loss', 'holdout_loss'))
+HIGHER = frozenset((SCORE, 'precision', 'recall', 'label_accuracy', 'psnr'))
+PUBLISHED_SAMPLES = 5000
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """config.published of a run: 0 is not published."""
+
+  name: str = ''
+  fid: float = 0.0
+  inception_score: float = 0.0
+  inception_score_std: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One result of a run.
+
+  model: how the run is called. run: its folder below the report's. name: of the result, with
+  `several` where the run has more than one. num_seeds: sample sets that metrics are the mean of, and
+  deviation is over. real: the metrics of real images, of real_count of them.
+  """
+
+  model: str
+  run: str
+  name: str
+  protocol: Mapping[str, Any]
+  metrics: Mapping[str, float]
+  several: bool = False
+  data: str = ''
+  backbone: str = ''
+  latent: bool = False
+  num_classes: int = 0
+  is_reconstruction: bool = False
+  deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  num_seeds: int = 1
+  samples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  parameters: int | None = None
+  images_per_s: float | None = None
+  published: Published = Published()
+  real: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  real_count: int | None = None
+  warnings: tuple[str, ...] = ()
+  time: str = ''
+
+  @property
+  def label(self) -> str:
+    """The model, and which of its results."""
+    return f'{self.model}, {self.name}' if self.several else self.model
+
+  @property
+  def features(self) -> str:
+    return str(self.protocol.get('features', 'unknown features'))
+
+  @property
+  def guided(self) -> bool:
+    """Whether classifier-free guidance made the samples."""
+    return self.cfg_scale != 1
+
+  @property
+  def cfg_scale(self) -> float:
+    """Of the guidance; 1 is none."""
+    scale = self.samples.get('cfg_scale')
+    return scale if is_number(scale) else 1.0
+
+  def spread(self, metric: str) -> float:
+    """The deviation of a metric over splits, else that over seeds, else 0."""
+    found = (self.metrics.get(metric + STD), self.deviation.get(metric))
+    return next((v for v in found if is_number(v) and math.isfinite(v) and v >= 0), 0.0)
+
+  def value(self, metric: str) -> float | None:
+    """A metric that was measured and is a finite number, or None."""
+    value = self.metrics.get(metric)
+    return value if is_number(value) and math.isfinite(value) else None
+
+
+def is_number(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def canonical(value: Any) -> str:
+  """JSON by which two values are compared."""
+  return json.dumps(value, sort_keys=True)
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+  """A sorting key by which 'cfg2' comes before 'cfg10'."""
+  parts = re.split(r'(\d+)', text)
+  return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
+
+
+def by_protocol(records: Sequence[Record]) -> list[list[Record]]:
+  """Comparable records together, in the order of the first of each: samples, then reconstructions."""
+  groups: dict[tuple, list[Record]] = {}
+  for record in sorted(records, key=lambda r: r.is_reconstruction):
+    key = (record.is_reconstruction, canonical(record.protocol))
+    groups.setdefault(key, []).append(record)
+  return list(groups.values())
+
+
+def metric_names(records: Sequence[Record]) -> list[str]:
+  """All metrics of any record, FID and IS first; without the deviations of splits and subsets."""
+  found = dict.fromkeys(name for record in records for name in record.metrics)
+  first = [name for name in (FRECHET, SCORE) if name in found]
+  others = [name for name in found if name not in (FRECHET, SCORE)]
+  return first + [n for n in others if not (n.endswith(STD) and n.removesuffix(STD) in found)]
+
+
+def metric_title(metric: str, features: str, *, is_reconstruction: bool = False) -> str:
+  """How a metric is called: FID, IS and KID only with Inception features."""
+  title = metric.replace('_', ' ')
+  if metric in NAMES:
+    usual, general = NAMES[metric]
+    title = usual if features == 'inception' else f'{general} ({features})'
+  return f'reconstruction {title}' if is_reconstruction and metric == FRECHET else title
+
+
+def direction(metric: str) -> int:
+  """1: higher is better, -1: lower is better, 0: not known."""
+  return (metric in HIGHER) - (metric in LOWER)
+
+
+def has_published(record: Record) -> bool:
+  return record.published.fid > 0 or record.published.inception_score > 0
+
+
+def is_like_published(protocol: Mapping[str, Any]) -> bool:
+  """Whether published numbers are at least of as many samples and of the same features."""
+  return (
+    protocol.get('features') == 'inception' and protocol.get('num_samples') == PUBLISHED_SAMPLES
+  )
+
+
+def headline(group: Sequence[Record]) -> str:
+  """What was compared with what, short."""
+  first = group[0]
+  names = sorted({record.data for record in group if record.data}, key=natural)
+  data = f'{", ".join(names)}: ' if names else ''
+  made = f'{count(first.protocol.get("num_samples"))} '
+  if first.is_reconstruction:
+    made += 'reconstructions'
+  else:
+    balance = first.protocol.get('class_balance')
+    kinds = {'balanced': 'class-balanced samples', 'unconditional': 'unconditional samples'}
+    made += kinds.get(str(balance), 'samples')
+  return f'{data}{made} against {_references(first.protocol)}, {first.features} features'
+
+
+def _references(protocol: Mapping[str, Any]) -> str:
+  """'297 reference images'; given moments may not say of how many."""
+  return f'{count(protocol.get("reference_size") or None, "unknown")} reference images'
+
+
+def protocol_words(group: Sequence[Record]) -> str:
+  """Every entry of the protocol in one sentence."""
+  rest = dict(group[0].protocol)
+  made = 'reconstructions' if group[0].is_reconstruction else 'samples'
+  words = f'{count(rest.pop("num_samples", None))} {made}'
+  balance = rest.pop('class_balance', None)
+  words += f' (classes: {_plain(balance)})' if balance else ''
+  words += f' against {_references(rest)}'
+  rest.pop('reference_size', None)
+  words += f' of {_plain(rest.pop("reference", "unknown origin"))}'
+  words += f'; {_plain(rest.pop("features", "unknown"))} features'
+  digest = rest.pop('features_digest', None)
+  words += f' (digest {_plain(digest)})' if digest else ''
+  for name, title in (('backend', 'backend'), ('resize', 'resize'), ('quantisation', 'quantised')):
+    words += f'; {title} {_plain(rest.pop(name))}' if name in rest else ''
+  metrics = rest.pop('metrics', None)
+  words += f'; metrics: {_plain(metrics)}' if metrics else ''
+  return words + ''.join(f'; {name.replace("_", " ")}: {_plain(rest[name])}' for name in rest) + '.'
+
+
+def differences(groups: Sequence[Sequence[Record]]) -> list[str]:
+  """The entries of the protocol in which groups differ."""
+  protocols = [group[0].protocol for group in groups]
+  names = dict.fromkeys(name for protocol in protocols for name in protocol)
+  return [name for name in names if len({canonical(p.get(name)) for p in protocols}) > 1]
+
+
+def count(value: Any, unknown: str = 'unknown') -> str:
+  """'1,000'"""
+  return f'{value:,}' if is_number(value) else unknown
+
+
+def _plain(value: Any) -> str:
+  """A JSON value in words: 'kid (subsets 100, subset_size 1000), fid'."""
+  if isinstance(value, Mapping):
+    return ', '.join(_entry(str(name), inner) for name, inner in value.items())
+  if isinstance(value, (list, tuple)):
+    return ', '.join(map(_plain, value))
+  return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _entry(name: str, value: Any) -> str:
+  if isinstance(value, Mapping):
+    return f'{name} ({_plain(value)})' if value else name
+  return f'{name} {_plain(value)}'

@@ -1,0 +1,120 @@
+"""--mode=report: every run below a folder in tables, plots and a panel, from the files they left."""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.sections import Report
+from diffusion_jax.reporting import images, panel, plots, records, results_csv, scatter, tables
+from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
+from diffusion_jax.reporting.panel import Denoising
+from diffusion_jax.reporting.records import Record
+from diffusion_jax.reporting.runs import REPORT, Run, collect, denoising_of, records_of
+
+OUTPUTS = ('table.*', 'scatter*.*', 'curves-*.*', 'panel*.*')
+
+
+def run(experiment: Experiment, workdir: Path) -> None:
+  """Writes DIR/report/ and prints the tables.
+
+  Raises: InputError if nothing below DIR is a run, DamagedError if no result can be read.
+  """
+  if not workdir.is_dir():
+    raise InputError(f'--workdir={workdir}: no such folder; it is the one that holds the runs')
+  remarks: list[str] = []
+  runs = collect(workdir, remarks.append)
+  results = [record for found in runs for record in records_of(found)]
+  looks = {found.path: number for number, found in enumerate(runs)}
+  folder = workdir / REPORT
+  folder.mkdir(exist_ok=True)
+  title = f'{len(results)} results of {len(runs)} runs below {workdir.name}'
+  written = [
+    write_text(folder / 'table.md', tables.markdown(title, results)),
+    write_text(folder / 'table.csv', results_csv.text(results)),
+    *draw_scatter(folder, results, looks),
+    *draw_curves(folder, runs, looks, remarks.append),
+    *draw_panels(folder, runs, experiment.config.report, remarks.append),
+  ]
+  older = {path for pattern in OUTPUTS for path in folder.glob(pattern)} - set(written)
+  remarks += [f'{path}: of an earlier report' for path in sorted(older)]
+  print('\n'.join(line for line in (title, tables.apart(results)) if line) + '\n')
+  print('\n\n'.join(table.text() for table in tables.result_tables(results)) + '\n')
+  for remark in remarks:
+    print(remark)
+  print('written:')
+  for path in written:
+    print(f'  {path}')
+
+
+def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, int]) -> list[Path]:
+  """scatter.png, or scatter-TABLE.png for each table with FID and IS. Returns: what was written."""
+  groups, written = records.by_protocol(results), []
+  for number, group in enumerate(groups, 1):
+    figure = None if group[0].is_reconstruction else scatter.scatter(group, looks)
+    if figure is not None:
+      stem = 'scatter' if len(groups) == 1 else f'scatter-{number}'
+      written += plots.save(figure, folder / stem)
+  return written
+
+
+def draw_curves(
+  folder: Path, runs: Sequence[Run], looks: Mapping[str, int], remark: Callable[[str], None]
+) -> list[Path]:
+  """curves-*.png of every metric that was measured in training. Returns: what was written."""
+  trained = []
+  for found in runs:
+    series, unreadable = read_series(found.folder / 'metrics.jsonl')
+    if not series:
+      remark(f'{found.folder}: no metrics.jsonl with numbers, so it has no curves')
+    elif unreadable:
+      remark(f'{found.folder / "metrics.jsonl"}: {unreadable} unreadable lines left out')
+    trained.append((found.name, looks[found.path], found.config, series))
+  figures = {'curves-loss': loss_plots(trained), **metric_plots(trained)}
+  return [
+    path
+    for stem, axes in figures.items()
+    if axes
+    for path in plots.save(plots.curves(axes), folder / stem)
+  ]
+
+
+def draw_panels(
+  folder: Path, runs: Sequence[Run], sizes: Report, remark: Callable[[str], None]
+) -> list[Path]:
+  """panel*.png and panel*.gif, a pair for all models of the same data. Returns: what was written."""
+  groups: dict[tuple, list[Denoising]] = {}
+  names = {}
+  for found in runs:
+    if found.config.get('task') == 'autoencoder':
+      continue
+    model = denoising_of(found, remark)
+    if model is not None:
+      name = found.data_name
+      labels = tuple(found.data.get('label_names') or ()) or name
+      key = (labels, model.frames.shape[-1])
+      groups.setdefault(key, []).append(model)
+      names.setdefault(key, name)
+  written = []
+  for key, models in groups.items():
+    stem = 'panel'
+    if len(groups) > 1:
+      stem += '-' + re.sub(r'[^\w-]+', '-', names[key])
+      taken = [path.stem for path in written]
+      numbers = (number for number in range(2, 1000) if f'{stem}-{number}' not in taken)
+      stem = f'{stem}-{next(numbers)}' if stem in taken else stem
+    png, gif = folder / f'{stem}.png', folder / f'{stem}.gif'
+    images.save_png(png, panel.picture(models, sizes.num_classes, sizes.moments))
+    images.save_gif(gif, panel.animation(models, sizes.num_classes))
+    written += [png, gif]
+  return written
+
+
+def write_text(path: Path, text: str) -> Path:
+  """Beside and renamed."""
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
+  return path

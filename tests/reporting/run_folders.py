@@ -1,0 +1,96 @@
+"""Work directories as training and evaluation leave them, made up: only what a report reads."""
+
+import json
+
+import numpy as np
+
+from configs import quickstart
+
+DIGITS = [str(digit) for digit in range(10)]
+PROTOCOL = {
+  'num_samples': 1000,
+  'class_balance': 'balanced',
+  'features': 'dataset_classifier',
+  'features_digest': 'ab12cd34',
+  'backend': 'jax',
+  'reference': 'f00dfeed01234567',
+  'reference_size': 297,
+  'resize': 'none',
+  'quantisation': 'floor(127.5 x + 128)',
+  'metrics': {'fid': {}, 'inception_score': {'splits': 10}},
+}
+METRICS = {'frechet_distance': 9.7286, 'inception_score': 9.495, 'inception_score_std': 0.15}
+
+
+def make_run(
+  folder,
+  *,
+  metrics=METRICS,
+  protocol=(),
+  name='ddim50-cfg2',
+  samples=(),
+  deviation=(),
+  seeds=1,
+  changes=(),
+  published=None,
+  label_names=DIGITS,
+  frames=None,
+  labels=None,
+  times=None,
+  curves=(),
+  time='2026-11-23T10:00:00+00:00',
+  **others,
+):
+  """A run with one result; called again with another `name`, one more result.
+
+  changes: flattened overrides of the config. frames: (F, R, H, W, C) uint8. curves: metrics.jsonl.
+  """
+  config = quickstart.get_config()
+  config.update_from_flattened_dict(dict(changes))
+  config = config.to_dict()
+  if published is None:
+    del config['published']
+  else:
+    config['published'] = published
+  (folder / 'eval').mkdir(parents=True, exist_ok=True)
+  write(folder / 'config.json', config)
+  data = {'name': config['data']['name'], 'label_names': label_names, 'image_shape': [8, 8, 1]}
+  write(folder / 'data.json', {**data, 'fingerprint': '0' * 16})
+  made = {'step': 1000, 'parameters': '0badf00d', 'ema': True, 'seed': 0, 'sampler': 'ddim'}
+  made |= {'sampler.eta': 0.0, 'num_steps': 50, 'cfg_scale': 2.0, 'labels': 'balanced'}
+  result = {
+    'name': name,
+    'metrics': dict(metrics),
+    'seeds': [{'seed': seed, 'metrics': dict(metrics)} for seed in range(seeds)],
+    'deviation': dict(deviation),
+    'images_per_s': 45.25,
+    'parameters': 1274116,
+    'protocol': {**PROTOCOL, **dict(protocol)},
+    'samples': {**made, **dict(samples)},
+    'warnings': [],
+    'time': time,
+    **others,
+  }
+  write(folder / 'eval' / f'{name}.json', result)
+  if curves:
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in curves))
+  if frames is not None:
+    make_frames(folder, name, frames, labels, times)
+  return folder
+
+
+def make_frames(folder, name, frames, labels=None, times=None):
+  place = folder / 'samples' / name
+  place.mkdir(parents=True, exist_ok=True)
+  labels = np.arange(frames.shape[1]) if labels is None else labels
+  times = np.linspace(1, 0, len(frames)) if times is None else times
+  np.savez(
+    place / 'frames.npz',
+    frames=frames,
+    labels=np.asarray(labels, np.int32),
+    t=np.asarray(times, np.float32),
+  )
+
+
+def write(path, content):
+  path.write_text(json.dumps(content))
