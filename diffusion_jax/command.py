@@ -15,7 +15,8 @@ from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
 
-BEFORE_TRAINING = ('train', 'prepare', 'bench')
+BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
+OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 FROM_WEIGHTS = ('sample', 'evaluate')  # May begin with config.init_from, without training.
 STAGES = Path(__file__).parent / 'stages'
 USAGE = (
@@ -98,7 +99,7 @@ def run_mode(
     elif mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder):
       require_writable(folder)
       importlib.import_module('diffusion_jax.stages.train').begin(create(config), folder)
-    if mode not in BEFORE_TRAINING:
+    if mode not in (*BEFORE_TRAINING, *OF_RUNS):
       config, meta = trained(mode, folder, config, overrides)
     experiment = create(config, meta)
     stage.run(experiment, folder, **({'as_json': True} if as_json else {}))

@@ -13,14 +13,20 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
   {'types', 'errors'},
   {'randomness'},
-  {'diffusion', 'models', 'data', 'evaluation', 'reporting', 'runtime'},
+  {'diffusion', 'models', 'data', 'reporting', 'runtime'},
   {'interop', 'training'},
+  {'evaluation'},
   {'experiment'},
   {'tasks'},
+  {'benchmarks'},
   {'stages', 'command'},
 ]
-# What interop and training may enter of the rooms below them.
-BELOW = {'interop': {'models'}, 'training': {'diffusion', 'models', 'runtime'}}
+# What these may enter of the rooms of the third tier.
+BELOW = {
+  'interop': {'models'},
+  'training': {'diffusion', 'models', 'runtime'},
+  'evaluation': {'models', 'runtime'},
+}
 LIGHT = ('diffusion', 'models', 'training.step', 'evaluation')
 HEAVY = {'tensorflow', 'ml_collections', 'clu', 'sklearn', 'torch', 'wandb', 'tensorflow_datasets'}
 MAY_IMPORT_TENSORFLOW = {'data', 'runtime'}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.autoencoder import module_of
+from diffusion_jax.experiment.evaluation_checks import count_problems, evaluation_problems
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.fields import read
 from diffusion_jax.experiment.sections import Config
@@ -79,7 +80,9 @@ def config_problems(experiment: Experiment) -> list[str]:
   # What 'auto' is, the devices decide; the model is built again for them.
   dtype = jnp.float32 if config.dtype == 'float32' else jnp.bfloat16
   _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=dtype), problems)
-  _attempt(experiment.metrics, problems)
+  metrics = _attempt(experiment.metrics, problems)
+  if metrics is not None:
+    problems += evaluation_problems(config, metrics)
   problems += _label_problems(experiment)
   problems += _task_problems(config)
   problems += _latent_problems(config)
@@ -93,14 +96,8 @@ def config_problems(experiment: Experiment) -> list[str]:
 
 
 def _task_problems(config) -> list[str]:
-  """Of config.task: its metrics, and for the autoencoder its sizes."""
+  """Of config.task: for the autoencoder its sizes."""
   problems = []
-  metrics = {'diffusion': ('holdout_loss',), 'autoencoder': ('psnr', 'reconstruction', 'kl')}
-  if config.checkpoint.best_metric not in metrics[config.task]:
-    problems.append(
-      f'config.checkpoint.best_metric: got {config.checkpoint.best_metric!r}, allowed for task '
-      f'{config.task!r}: {", ".join(metrics[config.task])}'
-    )
   if config.task == 'autoencoder' or config.space == 'latent':
     module = _attempt(lambda: module_of(config, jnp.float32), problems)
     if module is not None and config.data.image_size % module.factor:
@@ -194,7 +191,7 @@ def _label_problems(experiment: Experiment) -> list[str]:
   if wrong:
     allowed = f'0..{config.num_classes - 1}' if config.num_classes else 'none: it has no classes'
     problems.append(f'config.sample.labels: got {wrong}, allowed {allowed}')
-  return problems
+  return problems + count_problems(config)
 
 
 def device_problems(experiment: Experiment) -> list[str]:

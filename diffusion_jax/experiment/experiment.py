@@ -15,12 +15,12 @@ from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.types import FeatureNetwork, Metric
+from diffusion_jax.evaluation.types import Metric
 from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer, module_of
 from diffusion_jax.experiment.datasets import Datasets
 from diffusion_jax.experiment.first_stage import FirstStage
-from diffusion_jax.experiment.sections import Config
+from diffusion_jax.experiment.sections import TASK_METRICS, Config
 from diffusion_jax.models.latents import Scaling, in_batches
 from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.randomness import purpose_key
@@ -259,6 +259,14 @@ class Experiment:
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
     )
 
+  @property
+  def best_metric(self) -> str:
+    """What checkpoints are compared by: a metric of the task, or of config.eval with its number."""
+    config = self.config
+    name = config.checkpoint.best_metric
+    own = name in TASK_METRICS[config.task]
+    return name if own else f'{name}@{config.train.eval_num_samples}'
+
   def generator(self, num_frames: int = 0, frame_examples: int = 0) -> Generator:
     """The sampling process of config.sample, with animation frames of the first examples."""
     sample = self.config.sample
@@ -276,18 +284,13 @@ class Experiment:
     )
 
   def sample_labels(self, indices: np.ndarray) -> np.ndarray:
-    """The label of every sample number, int32: the user's in turn, or i mod num_classes."""
-    chosen = np.asarray(self.config.sample.labels or range(max(self.config.num_classes, 1)))
+    """The label of every sample number, int32: i mod num_classes, or the user's in turn or counted."""
+    sample, classes = self.config.sample, np.arange(max(self.config.num_classes, 1))
+    if sample.label_counts:
+      return np.repeat(classes, sample.label_counts)[np.asarray(indices)].astype(np.int32)
+    chosen = np.asarray(sample.labels or classes)
     return chosen[np.asarray(indices) % len(chosen)].astype(np.int32)
 
-  def features(self) -> FeatureNetwork:
-    """The feature network of config.eval, trained or loaded if it needs that."""
-    return self.config.eval.features.build(
-      train=self.datasets.images('train'),
-      holdout=self.datasets.images('holdout'),
-      cache_dir=self.datasets.folder,
-    )
-
-  def metrics(self) -> list[Metric]:
-    """The metrics of config.eval."""
-    return [choice.build() for choice in self.config.eval.metrics]
+  def metrics(self) -> dict[str, Metric]:
+    """The metrics of config.eval by name."""
+    return {choice.name: choice.build() for choice in self.config.eval.metrics}

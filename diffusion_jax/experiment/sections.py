@@ -10,6 +10,7 @@ COUNT = (lambda n: n >= 1, '>= 1')
 NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
 FILE_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = (lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
+TASK_METRICS = {'diffusion': ('holdout_loss',), 'autoencoder': ('psnr', 'reconstruction', 'kl')}
 SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
 
 
@@ -104,6 +105,8 @@ class Train:
   log_every_steps: int = where(*COUNT)
   holdout_every_steps: int = where(*COUNT)
   preview_every_steps: int = where(*COUNT)
+  eval_every_steps: int = where(*NOT_NEGATIVE)
+  eval_num_samples: int = where(lambda n: n >= 2, '>= 2')
   max_skipped: int = where(*COUNT)
 
 
@@ -114,7 +117,7 @@ class Checkpoint:
   every_steps: int = where(*COUNT)
   keep_newest: int = where(*COUNT)
   keep_best: int = where(*NOT_NEGATIVE)
-  best_metric: str = one_of('holdout_loss', 'psnr', 'reconstruction', 'kl')
+  best_metric: str
   best_mode: str = one_of('min', 'max')
 
 
@@ -133,30 +136,54 @@ class Sample:
   cfg_scale: float = where(*NOT_NEGATIVE)
   clip_x0: bool
   labels: tuple[int, ...]
+  label_counts: tuple[int, ...]
   seed: int = where(*NOT_NEGATIVE)
   ema: bool
   grid_columns: int = where(*COUNT)
   gif_frames: int = where(lambda n: n >= 2, '>= 2')
+  export: tuple[str, ...] = where(lambda e: set(e) <= {'npz', 'png'}, "of 'npz', 'png'")
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
   """config.eval"""
 
-  features: Choice = choice('evaluation.features', ['train', 'holdout', 'cache_dir'])
+  num_samples: int = where(lambda n: n == 0 or n >= 2, '0 or >= 2')
+  num_seeds: int = where(*COUNT)
+  reference: str = where(bool, "'holdout', 'train', a folder or an .npz file")
+  backend: str = one_of('jax', 'torch_fidelity')
+  batch_size: int = where(*NOT_NEGATIVE)
+  inception_weights: str
+  neighbours: int = where(*NOT_NEGATIVE)
+  features: Choice = choice('evaluation.features', ['context'])
   metrics: tuple[Choice, ...] = choice('evaluation')
   real_baseline: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """config.published"""
+
+  name: str
+  fid: float = where(*NOT_NEGATIVE)
+  inception_score: float = where(*NOT_NEGATIVE)
+  inception_score_std: float = where(*NOT_NEGATIVE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """config.report"""
+
+  num_classes: int = where(*COUNT)
+  moments: int = where(lambda n: n >= 2, '>= 2')
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
   """config.bench"""
 
+  subject: Choice = choice('benchmarks', ['experiment', 'repeats'])
   repeats: int = where(*COUNT)
-  batches: int = where(*COUNT)
-  batch_size: int = where(*COUNT)
-  num_files: int = where(*COUNT)
-  num_photos: int = where(*COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +226,8 @@ class Config:
   sampler: Choice = choice('diffusion.samplers', ['schedule'])
   sample: Sample
   eval: Eval
+  published: Published
+  report: Report
   bench: Bench
   mesh: Mesh
   logging: Logging

@@ -1,80 +1,262 @@
-"""--mode=evaluate: the metrics of a sample set against held-out images, and what they mean."""
+"""--mode=evaluate: the metrics of a sample set against reference images, and what they mean.
+
+Of an autoencoder (task 'autoencoder'): those of the held-out images' reconstructions.
+"""
 
 import datetime
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError
-from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
-from diffusion_jax.experiment.checks import check_data, check_devices
+from diffusion_jax.evaluation.nearest_neighbours import nearest
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.reporting.tables import table
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.experiment.generation import params_of
+from diffusion_jax.reporting import images
+from diffusion_jax.reporting.result_table import read_result, results_table
+from diffusion_jax.runtime import cost, hosts, provenance, sample_set
 from diffusion_jax.stages import sample
+from diffusion_jax.tasks import task_of
 from diffusion_jax.types import DataSource
+
+NEIGHBOURS_SHOWN = 8  # Training images beside each sample.
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Makes the samples that are missing, measures, writes DIR/eval/NAME.json and prints a table."""
-  sample.require_diffusion(experiment)
+  """Makes a sample set that is absent, measures, writes DIR/eval/NAME.json and prints a table.
+
+  Raises: InputError for a set that is not complete, or was made otherwise, and for metrics that cannot
+  be had of so few images.
+  """
   check_devices(experiment)
   check_data(experiment)
-  num_samples = experiment.config.sample.num_samples
-  if num_samples < 2:
-    raise InputError(f'config.sample.num_samples: got {num_samples}, allowed >= 2 to evaluate')
-  folder = workdir / 'samples' / sample.set_name(experiment)
-  if not sample.is_complete(experiment, folder):
-    sample.run(experiment, workdir)
-  meta = sample_set.read_meta(folder)
-  print(f'evaluating {num_samples:,} samples of step {meta["identity"]["step"]} in {folder}')
-  network = experiment.features()
-  for name, value in network.notes.items():
-    print(f'{network.name}: {name.replace("_", " ")} {value:.4f}')
-  holdout = experiment.datasets.images('holdout')
-  reference = read_features(network, holdout, holdout.num_examples)
-  made, labels = sample_set.load(folder, num_samples)
-  generated = network.extract(made, labels if experiment.config.num_classes else None)
-  protocol = {
-    'num_samples': num_samples,
-    'features': network.name,
-    'features_digest': network.digest,
-    'reference': holdout.fingerprint,
-    'reference_size': holdout.num_examples,
-    'resize': 'none',
-    'quantisation': 'floor(127.5 x + 128)',
-    'metrics': {c.name: dict(c.options) for c in experiment.config.eval.metrics},
-  }
-  protocol = json.loads(json.dumps(protocol))  # As it will be read again: lists for tuples.
+  experiment = with_num_samples(experiment)
+  evaluator = Evaluator(experiment)
+  if experiment.config.task == 'autoencoder':
+    result = reconstruction_result(evaluator, workdir)
+  else:
+    result = sample_result(evaluator, workdir)
+  if experiment.config.eval.real_baseline and experiment.config.eval.backend == 'jax':
+    result['real_baseline'] = real_baseline(evaluator, result['protocol']['num_samples'])
+  hosts.from_first(lambda: finish(result, workdir))
+
+
+def with_num_samples(experiment: Experiment) -> Experiment:
+  """The experiment with as many samples as config.eval asks for."""
+  config = experiment.config
+  count = config.eval.num_samples or config.sample.num_samples
+  if count < 2:
+    raise InputError(f'config.eval.num_samples: got {count}, allowed >= 2')
+  mapping = stored.with_value(experiment.mapping, 'sample.num_samples', count)
+  return create(mapping, experiment.stored_meta)
+
+
+def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
+  """What DIR/eval/NAME.json says of config.eval.num_seeds sample sets."""
+  experiment = evaluator.experiment
+  count = experiment.config.sample.num_samples
+  warnings = checked(evaluator, count)
+  sets = [
+    (each.config.sample.seed, opened(each, workdir)) for each in with_seeds(experiment, workdir)
+  ]
+  seeds, metas = [], []
+  for seed, (folder, meta, source) in sets:
+    step = meta['identity']['step']
+    hosts.say(f'evaluating {count:,} samples of step {step} in {folder}')
+    metrics = evaluator.measure_images(source, np.arange(count), folder / 'features')
+    seeds.append({'seed': seed, 'metrics': metrics})
+    metas.append(meta)
+  folder, meta, source = sets[0][1]
+  balance = class_balance(experiment, meta)
+  speeds = [meta['images_per_s'] for meta in metas if meta.get('images_per_s')]
   result = {
     'name': folder.name,
-    'metrics': measure(experiment, generated, reference),
-    'images_per_s': meta.get('images_per_s'),
-    'protocol': protocol,
+    **mean_over_seeds(seeds),
+    'images_per_s': float(np.median(speeds)) if speeds else None,
+    'protocol': evaluator.protocol(count, balance),
     'samples': meta['identity'],
-    'features_notes': network.notes,
-    'jax': jax.__version__,
+    **made_by(evaluator, warnings),
+  }
+  if experiment.config.eval.neighbours:
+    result['neighbours'] = draw_neighbours(evaluator, source, folder, workdir)
+  return result
+
+
+def with_seeds(experiment: Experiment, workdir: Path) -> list[Experiment]:
+  """One experiment a sampling seed; the sets of other seeds than config's have names of their own."""
+  first, name = experiment.config.sample.seed, sample.set_name(experiment)
+  each = [experiment]
+  for seed in range(first + 1, first + experiment.config.eval.num_seeds):
+    mapping = stored.with_value(experiment.mapping, 'sample.seed', seed)
+    mapping = stored.with_value(mapping, 'sample.name', f'{name}-seed{seed}')
+    each.append(create(mapping, experiment.stored_meta))
+  return each
+
+
+def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any], DataSource]:
+  """The folder of a complete sample set, its description and its images; made if there is none.
+
+  Raises: InputError for an incomplete one, or one of other settings.
+  """
+  folder = workdir / 'samples' / sample.set_name(experiment)
+  begun = hosts.from_first(lambda: (folder / 'meta.json').exists())
+  if not begun:
+    sample.run(experiment, workdir)
+  elif not sample.is_complete(experiment, folder):
+    if experiment.config.sample.checkpoint == 'best':  # Only the checkpoints know which step it is.
+      sample.run(experiment, workdir)
+    sample_set.open_parts(folder, experiment.config.sample.num_samples)
+  meta = sample_set.read_meta(folder)
+  return folder, meta, sample_set.open_set(folder, experiment.config.sample.num_samples)
+
+
+def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:
+  """How the samples' classes were chosen."""
+  if not experiment.config.num_classes:
+    return 'unconditional'
+  labels = meta['identity']['labels']
+  return labels if isinstance(labels, str) else json.dumps(labels)
+
+
+def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
+  """The same of images that the autoencoder encoded and decoded again: those of the reference."""
+  experiment = evaluator.experiment
+  if experiment.config.eval.reference not in ('holdout', 'train'):
+    raise InputError(
+      f"config.eval.reference: got {experiment.config.eval.reference!r}, allowed 'holdout' or 'train', "
+      'whose images the autoencoder reconstructs'
+    )
+  source = evaluator.reference.source
+  count = min(experiment.config.eval.num_samples or source.num_examples, source.num_examples)
+  warnings = checked(evaluator, count)
+  restored, task = sample.load_checkpoint(experiment, workdir), task_of(experiment)
+  indices = np.linspace(0, source.num_examples - 1, count).round().astype(int)
+  hosts.say(f'reconstructing {count:,} images by step {restored.step}')
+  real = source.read(indices)['image']
+  made = task.reconstruct(params_of(restored.state), real)
+  squares = np.mean(np.square(made.astype(np.float32) - real), axis=(1, 2, 3))
+  psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-4))))
+  identity = {'step': restored.step, 'ema': experiment.config.sample.ema}
+  name = f'reconstruction-{restored.step}'
+  metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
+  metrics.pop('label_accuracy', None)
+  hosts.from_first(lambda: save_pairs(workdir, name, real[:20], made[:20]))
+  return {
+    'name': 'reconstruction',
+    **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': psnr}}]),
+    'images_per_s': None,
+    'protocol': evaluator.protocol(count, 'of the reference'),
+    'samples': identity,
+    **made_by(evaluator, warnings),
+  }
+
+
+def save_pairs(workdir: Path, name: str, real: np.ndarray, made: np.ndarray) -> None:
+  """DIR/eval/NAME.png: images, each with its reconstruction at its right."""
+  pairs = np.stack([real, made], axis=1)  # (N, 2, H, W, C)
+  count = len(pairs) // 4 * 4 or 1
+  path = workdir / 'eval' / f'{name}.png'
+  path.parent.mkdir(exist_ok=True)
+  shaped = pairs[:count].reshape(-1 if count >= 4 else 1, 8 if count >= 4 else 2, *real.shape[1:])
+  images.save_png(path, images.grid(shaped))
+
+
+def checked(evaluator: Evaluator, count: int) -> list[str]:
+  """The warnings about what is to be measured, said before anything takes long."""
+  warnings = evaluator.check(count)
+  for warning in warnings:
+    hosts.say(f'warning: {warning}')
+  for name, value in evaluator.network.notes.items():
+    hosts.say(f'{evaluator.network.name}: {name.replace("_", " ")} {value:.4f}')
+  return warnings
+
+
+def made_by(evaluator: Evaluator, warnings: Sequence[str]) -> dict[str, Any]:
+  """What every result says of its making."""
+  return {
+    'parameters': cost.num_parameters(evaluator.experiment.abstract_state.params),
+    'features_notes': dict(evaluator.network.notes),
+    'warnings': list(warnings),
+    'versions': provenance.versions(),
+    'commit': provenance.commit(),
     'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-  if experiment.config.eval.real_baseline:
-    train = experiment.datasets.images('train')
-    count = min(num_samples, train.num_examples)
-    real = read_features(network, train, count)
-    result['real_baseline'] = {
-      'num_images': count,
-      'metrics': measure(experiment, real, reference),
-    }
-  path = result_path(workdir, folder.name, protocol)
+
+
+def mean_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """'metrics', their means; 'deviation' of those that vary (sample, N - 1); and 'seeds' as given."""
+  names = seeds[0]['metrics']
+  values = {name: [each['metrics'][name] for each in seeds] for name in names}
+  varying = [name for name in names if not name.endswith('_std') and len(seeds) > 1]
+  return {
+    'metrics': {name: float(np.mean(v)) for name, v in values.items()},
+    'deviation': {name: float(np.std(values[name], ddof=1)) for name in varying},
+    'seeds': list(seeds),
+  }
+
+
+def real_baseline(evaluator: Evaluator, num_samples: int) -> dict[str, Any]:
+  """The metrics of as many training images."""
+  train = evaluator.experiment.datasets.images('train')
+  count = min(num_samples, train.num_examples)
+  indices = np.linspace(0, train.num_examples - 1, count).round().astype(int)
+  return {
+    'num_images': count,
+    'metrics': evaluator.measure_images(train, indices, evaluator.cache),
+  }
+
+
+def draw_neighbours(
+  evaluator: Evaluator, source: DataSource, folder: Path, workdir: Path
+) -> dict[str, float]:
+  """DIR/eval/NAME-neighbours.png: samples, and the training images nearest to each in feature space.
+
+  Returns: median distances to the nearest training image, of these samples and of as many reference
+  images: samples that are much nearer are copies.
+  """
+  experiment, train = evaluator.experiment, evaluator.experiment.datasets.images('train')
+  count = min(experiment.config.eval.neighbours, source.num_examples)
+  chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
+  samples = evaluator.features(source, chosen).features
+  everything = np.arange(train.num_examples)
+  others = evaluator.features(train, everything, evaluator.cache).features
+  shown = min(NEIGHBOURS_SHOWN, len(others))
+  found, distances = nearest(samples, others, shown)
+  near = train.read(found.reshape(-1))['image'].reshape(count, shown, *experiment.image_shape)
+  batch = source.read(chosen)
+  blank = np.full_like(near[:, :1], 255)  # Between a sample and what is near to it.
+  rows = np.concatenate([batch['image'][:, None], blank, near], axis=1)
+  names = [f'sample {number}' for number in chosen]
+  path = workdir / 'eval' / f'{folder.name}-neighbours.png'
+  path.parent.mkdir(exist_ok=True)
+  hosts.from_first(lambda: images.save_png(path, images.grid(rows, names)))
+  hosts.say(f'nearest training images of {count} samples: {path}')
+  result = {'num_samples': count, 'nearest_training_image': float(np.median(distances[:, 0]))}
+  real = evaluator.reference_features.features
+  if real is not None:
+    some = real[np.linspace(0, len(real) - 1, min(count, len(real))).round().astype(int)]
+    result['of_reference_images'] = float(np.median(nearest(some, others, 1)[1]))
+  return result
+
+
+def finish(result: dict[str, Any], workdir: Path) -> None:
+  """Writes the result beside those of other protocols, and prints the table."""
+  result = json.loads(json.dumps(result))  # As it will be read again: lists for tuples.
+  path = result_path(workdir, result['name'], result['protocol'])
   sample_set.write_json(path, result)
-  print(results_table(workdir, result))
-  print(f'written to {path}; pictures in {folder}')
+  print(results_table(workdir / 'eval', result))
+  print(f'written to {path}')
 
 
-def result_path(workdir: Path, name: str, protocol: dict[str, Any]) -> Path:
+def result_path(workdir: Path, name: str, protocol: Mapping[str, Any]) -> Path:
   """DIR/eval/NAME.json, with a suffix if that holds a result of another protocol."""
   path = workdir / 'eval' / f'{name}.json'
   path.parent.mkdir(exist_ok=True)
@@ -82,59 +264,3 @@ def result_path(workdir: Path, name: str, protocol: dict[str, Any]) -> Path:
     digest = zlib.crc32(json.dumps(protocol, sort_keys=True).encode())
     return path.with_stem(f'{name}-{digest:08x}')
   return path
-
-
-def read_features(network: FeatureNetwork, source: DataSource, count: int) -> FeatureSet:
-  """Features of `count` images spread evenly over a data source."""
-  batch = source.read(np.linspace(0, source.num_examples - 1, count).round().astype(int))
-  return network.extract(batch['image'], batch['label'])
-
-
-def measure(experiment: Experiment, generated: FeatureSet, reference: FeatureSet) -> dict:
-  """All metrics of config.eval."""
-  results: dict[str, float] = {}
-  for metric in experiment.metrics():
-    results.update(metric(generated, reference))
-  return results
-
-
-def results_table(workdir: Path, result: dict[str, Any]) -> str:
-  """This result, the others of this work directory under the same protocol, and the real images."""
-  others = [read_result(path) for path in sorted((workdir / 'eval').glob('*.json'))]
-  comparable = [other for other in others if other.get('protocol') == result['protocol']]
-  names = [name for name in result['metrics'] if not name.endswith('_std')]
-  rows = [
-    [other['name'], *cells(other['metrics'], names), speed(other['images_per_s'])]
-    for other in comparable
-  ]
-  if 'real_baseline' in result:
-    rows.append(['real training images', *cells(result['real_baseline']['metrics'], names), ''])
-  protocol = result['protocol']
-  title = (
-    f'{protocol["num_samples"]:,} samples against {protocol["reference_size"]:,} held-out images, '
-    f'features: {protocol["features"]}'
-  )
-  header = ['samples', *(name.replace('_', ' ') for name in names), 'images/s']
-  return f'\n{title}\n\n{table(header, rows)}\n'
-
-
-def read_result(path: Path) -> dict[str, Any]:
-  """A stored result, or nothing if it cannot be read."""
-  try:
-    return json.loads(path.read_text())
-  except ValueError:
-    print(f'{path}: not JSON, left out of the table')
-    return {}
-
-
-def cells(metrics: dict[str, float], names: list[str]) -> list[str]:
-  """Each metric with its deviation where there is one."""
-  return [
-    f'{metrics[n]:.4g}' + (f' +- {metrics[n + "_std"]:.2g}' if n + '_std' in metrics else '')
-    for n in names
-  ]
-
-
-def speed(images_per_s: float | None) -> str:
-  """Sampling speed, compiling aside."""
-  return f'{images_per_s:.1f}' if images_per_s else ''

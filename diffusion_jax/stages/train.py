@@ -11,6 +11,7 @@ from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import datasets, first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
 from diffusion_jax.reporting import images
@@ -102,17 +103,26 @@ def train(
   start: int,
   interruption: Interruption,
 ) -> None:
-  """The loop with its three actions: held-out loss, preview, checkpoint, in this order."""
+  """The loop with its actions: held-out loss, preview, metrics, checkpoint, in this order."""
   config, task = experiment.config, task_of(experiment)
-  measured: dict[str, float] = {}
-  measured_at, saved_at = None, start if start else None
+  count, evaluator = config.train.eval_num_samples, Evaluator(experiment)
+  evaluates = config.train.eval_every_steps > 0
+  if evaluates:
+    get_ready(evaluator, count)
+  measured: dict[int, dict[str, float]] = {}  # Of the latest step that has any.
+  held_out_at, saved_at = None, start if start else None
+
+  def note(step, found):
+    if step not in measured:
+      measured.clear()
+    measured.setdefault(step, {}).update(found)
+    writer.write_scalars(step, found)
 
   def measure(step, state):
-    nonlocal measured_at
-    if measured_at != step:
-      measured.update(task.measure(state))
-      measured_at = step
-      writer.write_scalars(step, dict(measured))
+    nonlocal held_out_at
+    if held_out_at != step:
+      note(step, task.measure(state))
+      held_out_at = step
 
   def preview(step, state):
     picture = task.preview(state)
@@ -120,10 +130,14 @@ def train(
     writer.write_images(step, {'preview': picture[None]})
     writer.flush()
 
+  def evaluate(step, state):
+    found = evaluator.measure(task.features(state, evaluator, count))
+    note(step, {f'{name}@{count}': value for name, value in found.items()})
+
   def save(step, state):
     nonlocal saved_at
     measure(step, state)
-    checkpoints.save(step, state, measured)
+    checkpoints.save(step, state, measured[step])
     saved_at = step
 
   (workdir / 'previews').mkdir(exist_ok=True)
@@ -149,6 +163,7 @@ def train(
     actions=(
       Action(config.train.holdout_every_steps, measure),
       Action(config.train.preview_every_steps, preview),
+      *([Action(config.train.eval_every_steps, evaluate)] if evaluates else []),
       Action(config.checkpoint.every_steps, save),
     ),
     max_skipped=config.train.max_skipped,
@@ -162,6 +177,13 @@ def train(
       f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
       'the same command goes on from there'
     )
+
+
+def get_ready(evaluator: Evaluator, num_samples: int) -> None:
+  """Everything that evaluations during training need, before it begins. Raises: as Evaluator's."""
+  for warning in evaluator.check(num_samples):
+    print(f'warning: {warning}')
+  _ = evaluator.reference_features
 
 
 def announce(experiment: Experiment, workdir: Path) -> None:
@@ -195,7 +217,7 @@ def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = Fa
     workdir / 'checkpoints',
     keep_newest=c.keep_newest,
     keep_best=c.keep_best,
-    best_metric=c.best_metric,
+    best_metric=experiment.best_metric,
     best_mode=c.best_mode,
     read_only=read_only,
   )

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.types import PyTree
 
@@ -29,6 +31,9 @@ class Task(Protocol):
 
   def measure(self, state: PyTree) -> dict[str, float]:
     """Metrics of the averaged parameters over the held-out images, each counted once."""
+
+  def features(self, state: PyTree, evaluator: Evaluator, count: int) -> FeatureSet:
+    """Of what the averaged parameters make: `count` samples, or reconstructions of held-out images."""
 
   def preview(self, state: PyTree) -> np.ndarray:
     """One picture (H', W', 3) uint8."""

@@ -7,14 +7,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import from_uint8, to_uint8
+from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.autoencoder import perceptual_of
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared
 from diffusion_jax.training.autoencoder import AutoencoderState, AutoencoderTrainer
+from diffusion_jax.types import PyTree
 
 METRICS = ('psnr', 'reconstruction', 'kl')
 ROWS, COLUMNS = 4, 5  # Of pairs in a preview.
@@ -74,12 +79,32 @@ class Autoencoder:
   def _reconstruct(self) -> Callable:
     module = self.trainer.module
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=mesh.replicated(self.experiment.mesh))
     def reconstruct(params, pixels):
       posterior = module.apply({'params': params}, from_uint8(pixels), method='encode')
       return to_uint8(module.apply({'params': params}, posterior.mean, method='decode'))
 
     return reconstruct
+
+  def reconstruct(self, params: PyTree, images: np.ndarray) -> np.ndarray:
+    """Images (N,H,W,C) uint8 -> what is left of them, encoded to the mean and decoded."""
+    devices, parts = self.experiment.mesh, []
+    size = mesh.round_up(min(self.experiment.config.train.batch_size, len(images)), devices)
+    rows, sharding = mesh.local_rows(devices, size), mesh.batch_sharding(devices)
+    starts = range(0, len(images), size)
+    hidden = jax.process_index() > 0
+    for start in tqdm(starts, desc='reconstructing', unit='batch', delay=3, disable=hidden):
+      index = np.minimum(np.arange(start, start + size), len(images) - 1)
+      batch = mesh.to_devices(images[index[rows]], sharding)
+      parts.append(jax.device_get(self._reconstruct(params, batch))[: len(images) - start])
+    return np.concatenate(parts)
+
+  def features(self, state: AutoencoderState, evaluator: Evaluator, count: int) -> FeatureSet:
+    """Of `count` held-out images' reconstructions."""
+    source = evaluator.reference.source
+    chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
+    made = self.reconstruct(state.ema_params, source.read(chosen)['image'])
+    return evaluator.features(Arrays(made, ''), np.arange(count))._replace(labels=None)
 
   def preview(self, state: AutoencoderState) -> np.ndarray:
     """Held-out images, each with its reconstruction at its right."""
@@ -89,10 +114,7 @@ class Autoencoder:
     columns = min(COLUMNS, count)
     chosen = np.linspace(0, source.num_examples - 1, rows * columns).round().astype(int)
     real = source.read(chosen)['image']
-    padding = [(0, mesh.round_up(len(real), self.experiment.mesh) - len(real))] + [(0, 0)] * 3
-    batch = mesh.to_devices(np.pad(real, padding), mesh.batch_sharding(self.experiment.mesh))
-    made = jax.device_get(self._reconstruct(state.ema_params, batch))[: len(real)]
-    pairs = np.stack([real, made], axis=1)  # (N, 2, H, W, C)
+    pairs = np.stack([real, self.reconstruct(state.ema_params, real)], axis=1)  # (N, 2, H, W, C)
     return images.grid(pairs.reshape(rows, 2 * columns, *real.shape[1:]))
 
   def forward(self, params, pixels, noise):

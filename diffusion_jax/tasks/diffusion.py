@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.evaluation.extract import fetched
+from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
@@ -77,6 +80,34 @@ class Diffusion:
 
   def preview(self, state: TrainState) -> np.ndarray:
     return self._draw(state)
+
+  @functools.cached_property
+  def _generate(self) -> Callable:
+    """(params, scaling, decoder, indices, labels) -> images uint8, where their samples were made."""
+    experiment = self.experiment
+    generator, trainer = experiment.generator(), experiment.trainer
+
+    @functools.partial(jax.jit, out_shardings=mesh.batch_sharding(experiment.mesh))
+    def generate(params, scaling, decoder, indices, labels):
+      x_0, _ = generator(trainer.network(params), indices, labels)
+      return experiment.to_images(decoder, scaling, x_0)
+
+    return generate
+
+  def features(self, state: TrainState, evaluator: Evaluator, count: int) -> FeatureSet:
+    """Of samples 0..count - 1; the images stay on the devices."""
+    experiment = self.experiment
+    classes = max(experiment.config.num_classes, 1)
+    size = mesh.round_up(min(experiment.config.sample.batch_size, count), experiment.mesh)
+    rows, sharding = mesh.local_rows(experiment.mesh, size), mesh.batch_sharding(experiment.mesh)
+    fixed, parts = (state.ema_params, state.scaling, experiment.decoder), []
+    for start in range(0, count, size):
+      index = np.arange(start, start + size, dtype=np.uint32)
+      labels = (index % classes).astype(np.int32)
+      placed = mesh.to_devices((index[rows], labels[rows]), sharding)
+      part = evaluator.extractor.apply(self._generate(*fixed, *placed), placed[1])
+      parts.append((part, min(size, count - start)))
+    return evaluator.with_known_labels(fetched(parts))
 
   def forward(self, params, x, time, y):
     return self.experiment.trainer.network(params)(x, time, y)

@@ -77,9 +77,35 @@ def test_interrupted_equals_uninterrupted_with_the_discriminator(trained, tmp_pa
 
 
 def test_an_autoencoder_has_no_samples(trained):
-  for mode in ('sample', 'evaluate'):
-    with pytest.raises(InputError, match='trains an autoencoder, which has no samples'):
-      run(mode, trained / 'run', trained)
+  with pytest.raises(InputError, match='trains an autoencoder, which has no samples'):
+    run('sample', trained / 'run', trained)
+
+
+def test_reconstructions_are_evaluated(trained):
+  """All held-out images, encoded and decoded by the averaged parameters."""
+  flags = {'eval.features.name': 'pixels', 'eval.metrics': ('fid',), 'eval.real_baseline': False}
+  run('evaluate', trained / 'run', trained, **flags)
+  result = json.loads((trained / 'run' / 'eval' / 'reconstruction.json').read_text())
+  assert result['protocol']['num_samples'] == result['protocol']['reference_size'] == 297
+  assert result['samples'] == {'step': 4, 'ema': True}
+  lines = map(json.loads, (trained / 'run' / 'metrics.jsonl').read_text().splitlines())
+  (measured,) = [
+    line['psnr'] for line in lines if line['step'] == 4 and 'psnr' in line and 'loss' not in line
+  ]
+  assert result['metrics']['psnr'] == pytest.approx(measured, abs=0.05)  # There before rounding.
+  assert result['metrics']['frechet_distance'] > 1
+  assert Image.open(trained / 'run' / 'eval' / 'reconstruction-4.png').width > 8 * 48
+
+
+def test_reconstructions_are_evaluated_during_training(tmp_path):
+  flags = {
+    **{'eval.features.name': 'pixels', 'eval.metrics': ('fid',), 'train.num_steps': 2},
+    **{'train.eval_every_steps': 2, 'train.eval_num_samples': 30},
+  }
+  run('train', tmp_path / 'run', tmp_path, **flags)
+  lines = map(json.loads, (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines())
+  (value,) = [line['frechet_distance@30'] for line in lines if 'frechet_distance@30' in line]
+  assert np.isfinite(value) and value > 1
 
 
 def test_describe(trained, capsys):

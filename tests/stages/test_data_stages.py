@@ -122,10 +122,10 @@ def test_nothing_held_out(tmp_path, pets):
 
 
 def test_bench_measures_every_reader(tmp_path, capsys):
-  small = {f'bench.{k}': v for k, v in dict(repeats=2, batches=3, batch_size=8).items()}
-  files = {'bench.num_files': 24, 'bench.num_photos': 6}
+  small = {'bench.repeats': 2, 'bench.data.batches': 3, 'bench.data.batch_size': 8}
+  files = {'bench.data.num_files': 24, 'bench.data.num_photos': 6}
   run('bench', tmp_path / 'run', tmp_path, **small, **files)
-  found = json.loads((tmp_path / 'run' / 'bench.json').read_text())
+  found = json.loads((tmp_path / 'run' / 'bench-data.json').read_text())
   assert list(found['data']) == [
     'prepared data',
     'folder of JPEG files, tf.data',
@@ -138,7 +138,7 @@ def test_bench_measures_every_reader(tmp_path, capsys):
   out = capsys.readouterr().out
   assert 'batches of 8 images 8x8x1 delivered to the step' in out
   assert sorted(p.name for p in (tmp_path / 'run').iterdir()) == [
-    'bench.json',
+    'bench-data.json',
     'data.json',
     'data.png',
   ]

@@ -1,0 +1,224 @@
+"""Evaluation against torch-fidelity: features of the same images, FID of the same features, all in all.
+
+Both start from what they load fastest: ours from safetensors, theirs from a .pth. Starting Python and
+importing packages is left out of both.
+"""
+
+import dataclasses
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from diffusion_jax.benchmarks.timing import Speeds, seconds
+from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.data.prepare import cores
+from diffusion_jax.errors import InputError
+from diffusion_jax.evaluation import fid, torch_fidelity
+from diffusion_jax.evaluation.extract import Extractor
+from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.experiment.evaluator import Evaluator
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.interop import inception
+from diffusion_jax.reporting.tables import table
+
+PARTS = {
+  'features': 'features of {num_images:,} images, images/s',
+  'distance': 'mean, covariance and distance of two sets of {num_features:,} features, seconds',
+  'total': 'FID and IS of {num_images:,} images, half against half, from files to numbers, seconds',
+}
+METRICS = {'fid': {}, 'inception_score': {'splits': 10}}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvaluationBenchmark:
+  """See configs/base.py, config.bench.evaluation."""
+
+  experiment: Experiment
+  repeats: int
+  num_images: int
+  num_features: int
+  batch_sizes: tuple[int, ...]
+
+  def measure(self, folder: Path) -> dict[str, Any]:
+    """folder: for files that are written and removed. Ours and theirs in turns."""
+    evaluator = Evaluator(self.experiment)
+    extractor = evaluator.extractor
+    source = self.experiment.datasets.images('train')
+    chosen = np.linspace(0, source.num_examples - 1, self.num_images).round().astype(int)
+    images = source.read(chosen)['image']
+    np.save(folder / 'images.npy', images)
+    save_file(dict(self._weights.state), folder / 'weights.safetensors')
+    ours = f'diffusion_jax, batch {extractor.batch_size}'
+    theirs = {size: f'torch-fidelity, batch {size}' for size in self.batch_sizes}
+    speeds: dict[str, Speeds] = {
+      part: {ours: [], **{n: [] for n in theirs.values()}} for part in PARTS
+    }
+    extract(extractor, images[: 2 * extractor.batch_size])  # Compiles.
+    sets = [some_features(self.num_features, seed) for seed in (0, 1)]
+    for repeat in range(self.repeats):
+      print(f'repeat {repeat + 1} of {self.repeats}', flush=True)
+      speeds['features'][ours].append(
+        len(images) / seconds(functools.partial(extract, extractor, images))
+      )
+      speeds['distance'][ours].append(seconds(functools.partial(distance, *sets)))
+      speeds['total'][ours].append(seconds(functools.partial(self._total, images)))
+      for size, name in theirs.items():
+        found = time_torch_fidelity(folder, size, self.num_features)
+        speeds['features'][name].append(len(images) / found['features'])
+        speeds['distance'][name].append(found['distance'])
+        speeds['total'][name].append(found['total'])
+    return speeds
+
+  @functools.cached_property
+  def _weights(self) -> inception.InceptionWeights:
+    config = self.experiment.config
+    folder = self.experiment.datasets.folder
+    path = config.eval.inception_weights
+    return inception.load(path, folder, allow_pickle=config.allow_pickle)
+
+  def _total(self, images: np.ndarray) -> None:
+    """From the files to FID and IS, compiling anew."""
+    jax.clear_caches()
+    fresh = Evaluator(self.experiment)
+    half = len(images) // 2
+    samples, reference = (extract(fresh.extractor, part) for part in (images[:half], images[half:]))
+    for name, metric in fresh.metrics.items():
+      if name in METRICS:
+        metric(samples, reference)
+
+  def report(self, results: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """A table a part: median, range, and ours against each of theirs."""
+    parts = [
+      f'\n{cores()} cores, {jax.devices()[0].device_kind}; torch-fidelity {torch_fidelity.version()}'
+    ]
+    for part, title in PARTS.items():
+      medians = {name: float(np.median(values)) for name, values in results[part].items()}
+      ours = next(iter(medians.values()))
+      rows = []
+      for name, values in results[part].items():
+        ratio = ours / medians[name] if part == 'features' else medians[name] / ours
+        spread = f'{min(values):.3g} .. {max(values):.3g}'
+        rows.append([name, f'{medians[name]:.3g}', spread, f'{ratio:.2f}x'])
+      text = title.format(num_images=self.num_images, num_features=self.num_features)
+      parts.append(f'\n{text}\n\n{table(["", "median", "range", "ours is faster by"], rows)}')
+    return '\n'.join(parts) + '\n'
+
+
+def extract(extractor: Extractor, images: np.ndarray) -> FeatureSet:
+  """Of images in memory."""
+  return extractor(Arrays(images, ''), np.arange(len(images)))
+
+
+def some_features(count: int, seed: int) -> np.ndarray:
+  """(count, 2048) float32, correlated and not negative, as Inception's are; a function of the seed."""
+  rng = np.random.default_rng(seed)
+  mixed = rng.standard_normal((count, 256), np.float32) @ rng.standard_normal(
+    (256, 2048), np.float32
+  )
+  return np.maximum(mixed / 16 + 0.1 * rng.standard_normal((count, 2048), np.float32), 0)
+
+
+def distance(samples: np.ndarray, reference: np.ndarray) -> float:
+  """FID from features."""
+  return fid.distance(*fid.moments(samples), *fid.moments(reference))
+
+
+def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dict[str, float]:
+  """Seconds of each part, in a process of its own."""
+  request = {'folder': str(folder), 'batch_size': batch_size, 'num_features': num_features}
+  command = [sys.executable, '-m', __name__, json.dumps(request)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  if done.returncode:
+    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
+    raise InputError(f'torch-fidelity could not be timed: {last}')
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(folder: str, batch_size: int, num_features: int) -> None:
+  """Run by time_torch_fidelity: prints seconds as JSON."""
+  import torch
+  import torch_fidelity as theirs
+  from safetensors.numpy import load_file
+  from torch_fidelity import metric_fid, utils
+
+  images = torch.from_numpy(np.load(f'{folder}/images.npy')).permute(0, 3, 1, 2).contiguous()
+  images = images.expand(-1, 3, -1, -1)
+  state = {
+    name: torch.from_numpy(x) for name, x in load_file(f'{folder}/weights.safetensors').items()
+  }
+  torch.save(state, f'{folder}/weights.pth')
+  common = dict(
+    cuda=torch.cuda.is_available(),
+    batch_size=batch_size,
+    verbose=False,
+    save_cpu_ram=True,  # No worker processes: the images are in memory.
+    cache=False,
+    feature_extractor_weights_path=f'{folder}/weights.pth',
+  )
+
+  class Images(torch.utils.data.Dataset):
+    def __init__(self, images):
+      self.images = images
+
+    def __len__(self):
+      return len(self.images)
+
+    def __getitem__(self, index):
+      return self.images[index]
+
+  layers = ['2048', 'logits_unbiased']
+  network = utils.create_feature_extractor('inception-v3-compat', layers, **common)
+  features: Callable = functools.partial(
+    utils.get_featuresdict_from_dataset,
+    feat_extractor=network,
+    batch_size=batch_size,
+    cuda=common['cuda'],
+    save_cpu_ram=True,
+    verbose=False,
+  )
+  features(Images(images[: 2 * batch_size]))
+  found = {'features': seconds(lambda: features(Images(images)))}
+  sets = [torch.from_numpy(some_features(num_features, seed)) for seed in (0, 1)]
+
+  def fid_of_features():
+    fitted = [metric_fid.fid_features_to_statistics(x) for x in sets]
+    metric_fid.fid_statistics_to_metric(*fitted, verbose=False)
+
+  found['distance'] = seconds(fid_of_features)
+  half = len(images) // 2
+  halves = dict(input1=Images(images[:half]), input2=Images(images[half:]))
+  found['total'] = seconds(
+    lambda: theirs.calculate_metrics(
+      **halves, **common, fid=True, isc=True, feature_extractor='inception-v3-compat'
+    )
+  )
+  print(json.dumps(found))
+
+
+def build(
+  *,
+  experiment: Experiment,
+  repeats: int,
+  num_images: int,
+  num_features: int,
+  batch_sizes: tuple[int, ...],
+) -> EvaluationBenchmark:
+  """Raises: ValueError if the experiment has other features than Inception's."""
+  if experiment.config.eval.features.name != 'inception':
+    raise ValueError(
+      f'num_images: torch-fidelity has the features of inception alone, got config.eval.features.name '
+      f'{experiment.config.eval.features.name!r}'
+    )
+  return EvaluationBenchmark(experiment, repeats, num_images, num_features, batch_sizes)
+
+
+if __name__ == '__main__':
+  main(**json.loads(sys.argv[1]))

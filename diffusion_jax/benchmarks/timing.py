@@ -1,0 +1,17 @@
+"""What benchmarks have in common. One is a file that defines `build(experiment, repeats, ...)`.
+
+It returns something with measure(folder) -> results, JSON-ready, and report(results) -> text.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+Speeds = dict[str, list[float]]  # Name -> a number a repeat; the median counts.
+
+
+def seconds(run: Callable[[], Any]) -> float:
+  """Wall-clock time of one call."""
+  began = time.perf_counter()
+  run()
+  return time.perf_counter() - began

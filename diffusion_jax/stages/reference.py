@@ -1,0 +1,41 @@
+"""--mode=reference: features and statistics of config.eval.reference, computed once for every run.
+
+The features are kept under config.data.dir, known by the content of the images and of the network;
+evaluations find them there. DIR/reference-FINGERPRINT.npz holds mu and sigma, for other tools and hosts.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax.data import adm
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.checks import check_devices
+from diffusion_jax.experiment.evaluator import SPLITS, Evaluator
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.runtime import hosts
+from diffusion_jax.stages import prepare
+
+
+def run(experiment: Experiment, workdir: Path) -> None:
+  """Raises: InputError if there are no images to compute from."""
+  check_devices(experiment)
+  if experiment.config.eval.reference in SPLITS:
+    prepare.ensure_images(experiment, workdir)
+  evaluator = Evaluator(experiment)
+  source = evaluator.reference.source
+  if source is None:
+    raise InputError(
+      f'config.eval.reference: {experiment.config.eval.reference}: holds statistics already, allowed '
+      'images'
+    )
+  found, network = evaluator.reference_features, evaluator.network
+  mean, covariance = found.moments
+  path = workdir / f'reference-{evaluator.reference.fingerprint}.npz'
+  hosts.from_first(lambda: adm.write_moments(path, mean, covariance))
+  hosts.say(
+    f'{source.num_examples:,} images ({evaluator.reference.fingerprint}), network {network.name} '
+    f'{network.digest[:16]}: {len(mean):,} features, mean {np.mean(mean):.6f}, trace of the covariance '
+    f'{np.trace(covariance):.4f}\n'
+    f'done: {path} (mu, sigma); features are kept in {evaluator.cache}'
+  )
