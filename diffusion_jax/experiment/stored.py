@@ -21,7 +21,8 @@ FIXED = (
 )
 # The command line decides these for every mode; training decided the others.
 FREE = (
-  *('sampler', 'sample', 'eval', 'bench', 'mesh', 'logging', 'dtype', 'allow_pickle'),
+  *('sampler', 'sample', 'eval', 'published', 'report', 'bench', 'mesh', 'logging', 'dtype'),
+  'allow_pickle',
   *('vae.perceptual_weights', 'vae.batch_size'),
 )
 # The same for how data are read and networks computed; what is not given stays as it was.
@@ -120,7 +121,7 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
     raise InputError('\n'.join(problems))
   for path in (*FREE, *(path for path in FREE_IF_GIVEN if path in overrides)):
     _set(trained, path, _get(given, path))
-  return trained
+  return _filled(trained, given)
 
 
 def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
@@ -128,8 +129,9 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
   Raises: InputError for a difference that does.
   """
-  old = dict(_leaves(load(workdir)))
-  new = dict(_leaves(_tuples(json.loads(json.dumps(given)))))
+  given = _tuples(json.loads(json.dumps(given)))
+  old = dict(_leaves(_filled(load(workdir), given)))
+  new = dict(_leaves(given))
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
   fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE + FREE_IF_GIVEN)]
   if fatal:
@@ -138,6 +140,13 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
   noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_IF_GIVEN)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
+
+
+def _filled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+  """`old` with the fields that only `new` has: those that came after it was stored."""
+  filled = {**new, **old}
+  both = [key for key in old if isinstance(old[key], Mapping) and isinstance(new.get(key), Mapping)]
+  return {**filled, **{key: _filled(old[key], new[key]) for key in both}}
 
 
 def _under(path: str, roots: tuple[str, ...]) -> bool:

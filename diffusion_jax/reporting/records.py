@@ -22,6 +22,7 @@ NAMES = {
 LOWER = frozenset((FRECHET, 'kernel_distance', 'loss', 'holdout_loss'))
 HIGHER = frozenset((SCORE, 'precision', 'recall', 'label_accuracy', 'psnr'))
 PUBLISHED_SAMPLES = 5000
+UNCONDITIONAL = 'unconditional'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +112,23 @@ def natural(text: str) -> list[tuple[int, int | str]]:
   return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts]
 
 
+def comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
+  """What must be equal: a model without classes stands beside class-balanced ones, which is said."""
+  balance = protocol.get('class_balance')
+  return {**protocol, 'class_balance': 'balanced' if balance == UNCONDITIONAL else balance}
+
+
+def balances(group: Sequence[Record]) -> list[str]:
+  """How the classes of samples were chosen in a group, each way once."""
+  found = dict.fromkeys(_plain(record.protocol.get('class_balance') or '') for record in group)
+  return sorted(balance for balance in found if balance)
+
+
 def by_protocol(records: Sequence[Record]) -> list[list[Record]]:
   """Comparable records together, in the order of the first of each: samples, then reconstructions."""
   groups: dict[tuple, list[Record]] = {}
   for record in sorted(records, key=lambda r: r.is_reconstruction):
-    key = (record.is_reconstruction, canonical(record.protocol))
+    key = (record.is_reconstruction, canonical(comparable(record.protocol)))
     groups.setdefault(key, []).append(record)
   return list(groups.values())
 
@@ -158,13 +171,10 @@ def headline(group: Sequence[Record]) -> str:
   first = group[0]
   names = sorted({record.data for record in group if record.data}, key=natural)
   data = f'{", ".join(names)}: ' if names else ''
-  made = f'{count(first.protocol.get("num_samples"))} '
-  if first.is_reconstruction:
-    made += 'reconstructions'
-  else:
-    balance = first.protocol.get('class_balance')
-    kinds = {'balanced': 'class-balanced samples', 'unconditional': 'unconditional samples'}
-    made += kinds.get(str(balance), 'samples')
+  kinds = {'balanced': 'class-balanced ', UNCONDITIONAL: 'unconditional '}
+  chosen = 'or '.join(kinds.get(balance, '') for balance in balances(group))
+  what = 'reconstructions' if first.is_reconstruction else f'{chosen}samples'
+  made = f'{count(first.protocol.get("num_samples"))} {what}'
   return f'{data}{made} against {_references(first.protocol)}, {first.features} features'
 
 
@@ -178,8 +188,9 @@ def protocol_words(group: Sequence[Record]) -> str:
   rest = dict(group[0].protocol)
   made = 'reconstructions' if group[0].is_reconstruction else 'samples'
   words = f'{count(rest.pop("num_samples", None))} {made}'
-  balance = rest.pop('class_balance', None)
-  words += f' (classes: {_plain(balance)})' if balance else ''
+  rest.pop('class_balance', None)
+  found = ' or '.join(balances(group))
+  words += f' (classes: {found})' if found else ''
   words += f' against {_references(rest)}'
   rest.pop('reference_size', None)
   words += f' of {_plain(rest.pop("reference", "unknown origin"))}'
@@ -195,7 +206,7 @@ def protocol_words(group: Sequence[Record]) -> str:
 
 def differences(groups: Sequence[Sequence[Record]]) -> list[str]:
   """The entries of the protocol in which groups differ."""
-  protocols = [group[0].protocol for group in groups]
+  protocols = [comparable(group[0].protocol) for group in groups]
   names = dict.fromkeys(name for protocol in protocols for name in protocol)
   return [name for name in names if len({canonical(p.get(name)) for p in protocols}) > 1]
 

@@ -132,3 +132,12 @@ def test_after_training_the_model_comes_from_the_workdir_and_samples_from_the_co
   assert merged['model']['name'] == 'unet' and merged['sample']['num_steps'] == 2
   with pytest.raises(InputError, match=r"model\.name: got 'dit', .* trained with 'unet'"):
     stored.merged(tmp_path, given, {'model.name': 'dit'})
+
+
+def test_a_work_directory_that_is_older_than_a_field_is_read(tmp_path):
+  given = tiny_mapping(tmp_path)
+  older = {key: value for key, value in given.items() if key not in ('published', 'report')}
+  older['train'] = {k: v for k, v in given['train'].items() if not k.startswith('eval')}
+  stored.save(tmp_path, older)
+  assert create(stored.merged(tmp_path, given, {})).config == create(given).config
+  assert stored.changes(tmp_path, given) == []

@@ -177,18 +177,17 @@ def test_headings_say_what_was_measured(tmp_path):
     make_run(tmp_path / name, protocol={'class_balance': balance})
   make_run(tmp_path / 'd', protocol={'reference_size': 0, 'num_samples': 50})  # Moments were given.
   headings = [heading.partition(' against ')[::2] for heading, _ in markdown_tables(run(tmp_path))]
-  assert headings == [
+  references = '297 reference images, dataset_classifier features'
+  assert headings == [  # A model without classes stands beside the others, and it is said.
+    ('1. digits: 1,000 class-balanced or unconditional samples', references),
+    ('2. digits: 1,000 samples', references),
     (
-      '1. digits: 1,000 class-balanced samples',
-      '297 reference images, dataset_classifier features',
-    ),
-    ('2. digits: 1,000 unconditional samples', '297 reference images, dataset_classifier features'),
-    ('3. digits: 1,000 samples', '297 reference images, dataset_classifier features'),
-    (
-      '4. digits: 50 class-balanced samples',
+      '3. digits: 50 class-balanced samples',
       'unknown reference images, dataset_classifier features',
     ),
   ]
+  told = 'They differ in: num samples, class balance, reference size.'
+  assert told in (tmp_path / 'report' / 'table.md').read_text()
 
 
 def test_reconstructions_have_a_table_of_their_own(tmp_path):
