@@ -1,9 +1,9 @@
-"""Run by test_hosts.py: one process of several that sample together, as main.py does.
+"""Run by test_hosts.py: one process of several that sample or evaluate together, as main.py does.
 
     python -m tests.hosts_sample FOLDER NUM_PROCESSES PROCESS PORT FLAGS
 
-FOLDER/run is a trained work directory, FLAGS a JSON object of what the command line changes. The exit
-code is that of main.py.
+FOLDER/run is a trained work directory, FLAGS a JSON object of what the command line changes, and 'mode'.
+The exit code is that of main.py.
 """
 
 import json
@@ -23,6 +23,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
     jax.distributed.initialize(f'127.0.0.1:{port}', num_processes, process)
   assert jax.process_count() == num_processes
   flags = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
+  mode = flags.pop('mode', 'sample')
   save, written = sample_set.save_part, []
 
   def counted(folder, index, made, labels):
@@ -31,7 +32,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
 
   sample_set.save_part = counted
   try:
-    run_mode('sample', tiny_mapping(folder, **flags), flags, folder / 'run', as_json=False)
+    run_mode(mode, tiny_mapping(folder, **flags), flags, folder / 'run', as_json=False)
   except Stop as stop:
     print(f'process {process}: {stop}')
     return stop.exit_code

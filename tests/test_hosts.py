@@ -165,6 +165,28 @@ def test_two_hosts_make_the_set_of_one(trained):
   require_same(folder, trained / 'run' / 'samples' / 'one', 43)
 
 
+def test_two_hosts_measure_what_one_does(trained):
+  """Each computes the features of half of each batch; nothing that was kept is read."""
+  flags = {**SAMPLE, 'eval.features.name': 'pixels', 'eval.metrics': ['fid', 'precision_recall']}
+  flags |= {'eval.neighbours': 2, 'eval.batch_size': 4, 'sample.name': 'one'}
+  path, found = trained / 'run' / 'eval' / 'one.json', []
+  for count in (1, 2):
+    codes, outputs = processes(
+      'hosts_sample', trained, count, json.dumps({**flags, 'mode': 'evaluate'})
+    )
+    assert codes == [0] * count, '\n'.join(outputs)
+    found.append(json.loads(path.read_text()))
+    path.unlink()
+    shutil.rmtree(trained / 'run' / 'samples' / 'one' / 'features')
+    shutil.rmtree(trained / 'data' / 'features')
+  one, two = found
+  assert set(one['metrics']) == {'frechet_distance', 'precision', 'recall'}
+  for part in ('metrics', 'neighbours'):
+    assert two[part] == pytest.approx(one[part], rel=1e-6)
+  assert two['protocol'] == one['protocol'] and 'frechet distance' in outputs[0]
+  assert 'frechet' not in outputs[1] and 'evaluating' not in outputs[1]
+
+
 def test_what_the_first_host_refuses_stops_both(trained):
   """Before they wait for each other for ever."""
   shutil.copytree(trained / 'run' / 'samples' / 'one', trained / 'run' / 'samples' / 'other')

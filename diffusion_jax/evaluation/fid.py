@@ -20,8 +20,8 @@ SIDE = 128
 def moments(features: np.ndarray) -> Moments:
   """(N, D) -> mean (D,) and unbiased covariance (D, D), float64.
 
-  The mean is summed in the features' own float32, because torch-fidelity's is: one in float64 moves FID
-  by 1e-5 of it at N = 5,000 and up to 1e-3 at 50,000, where theirs is wrong, and the numbers of others too.
+  The mean of float32 features is summed in float32, because torch-fidelity's is: a sum in float64 would
+  move FID from its, and so from published numbers, by up to 5e-5 at N = 5,000 and 1e-3 at 50,000.
   """
   count, size = features.shape
   centre = np.mean(features, axis=0, dtype=np.float64)

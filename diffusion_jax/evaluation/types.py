@@ -53,12 +53,14 @@ class Context(NamedTuple):
 class FeatureNetwork(Protocol):
   """Images to features, a pure function to be compiled by whoever calls it.
 
-  name, digest (of the weights), resize and notes go into every result. params: of apply, replicated.
+  name, digest (of the weights), resize and notes go into every result. params: of apply.
+  knows_labels: whether the logits are of the classes of the data.
   """
 
   name: str
   digest: str
   resize: str
+  knows_labels: bool
   notes: Mapping[str, float]
   params: PyTree
 

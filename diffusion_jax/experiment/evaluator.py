@@ -137,8 +137,9 @@ class Evaluator:
     return self.with_known_labels(self.extractor(source, indices, cache))
 
   def with_known_labels(self, found: FeatureSet) -> FeatureSet:
-    """Without labels if the model has no classes."""
-    return found if self.experiment.config.num_classes else found._replace(labels=None)
+    """Without labels if the model has no classes, or the network others."""
+    known = self.experiment.config.num_classes and self.network.knows_labels
+    return found if known else found._replace(labels=None)
 
   @functools.cached_property
   def reference_features(self) -> FeatureSet:

@@ -49,6 +49,7 @@ def test_contract(data, build, name, tmp_path, monkeypatch):
   network = build(name, tmp_path)
   found = extractor(network)(data['holdout'], np.arange(7))
   assert network.name == name and network.digest and network.resize
+  assert network.knows_labels == (name == 'dataset_classifier')
   assert found.features.shape == (7, num_features(network, (8, 8, 1)))
   assert found.features.dtype == np.float32
   np.testing.assert_array_equal(found.labels, data['holdout'].read(np.arange(7))['label'])

@@ -355,17 +355,19 @@ def test_kernel_distance_has_no_bias():
 
 
 def test_precision_and_recall_of_points_on_a_line():
-  """Radii to the nearest other: the reference's balls cover 0..1 and 9..11, the samples' 4..12."""
-  reference, samples = [[0.0], [1.0], [10.0], [10.5]], [[0.5], [8.0], [9.9], [10.2], [20.0]]
-  found = metric_of('precision_recall', neighbours=1)(only(samples), only(reference))
-  # Reference balls: [-1,1], [0,2], [9.5,10.5], [10,11]; samples' radii: 7.5, 1.9, 0.3, 0.3, 9.8.
+  """Balls reach to the nearest other and hold what lies on their edge, as 2 on that of 1."""
+  reference = [[0.0], [1.0], [10.0], [10.5]]  # Radii 1, 1, 0.5, 0.5: 0..2 and 9.5..11.
+  samples = [[2.0], [8.0], [9.875], [10.25], [20.0]]  # Radii 6, 1.875, 0.375, 0.375, 9.75.
+  metric = metric_of('precision_recall', neighbours=1)
+  found = metric(only(samples), only(reference))
   assert found == {'precision': 3 / 5, 'recall': 4 / 4}
-  found = metric_of('precision_recall', neighbours=1)(only(reference), only(samples))
+  found = metric(only(reference), only(samples))
   assert found == {'precision': 4 / 4, 'recall': 3 / 5}
 
 
-@pytest.mark.parametrize('neighbours', [1, 3])
-def test_precision_and_recall_by_definition(neighbours):
+@pytest.mark.parametrize('neighbours, max_distances', [(1, 2**26), (3, 2**26), (3, 700)])
+def test_precision_and_recall_by_definition(monkeypatch, neighbours, max_distances):
+  monkeypatch.setattr(nearest_neighbours, 'MAX_DISTANCES', max_distances)
   samples, reference = RNG.normal(size=(90, 6)), RNG.normal(size=(70, 6)) * 1.3 + 0.5
   radii = [np.sort(cdist(x, x), axis=1)[:, neighbours] for x in (samples, reference)]
   between = cdist(samples, reference)
@@ -386,19 +388,21 @@ def test_precision_and_recall_of_a_set_against_itself_and_of_copies():
   assert metric(only(one), only(x)) == {'precision': 1, 'recall': 1 / 40}
 
 
-@pytest.mark.parametrize('max_distances', [2**26, 60])
-def test_nearest_agrees_with_all_distances(monkeypatch, max_distances):
-  """Also in blocks of one or two rows, and for features far from zero."""
+@pytest.mark.parametrize('k, max_distances', [(20, 2**26), (20, 6000), (1501, 2**26)])
+def test_nearest_agrees_with_all_distances(monkeypatch, k, max_distances):
+  """Also in blocks of a few rows, of all others, and for features far from zero."""
   monkeypatch.setattr(nearest_neighbours, 'MAX_DISTANCES', max_distances)
-  samples, others = 1000 + RNG.normal(size=(23, 7)), 1000 + RNG.normal(size=(31, 7))
+  samples, others = 1000 + RNG.normal(size=(23, 7)), 1000 + RNG.normal(size=(1501, 7))
   samples[4] = others[30]
   samples, others = samples.astype(np.float32), others.astype(np.float32)
   expected = cdist(samples, others)
-  indices, distances = nearest(samples, others, 5)
-  np.testing.assert_array_equal(indices, np.argsort(expected, axis=1)[:, :5])
-  np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :5], rtol=1e-5)
-  assert indices[4, 0] == 30 and distances[4, 0] == 0
+  indices, distances = nearest(samples, others, k)
+  assert indices.shape == distances.shape == (23, k)
   assert indices.dtype == np.int64 and distances.dtype == np.float32
+  np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :k], rtol=1e-5)
+  np.testing.assert_allclose(np.take_along_axis(expected, indices, 1), distances, rtol=1e-5)
+  assert all(len(set(row)) == k for row in indices)
+  assert indices[4, 0] == 30 and distances[4, 0] == 0
 
 
 def test_blocks_bound_memory(monkeypatch):

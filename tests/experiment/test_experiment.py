@@ -58,7 +58,10 @@ def test_overrides_are_reported():
     ({'schedule.cosine.max_beta': 1.5}, r'config.schedule.cosine.max_beta: got 1.5'),
     ({'sample.spacing': 'middle'}, r"config.sample.spacing: got 'middle'"),
     ({'optimizer.warmup_steps': 9}, r'config.optimizer.warmup_steps: got 9'),
-    ({'eval.metrics': ('fdi',)}, r"got 'fdi', allowed fid, inception_score, label_accuracy"),
+    (
+      {'eval.metrics': ('fdi',)},
+      r"got 'fdi', allowed fid, inception_score, kid, label_accuracy, precision_recall",
+    ),
     ({'sample.checkpoint': 'newest'}, r"config.sample.checkpoint: got 'newest'"),
     ({'mesh.rules': (('mlp', ('model',)),)}, r"config.mesh.rules: got \('mlp', \('model',\)\)"),
     ({'mesh.rules': (('mlp', 'fsdp'),)}, r'config.mesh.rules: got'),

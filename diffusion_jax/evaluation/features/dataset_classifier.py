@@ -59,6 +59,7 @@ class DatasetClassifier:
   notes: Mapping[str, float]
   name: str = 'dataset_classifier'
   resize: str = 'none'
+  knows_labels: bool = True
 
   def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
     """images (B,H,W,C) uint8 -> features (B, feature_size), logits (B, num_classes)."""

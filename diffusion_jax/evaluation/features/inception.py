@@ -17,6 +17,7 @@ class Inception:
   digest: str
   name: str = 'inception'
   resize: str = RESIZE
+  knows_labels: bool = False
 
   @property
   def notes(self) -> Mapping[str, float]:

@@ -16,6 +16,7 @@ class Pixels:
   pixel_range: float
   name: str = 'pixels'
   resize: str = 'none'
+  knows_labels: bool = False
 
   @property
   def digest(self) -> str:
