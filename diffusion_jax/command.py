@@ -14,6 +14,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
+from diffusion_jax.experiment.sections import SPLITS
 
 BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
@@ -134,8 +135,9 @@ def trained(
   if 'vae.checkpoint' not in overrides:
     config = stored.with_own_autoencoder(folder, config)
   fingerprint = config['data']['fingerprint']
-  if not fingerprint and mode != 'sample':  # Weights of elsewhere: only samples need no images.
-    return config, None
+  given = config['eval']['reference'] not in SPLITS  # Of elsewhere, like the weights.
+  if not fingerprint and mode != 'sample' and not (mode == 'evaluate' and given):
+    return config, None  # No images were prepared, and they are needed.
   return config, stored.load_meta(folder, fingerprint)
 
 

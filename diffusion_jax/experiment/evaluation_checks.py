@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.types import Metric
-from diffusion_jax.experiment.sections import TASK_METRICS, Config
+from diffusion_jax.experiment.sections import SPLITS, TASK_METRICS, Config
 
 
 def evaluation_problems(config: Config, metrics: Mapping[str, Metric]) -> list[str]:
@@ -40,7 +40,7 @@ def evaluation_problems(config: Config, metrics: Mapping[str, Metric]) -> list[s
       problems.append(
         "config.eval.backend: got 'torch_fidelity', allowed 'jax' with config.train.eval_every_steps > 0"
       )
-  if config.task == 'autoencoder' and every and config.eval.reference not in ('holdout', 'train'):
+  if config.task == 'autoencoder' and every and config.eval.reference not in SPLITS:
     problems.append(
       f"config.eval.reference: got {config.eval.reference!r}, allowed 'holdout', 'train' for an autoencoder"
     )

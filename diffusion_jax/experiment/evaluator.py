@@ -23,11 +23,11 @@ from diffusion_jax.evaluation.types import (
   Sizes,
 )
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.interop import inception
 from diffusion_jax.types import DataSource
 
 CPU_BATCH_SIZE = 8  # More images at once are slower there: their activations leave the caches.
-SPLITS = ('holdout', 'train')
 
 
 class Reference(NamedTuple):

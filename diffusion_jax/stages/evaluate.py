@@ -20,6 +20,7 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import params_of
+from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.result_table import read_result, results_table
 from diffusion_jax.runtime import cost, hosts, provenance, sample_set
@@ -39,12 +40,15 @@ def run(experiment: Experiment, workdir: Path) -> None:
   check_devices(experiment)
   check_data(experiment)
   experiment = with_num_samples(experiment)
+  if not experiment.datasets.is_prepared():
+    hosts.say('no prepared images, so none are measured or shown beside the samples')
   evaluator = Evaluator(experiment)
   if experiment.config.task == 'autoencoder':
     result = reconstruction_result(evaluator, workdir)
   else:
     result = sample_result(evaluator, workdir)
-  if experiment.config.eval.real_baseline and experiment.config.eval.backend == 'jax':
+  config, there = experiment.config.eval, experiment.datasets.is_prepared()
+  if config.real_baseline and config.backend == 'jax' and there:
     result['real_baseline'] = real_baseline(evaluator, result['protocol']['num_samples'])
   hosts.from_first(lambda: finish(result, workdir))
 
@@ -85,7 +89,7 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
     'samples': meta['identity'],
     **made_by(evaluator, warnings),
   }
-  if experiment.config.eval.neighbours:
+  if experiment.config.eval.neighbours and experiment.datasets.is_prepared():
     result['neighbours'] = draw_neighbours(evaluator, source, folder, workdir)
   return result
 
@@ -108,12 +112,11 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
   """
   folder = workdir / 'samples' / sample.set_name(experiment)
   begun = hosts.from_first(lambda: (folder / 'meta.json').exists())
-  if not begun:
-    sample.run(experiment, workdir)
-  elif not sample.is_complete(experiment, folder):
-    if experiment.config.sample.checkpoint == 'best':  # Only the checkpoints know which step it is.
-      sample.run(experiment, workdir)
+  complete = sample.is_complete(experiment, folder)
+  if begun:
     sample_set.open_parts(folder, experiment.config.sample.num_samples)
+  if not complete:  # There is none yet; or, is it that of the best checkpoint?
+    sample.run(experiment, workdir)
   meta = sample_set.read_meta(folder)
   return folder, meta, sample_set.open_set(folder, experiment.config.sample.num_samples)
 
@@ -129,7 +132,7 @@ def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:
 def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   """The same of images that the autoencoder encoded and decoded again: those of the reference."""
   experiment = evaluator.experiment
-  if experiment.config.eval.reference not in ('holdout', 'train'):
+  if experiment.config.eval.reference not in SPLITS:
     raise InputError(
       f"config.eval.reference: got {experiment.config.eval.reference!r}, allowed 'holdout' or 'train', "
       'whose images the autoencoder reconstructs'

@@ -137,6 +137,21 @@ def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weight
   assert stored['data']['fingerprint'] and stored['init_from'] == str(path)
 
 
+def test_evaluating_against_a_reference_of_elsewhere_needs_no_data(tmp_path, weights):
+  """As published weights against published statistics."""
+  np.savez(tmp_path / 'reference.npz', mu=np.full(64, 100.0), sigma=50.0 * np.eye(64))
+  changes = {
+    **{'sample.num_samples': 12, 'eval.features.name': 'pixels', 'eval.metrics': ('fid',)},
+    'eval.reference': str(tmp_path / 'reference.npz'),
+  }
+  run('evaluate', tmp_path / 'run', tmp_path, weights[0], **changes)
+  run('evaluate', tmp_path / 'run', tmp_path, **changes)  # And once more from the checkpoint.
+  result = json.loads((tmp_path / 'run' / 'eval' / 'ddim3-cfg1.json').read_text())
+  assert result['metrics']['frechet_distance'] > 0 and 'real_baseline' not in result
+  assert not list((tmp_path / 'data').glob('digits*'))
+  assert not list((tmp_path / 'run' / 'eval').glob('*.png'))
+
+
 def test_new_label_rows_are_trained_before_they_are_sampled(tmp_path, weights):
   with pytest.raises(InputError, match=r'4 classes here, 10 there.*train them before sampling'):
     run('sample', tmp_path / 'run', tmp_path, weights[0], num_classes=4)
