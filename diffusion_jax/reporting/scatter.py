@@ -49,7 +49,9 @@ def scatter(group: Sequence[Record], looks: Mapping[str, int]):
   names = [of.metric_title(metric, shown[0].features) for metric in (of.FRECHET, of.SCORE)]
   axes.set_xlabel(towards(names[0], -1), fontsize=NORMAL)
   axes.set_ylabel(towards(names[1], 1, fold=True), fontsize=NORMAL)
-  axes.set_title(plain(of.headline(group), 90), fontsize=SMALL)
+  made, against, reference = of.headline(group).partition(' against ')
+  lines = [plain(made, 60), plain(f'{against}{reference}'.strip(), 60)]
+  axes.set_title('\n'.join(lines), fontsize=SMALL)
   axes.margins(0.1)
   everything = [*shown, *published.values()]
   finish(axes, x=[_point(r)[0] for r in everything], y=[_point(r)[1] for r in everything])
