@@ -1,12 +1,14 @@
 """Evaluation against torch-fidelity: features of the same images, FID of the same features, all in all.
 
 Both start from what they load fastest: ours from safetensors, theirs from a .pth. Starting Python and
-importing packages is left out of both.
+importing packages is left out of both. torch-fidelity runs with settings of the memory allocator under
+which it was fastest (evaluation/torch_fidelity.py), and with batches of several sizes.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -135,7 +137,8 @@ def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dic
   """Seconds of each part, in a process of its own."""
   request = {'folder': str(folder), 'batch_size': batch_size, 'num_features': num_features}
   command = [sys.executable, '-m', __name__, json.dumps(request)]
-  done = subprocess.run(command, capture_output=True, text=True)
+  environment = {**os.environ, **torch_fidelity.KEEPING_MEMORY}
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['no message'])[-1]
     raise InputError(f'torch-fidelity could not be timed: {last}')

@@ -34,10 +34,11 @@ def moments(features: np.ndarray) -> Moments:
 
 def mirrored(upper: np.ndarray) -> np.ndarray:
   """(D, D), zero below its diagonal -> symmetric, in place; in squares, which the cache can hold."""
-  for start in range(0, len(upper), SIDE):
-    end = start + SIDE
-    upper[end:, start:end] = upper[start:end, end:].T
-    upper[start:end, start:end] += np.triu(upper[start:end, start:end], 1).T
+  parts = [slice(start, start + SIDE) for start in range(0, len(upper), SIDE)]
+  for number, rows in enumerate(parts):
+    upper[rows, rows] += np.triu(upper[rows, rows], 1).T
+    for columns in parts[number + 1 :]:
+      upper[columns, rows] = upper[rows, columns].T
   return upper.T
 
 

@@ -43,7 +43,7 @@ def load(path: str, cache_dir: Path, *, allow_pickle: bool = False) -> Inception
   if path:
     given = Path(path).expanduser()
     if not given.is_file():
-      raise InputError(f'config.eval.inception_weights: {given}: no such file; {advice(cache_dir)}')
+      raise InputError(f'config.eval.inception_weights: {given}: no such file\n{advice(cache_dir)}')
     return _load_file(given, cache_dir, allow_pickle)
   converted = _converted(cache_dir, SHA256)
   if converted.exists():
@@ -53,12 +53,15 @@ def load(path: str, cache_dir: Path, *, allow_pickle: bool = False) -> Inception
 
 def advice(cache_dir: Path) -> str:
   """Which file, with which hash, goes where."""
-  return (
-    f'the FID network is {URL} (SHA-256 {SHA256}); put it to {torch_cache() / FILE}, or name it by '
-    f'--config.eval.inception_weights=PATH; it is converted once to {_converted(cache_dir, SHA256)}, '
-    'which can be copied to hosts without torch. For images that are not photographs: '
-    '--config.eval.features.name=dataset_classifier'
-  )
+  lines = {
+    'file': URL,
+    'SHA-256': SHA256,
+    'goes to': torch_cache() / FILE,
+    'or': '--config.eval.inception_weights=PATH',
+    'without torch': f'{_converted(cache_dir, SHA256)}, which is made of it once and can be copied',
+    'or instead': '--config.eval.features.name=dataset_classifier, for images that are not photographs',
+  }
+  return '\n'.join(f'  {name:<14} {value}' for name, value in lines.items())
 
 
 def torch_cache() -> Path:
@@ -82,7 +85,7 @@ def _found_or_downloaded(cache_dir: Path) -> Path:
     lines = str(error).splitlines() or [type(error).__name__]
     raise InputError(
       f'config.eval.features.name: inception needs weights that are not here, and downloading them '
-      f'failed ({lines[0][:200]}); {advice(cache_dir)}'
+      f'failed ({lines[0][:200]})\n{advice(cache_dir)}'
     ) from error
   return target
 
@@ -94,8 +97,8 @@ def _load_file(path: Path, cache_dir: Path, allow_pickle: bool) -> InceptionWeig
   named = NAMED_BY_HASH.search(path.name)
   if named and not found.startswith(named[1]):
     raise DamagedError(
-      f'{path}: its SHA-256 is {found}, its name says {named[1]}: not whole, or another file; delete '
-      f'it; {advice(cache_dir)}'
+      f'{path}: its SHA-256 is {found}, its name says {named[1]}: not whole, or another file; '
+      f'delete it\n{advice(cache_dir)}'
     )
   if _converted(cache_dir, found).exists():
     return read_converted(_converted(cache_dir, found))
