@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_jax.data.packed import Packed
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import mesh
@@ -53,7 +53,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
       found[f'loss{number}'] = metrics['loss']
 
   train_data = experiment.train_data
-  some = Packed(train_data.images[:1003], train_data.labels[:1003], train_data.label_names, 'some')
+  some = Arrays(train_data.images[:1003], 'some', train_data.labels[:1003])
 
   @jax.jit
   def count(params, batch):

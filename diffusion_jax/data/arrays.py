@@ -1,4 +1,4 @@
-"""Images in memory as a DataSource."""
+"""Images in memory, or mapped into it, as a DataSource."""
 
 import dataclasses
 from collections.abc import Sequence

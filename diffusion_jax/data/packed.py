@@ -7,7 +7,6 @@ DIR/NAME-SIZE-FINGERPRINT/
 The fingerprint is that of the content: equal sets have equal ones wherever and whenever they were made.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 
 CHUNK_BYTES = 16 * 2**20
@@ -29,41 +28,15 @@ SPLITS = ('train', 'holdout')
 VERSION = 1  # Of meta.json.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Packed:
-  """One split, mapped into memory: images (N, H, W, C) uint8, labels (N,) int32."""
-
-  images: np.ndarray
-  labels: np.ndarray
-  label_names: tuple[str, ...]
-  fingerprint: str
-
-  @property
-  def num_examples(self) -> int:
-    return len(self.labels)
-
-  @property
-  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-      'image': jax.ShapeDtypeStruct(self.images.shape[1:], np.uint8),
-      'label': jax.ShapeDtypeStruct((), np.int32),
-    }
-
-  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """indices (n,) -> image (n, H, W, C) uint8, label (n,) int32."""
-    return {'image': self.images[indices], 'label': self.labels[indices]}
-
-
-def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Packed:
+def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
   """split 'train' or 'holdout' of a set whose files were verified."""
   part = slice(0, meta['num_train'])
   if split == 'holdout':
     part = slice(meta['num_train'], meta['num_train'] + meta['num_holdout'])
   images = np.asarray(np.load(folder / 'images.npy', mmap_mode='r'))
   labels = np.load(folder / 'labels.npy')
-  return Packed(
-    images[part], labels[part], tuple(meta['label_names']), f'{meta["fingerprint"]}-{split}'
-  )
+  fingerprint, names = f'{meta["fingerprint"]}-{split}', tuple(meta['label_names'])
+  return Arrays(images[part], fingerprint, labels[part], names)
 
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:

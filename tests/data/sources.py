@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.data import class_lists, packed
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.data.readers import imagenet
@@ -98,7 +99,7 @@ def cmc_and_others() -> list[str]:
   return sorted([*wnids, *others])
 
 
-def digits(folder: Path) -> dict[str, packed.Packed]:
+def digits(folder: Path) -> dict[str, Arrays]:
   """scikit-learn's digits, prepared in `folder`: split -> source."""
   recipe = Recipe('digits', 8, 1, 'all', 'sorted', 297, 0)
   prepared = prepare('digits', recipe, folder, max_bad_fraction=0, workers=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data import adm
-from diffusion_jax.data.packed import Packed
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 
 RNG = np.random.Generator(np.random.Philox(5))
@@ -107,7 +107,7 @@ def source(count, channels):
   images = np.random.Generator(np.random.Philox(count)).integers(
     0, 256, (count, 4, 5, channels), np.uint8
   )
-  return Packed(images, np.arange(count, dtype=np.int32) % 3, (), 'some')
+  return Arrays(images, 'some', np.arange(count, dtype=np.int32) % 3)
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -132,7 +132,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path):
   adm.write_images(path, source(5, 3))
   before = path.read_bytes()
 
-  class Failing(Packed):
+  class Failing(Arrays):
     def read(self, indices):
       raise DamagedError('gone')
 

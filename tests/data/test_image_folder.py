@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.data import image_folder
-from diffusion_jax.data.packed import Packed
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 from tests.data.sources import encoded, picture
 
@@ -108,7 +108,7 @@ def test_a_link_in_a_circle_is_entered_once(folder):
 def source(count, channels, seed=0):
   rng = np.random.Generator(np.random.Philox(seed))
   images = rng.integers(0, 256, (count, 6, 5, channels), np.uint8)
-  return Packed(images, np.zeros(count, np.int32), (), 'some')
+  return Arrays(images, 'some')
 
 
 @pytest.mark.parametrize('channels', [1, 3])

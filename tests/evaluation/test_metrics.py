@@ -21,6 +21,14 @@ from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from tests.fixtures import make_metrics_reference as recorded
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_numbers():
+  """Every test draws the same, whichever ran before it."""
+  RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
 SHORT = {'kid': dict(subsets=3, subset_size=20)}
 MOMENTS_ALONE = FeatureSet(None, None, None, Moments(np.zeros(3), np.eye(3)))
