@@ -68,9 +68,10 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   experiment = evaluator.experiment
   count = experiment.config.sample.num_samples
   warnings = checked(evaluator, count)
-  sets = [
-    (each.config.sample.seed, opened(each, workdir)) for each in with_seeds(experiment, workdir)
-  ]
+  sets = [(each.config.sample.seed, opened(each, workdir)) for each in with_seeds(experiment)]
+  same = {key: value for key, value in sets[0][1][1]['identity'].items() if key != 'seed'}
+  for _, (folder, meta, _) in sets:  # As of one checkpoint: a mean over several is of none.
+    sample_set.require_same(folder, meta['identity'], same)
   seeds, metas = [], []
   for seed, (folder, meta, source) in sets:
     step = meta['identity']['step']
@@ -94,7 +95,7 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   return result
 
 
-def with_seeds(experiment: Experiment, workdir: Path) -> list[Experiment]:
+def with_seeds(experiment: Experiment) -> list[Experiment]:
   """One experiment a sampling seed; the sets of other seeds than config's have names of their own."""
   first, name = experiment.config.sample.seed, sample.set_name(experiment)
   each = [experiment]

@@ -94,6 +94,16 @@ def test_several_seeds_give_mean_and_deviation(trained):
   assert alone['deviation'] == {}
 
 
+def test_seeds_of_two_checkpoints_are_not_averaged(trained):
+  flags = {'sample.name': 'mixed', 'sample.checkpoint': '2'}
+  run('sample', trained / 'run', trained, **flags)
+  with pytest.raises(
+    InputError, match=r'mixed-seed1 holds a set that was made otherwise:\n.*step: 4'
+  ):
+    evaluate(trained, 'mixed', **{'eval.num_seeds': 2})
+  assert not (trained / 'run' / 'eval' / 'mixed.json').exists()
+
+
 def test_num_samples_of_evaluation(trained):
   result = evaluate(trained, 'few', **{'eval.num_samples': 7})
   assert result['protocol']['num_samples'] == 7
