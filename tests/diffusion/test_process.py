@@ -5,10 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.pixels import from_uint8, to_uint8
 from diffusion_jax.diffusion.process import PREDICTION_TYPES, Process
-from diffusion_jax.randomness import example_keys, purpose_key
 from tests.diffusion.test_schedules import NAMES, build
 
 X0, EPS = (np.random.default_rng(i).normal(size=(6, 4, 4, 3)).astype(np.float32) for i in range(2))
@@ -35,38 +33,6 @@ def test_min_snr_weight_makes_every_type_the_same_x0_loss(prediction):
   snr = (process.schedule(T).alpha / process.schedule(T).sigma) ** 2
   expected = np.minimum(snr, 5) * np.mean(np.square(x0_error), axis=(1, 2, 3))
   np.testing.assert_allclose(process.min_snr_weight(T, 5.0) * 0.1**2, expected, rtol=2e-3)
-
-
-def loss_of(network, prediction='v', **changes):
-  fields = dict(null_label=10, label_drop=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0)
-  loss = DenoisingLoss(Process(build('cosine'), prediction), **{**fields, **changes})
-  keys = example_keys(purpose_key(0, 'test'), jnp.arange(len(X0)))
-  return loss(network, X0, jnp.arange(len(X0)), keys, train=True)
-
-
-def test_loss_of_a_perfect_network_is_zero_and_of_a_zero_network_is_the_target_power():
-  def perfect(x_t, time, labels):  # Knows X0, so it knows eps, so it knows v.
-    alpha, sigma = build('cosine')((time + 1) / 1000)
-    alpha, sigma = alpha[:, None, None, None], sigma[:, None, None, None]
-    eps = (x_t - alpha * X0) / sigma
-    return alpha * eps - sigma * X0
-
-  np.testing.assert_allclose(loss_of(perfect), 0, atol=1e-6)
-  zero = loss_of(lambda x, time, labels: jnp.zeros_like(x), prediction='x0')
-  np.testing.assert_allclose(zero, np.mean(X0**2, axis=(1, 2, 3)), rtol=1e-5)
-
-
-def test_label_drop_replaces_that_share_by_the_null_label():
-  seen = {}
-
-  def network(x, time, labels):
-    seen['labels'] = labels
-    return x
-
-  loss_of(network, label_drop=0.999)
-  np.testing.assert_array_equal(seen['labels'], 10)
-  loss_of(network)
-  np.testing.assert_array_equal(seen['labels'], np.arange(len(X0)))
 
 
 def test_pixels_round_trip():

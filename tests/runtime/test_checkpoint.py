@@ -103,6 +103,20 @@ def test_newest_and_best_are_kept(tmp_path):
   assert highest.best_step() == 4
 
 
+def test_the_highest_is_kept_where_higher_is_better(tmp_path):
+  values = {1: 3.0, 2: 9.0, 3: 2.0, 4: 5.0}
+  checkpoints = saved(
+    tmp_path,
+    values,
+    metrics=lambda step: {'psnr': values[step]},
+    keep_newest=1,
+    keep_best=1,
+    best_metric='psnr',
+    best_mode='max',
+  )
+  assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
+
+
 def test_checksums_see_any_single_change():
   base = state(0)
   before = checksums(base)

@@ -14,6 +14,12 @@ from diffusion_jax.training.autoencoder import AutoencoderTrainer, psnr
 SHAPE = (16, 16, 3)
 
 
+def perceptual(a, b):
+  """Some distance; its derivative is not finite where all of a is 1, white."""
+  root = jnp.sqrt(1 - jnp.mean(a) + 0 * jnp.mean(jnp.square(b)))
+  return jnp.mean(jnp.abs(a - b) ** 1.5, axis=(1, 2, 3)) + 1e-6 * root
+
+
 def make_trainer(**changes):
   module = make_autoencoder(
     channels=32, channel_mult=(1, 1), num_res_blocks=1, z_channels=2, embed_channels=2
@@ -22,13 +28,13 @@ def make_trainer(**changes):
     module=module,
     discriminator=PatchDiscriminator(8, 1),
     optimizer=optax.adam(1e-3),
-    ema_decay=0.9,
+    ema_decay=0.999,
     flip=False,
     seed=0,
     kl_weight=1e-3,
     perceptual_weight=0.7,
     discriminator_weight=0.5,
-    perceptual=lambda a, b: jnp.mean(jnp.abs(a - b) ** 1.5, axis=(1, 2, 3)),
+    perceptual=perceptual,
   )
   return AutoencoderTrainer(**{**options, **changes})
 
@@ -109,6 +115,28 @@ def test_bad_steps_change_nothing(step, state):
   assert int(metrics['skipped']) == 1 and int(after.step) == 1
   after = after.replace(step=broken.step, skipped=broken.skipped)
   jax.tree.map(np.testing.assert_array_equal, after, broken)
+
+
+def test_finite_losses_with_non_finite_gradients_change_nothing(step, state):
+  """In the perceptual loss of white images; then in the discriminator, whose squares overflow."""
+  kernel = state.discriminator['conv_out']['kernel']
+  large = {**state.discriminator, 'conv_out': {'kernel': kernel * 1e30, 'bias': jnp.zeros(1)}}
+  white = {**make_batch(), 'image': np.full((4, *SHAPE), 255, np.uint8)}
+  for before, batch in ((state, white), (state.replace(discriminator=large), make_batch())):
+    after, metrics = step(before, batch, adversarial=True)
+    assert all(np.isfinite(metrics[name]) for name in ('loss', 'discriminator_loss'))
+    assert np.isfinite(metrics['grad_norm']) == (batch is not white)
+    assert int(after.skipped) == 1
+    after = after.replace(step=before.step, skipped=before.skipped)
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_the_average_reaches_the_configured_decay(step, state):
+  """0.999, as configs/vae.py has it."""
+  late = state.replace(step=jnp.int32(10**6), ema_params=jax.tree.map(jnp.zeros_like, state.params))
+  after, _ = step(late, make_batch(), adversarial=False)
+  for average, p in zip(jax.tree.leaves(after.ema_params), jax.tree.leaves(after.params)):
+    np.testing.assert_allclose(average, 1e-3 * p, rtol=1e-3)
 
 
 def test_it_learns_to_reconstruct(trainer, state, step):

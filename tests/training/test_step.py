@@ -11,7 +11,6 @@ import pytest
 from diffusion_jax.errors import DivergedError
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.training.loop import Action, run_loop
-from diffusion_jax.training.optimizer import is_decayed, learning_rate_schedule
 from diffusion_jax.training.state import create_state, ema_decay_at
 
 
@@ -90,6 +89,86 @@ def test_a_non_finite_loss_changes_nothing_but_the_counters(experiment):
   assert int(healthy.skipped) == 0
 
 
+def test_a_finite_loss_with_a_non_finite_gradient_changes_nothing(experiment):
+  """The root of 0 is 0, its derivative infinite."""
+
+  def root(network, x0, labels, keys, train):
+    return jnp.sqrt(0 * jnp.square(network(x0, jnp.zeros(len(x0)), labels)).mean((1, 2, 3)))
+
+  trainer, state, _ = recorded(experiment, loss=root)
+  state = state.replace(step=jnp.int32(10))  # After the warm-up.
+  after, metrics = trainer.train_step(state, batch_of(experiment))
+  assert metrics['loss'] == 0 and not np.isfinite(metrics['grad_norm']) and int(after.skipped) == 1
+  for name in ('params', 'ema_params', 'opt_state'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
+class Recorder:
+  """Stands for a backbone of one parameter, and notes how it is called."""
+
+  def __init__(self):
+    self.calls = []
+
+  def apply(self, variables, x, time, y, *, train, rngs):
+    self.calls.append({'labels': np.asarray(y), 'train': train, 'rngs': rngs})
+    return variables['params']['kernel'] * x
+
+  @property
+  def dropout_keys(self):
+    return [tuple(jax.random.key_data(call['rngs']['dropout']).tolist()) for call in self.calls]
+
+
+def recorded(experiment, **changes):
+  """The trainer of an experiment around a Recorder, its state, and the Recorder."""
+  module = Recorder()
+  trainer = dataclasses.replace(experiment.trainer, module=module, **changes)
+  return trainer, create_state({'kernel': jnp.ones(())}, trainer.optimizer), module
+
+
+def test_training_hides_labels_and_drops_out_with_a_key_a_step(tiny):
+  """At the shipped label_drop of 0.1, each label for itself."""
+  experiment = tiny()
+  batch = batch_of(experiment, size=1200)
+  trainer, state, module = recorded(experiment)
+  for _ in range(2):
+    state, _ = trainer.train_step(state, batch)
+  hidden = [call['labels'] != batch['label'] for call in module.calls]
+  deviation = np.sqrt(1200 * 0.1 * 0.9)
+  for call, is_hidden in zip(module.calls, hidden):
+    assert call['train'] and abs(is_hidden.sum() - 120) < 4 * deviation
+    np.testing.assert_array_equal(call['labels'][is_hidden], 10)
+  assert np.any(hidden[0] != hidden[1])
+  other, state, again = recorded(experiment, seed=1)
+  other.train_step(state, batch)
+  assert len({*module.dropout_keys, *again.dropout_keys}) == 3
+
+
+def test_held_out_loss_is_that_of_the_plain_objective(tiny):
+  """Neither dropout nor hidden labels nor weights, which training has."""
+  losses = {}
+  for weighting in ('none', 'min_snr'):
+    experiment = tiny(**{'loss.weighting': weighting})
+    batch = {**batch_of(experiment, size=200), 'index': np.arange(200)}
+    trainer, state, module = recorded(experiment)
+    held_out, count = trainer.evaluation_step(state.params, None, batch)
+    assert not module.calls[0]['train'] and not module.calls[0]['rngs'] and count == 200
+    np.testing.assert_array_equal(module.calls[0]['labels'], batch['label'])
+    losses[weighting] = (float(held_out), float(trainer.train_step(state, batch)[1]['loss']))
+  assert losses['none'][0] == losses['min_snr'][0] and losses['none'][1] != losses['min_snr'][1]
+
+
+def test_the_average_reaches_the_configured_decay(tiny):
+  """0.9999, as shipped: late in training the average takes a ten-thousandth of the parameters."""
+  trainer, state, _ = recorded(tiny(**{'train.ema_decay': 0.9999}))
+  state = state.replace(step=jnp.int32(10**6), ema_params={'kernel': jnp.zeros(())})
+  after, _ = trainer.train_step(
+    state, {'image': np.zeros((2, 8, 8, 1), np.uint8), 'label': np.zeros(2, np.int32)}
+  )
+  np.testing.assert_allclose(after.ema_params['kernel'] / after.params['kernel'], 1e-4, rtol=1e-3)
+  found = [float(ema_decay_at(jnp.int32(step), 0.9999)) for step in (0, 90, 10**6)]
+  assert found == pytest.approx([0.1, 0.91, 0.9999], abs=1e-7)
+
+
 def test_flip_mirrors_about_half_of_the_images(experiment):
   batch, seen = batch_of(experiment, size=64), {}
 
@@ -103,20 +182,6 @@ def test_flip_mirrors_about_half_of_the_images(experiment):
   same = np.all(np.abs(seen['x0'] - original) < 1e-5, axis=(1, 2, 3))
   mirrored = np.all(np.abs(seen['x0'] - original[:, :, ::-1]) < 1e-5, axis=(1, 2, 3))
   assert np.all(same | mirrored) and 16 < same.sum() < 48
-
-
-def test_learning_rate_warms_up_and_decays():
-  rate = learning_rate_schedule(2.0, 10, 110, 'cosine')
-  assert [float(rate(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
-  flat = learning_rate_schedule(2.0, 0, 100, 'constant')
-  assert float(flat(0)) == float(flat(99)) == 2.0
-
-
-def test_weight_decay_spares_biases_and_norms(experiment):
-  params = experiment.init_state().params
-  decayed = is_decayed(params)
-  assert decayed['blocks']['qkv']['kernel'] and decayed['condition']['label']['embedding']
-  assert not decayed['blocks']['qkv']['bias']
 
 
 def loop(train_step, stop, write, actions=(), max_skipped=3, **options):

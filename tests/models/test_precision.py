@@ -1,0 +1,108 @@
+"""What stays in float32 when activations are bfloat16."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from diffusion_jax.models import dit, unet_blocks, vae
+from diffusion_jax.models.discriminator import PatchDiscriminator
+from diffusion_jax.models.layers import attend
+from tests.models.test_backbones import NAMES, SMALL, build, inputs, shaken
+
+NORMS = {
+  'dit': dit.layer_norm(jnp.bfloat16),
+  'unet': unet_blocks.group_norm(1e-6, jnp.bfloat16, 'norm'),
+  'vae': vae.norm(jnp.bfloat16, 'norm'),
+}
+
+
+@pytest.mark.parametrize('name', NORMS)
+def test_statistics_of_norms_are_float32(name):
+  """Against NumPy in float64; a mean of 3 in bfloat16 is off by 1% of the deviation or more."""
+  x = 3 + np.random.default_rng(0).normal(size=(2, 8, 8, 64))
+  x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+  groups = x.reshape(2, 64, 32, 2) if name != 'dit' else x.reshape(128, 1, 1, 64)
+  axes = (1, 3)
+  mean, variance = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
+  expected = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+  norm = NORMS[name].clone()
+  x = jnp.asarray(x, jnp.bfloat16)
+  found = norm.apply(norm.init(jax.random.key(0), x), x)
+  assert found.dtype == jnp.bfloat16
+  # Half a unit in the last of 8 bits.
+  np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=2**-8, atol=1e-4)
+
+
+def test_softmax_is_float32():
+  """Logits around 80, where bfloat16 has steps of 0.5: against NumPy in float64."""
+  tokens, width = 64, 16
+  q, k, v = np.random.default_rng(0).normal(size=(3, 1, tokens, 1, width))
+  q[..., 0], k[..., 0] = 16.0, 20.0
+  qkv = jnp.asarray(np.concatenate([q, k, v], axis=2).reshape(1, tokens, 3 * width), jnp.bfloat16)
+  q, k, v = np.asarray(qkv, np.float64).reshape(tokens, 3, width).transpose(1, 0, 2)
+  logits = q @ k.T / np.sqrt(width)
+  assert logits.mean() > 70
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  expected = weights / weights.sum(-1, keepdims=True) @ v
+  found = np.asarray(attend(qkv, 1), np.float64)[0]
+  assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_timestep_is_told_apart(name):
+  """bfloat16 has 1000 only for 998, 999 and 1000; a radian between them turns the sinusoids."""
+  x, _, y = inputs()
+  arguments = (x, jnp.asarray([997.0, 998.0, 999.0]), 0 * y)
+  exact, found = (build(name, dtype=dtype, **SMALL[name]) for dtype in (jnp.float32, jnp.bfloat16))
+  shapes = jax.eval_shape(exact.init, jax.random.key(1), *arguments)['params']
+  params = shaken(jax.tree.map(lambda p: jnp.zeros(p.shape), shapes), scale=0.3)
+
+  def condition(module):
+    def embed(params):  # The rest of the network is not computed.
+      only = {'capture_intermediates': lambda module, _: module.name == 'condition'}
+      _, seen = module.apply({'params': params}, *arguments, **only)
+      return seen['intermediates']['condition']['__call__'][0].astype(jnp.float32)
+
+    return np.asarray(jax.jit(embed)(params))
+
+  exact, found = condition(exact), condition(found)
+  assert np.abs(found - exact).max() < 0.1 * np.abs(exact[1] - exact[2]).max()
+
+
+def sums(jaxpr):
+  """(primitive, dtype, terms) of every sum in a jaxpr and those inside it."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name in ('reduce_sum', 'cumsum', 'reduce_window_sum', 'scatter-add'):
+      source, out = equation.invars[0].aval, equation.outvars[0].aval
+      yield equation.primitive.name, source.dtype, source.size // max(out.size, 1)
+    for inner in jaxprs_in_params(equation.params):
+      yield from sums(inner)
+
+
+MODULES = {name: build(name, dtype=jnp.bfloat16, **SMALL[name]) for name in NAMES}
+MODULES['vae'] = vae.make_autoencoder(
+  channels=32,
+  channel_mult=(1, 2),
+  num_res_blocks=1,
+  z_channels=3,
+  embed_channels=3,
+  dtype=jnp.bfloat16,
+)
+MODULES['discriminator'] = PatchDiscriminator(8, 2, jnp.bfloat16)
+INPUTS = {
+  **dict.fromkeys(NAMES, (jnp.zeros((4, 8, 8, 1)), jnp.zeros(4), jnp.zeros(4, jnp.int32))),
+  'vae': (jnp.zeros((4, 16, 16, 3)), jnp.zeros((4, 8, 8, 3))),
+  'discriminator': (jnp.zeros((4, 32, 32, 3)),),
+}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_long_sums_are_float32(name):
+  module, arguments = MODULES[name], INPUTS[name]
+  params = jax.eval_shape(module.init, jax.random.key(0), *arguments)['params']
+  jaxpr = jax.make_jaxpr(lambda p: module.apply({'params': p}, *arguments))(params).jaxpr
+  found = list(sums(jaxpr))
+  assert any(terms >= 32 for _, _, terms in found)
+  assert not [entry for entry in found if entry[1] == jnp.bfloat16 and entry[2] > 16]
