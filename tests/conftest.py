@@ -1,5 +1,11 @@
-"""Small experiments that many tests share."""
+"""Small experiments that many tests share, and what a session of tests costs."""
 
+import gc
+import os
+import resource
+import sys
+
+import jax
 import pytest
 
 from configs import quickstart
@@ -46,3 +52,49 @@ def tiny(tmp_path):
     return experiment
 
   return build
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Slow tests run what they compile for long: they get the optimised program, as users do."""
+  slow = item.get_closest_marker('slow') and not item.get_closest_marker('unoptimised')
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '0' if slow else '1'  # Of child processes.
+  jax.config.update('jax_disable_most_optimizations', not slow)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def memory():
+  """Compiled programs go with the file that made them; without it they add up to gigabytes."""
+  yield
+  jax.clear_caches()
+  gc.collect()
+
+
+PEAKS = pytest.StashKey[dict[str, float]]()
+
+
+def peak_memory():
+  """The largest resident size of this process so far, in GB."""
+  unit = 1 if sys.platform == 'darwin' else 1024  # Bytes there, KiB elsewhere.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def pytest_configure(config):
+  config.stash[PEAKS] = {}
+
+
+def pytest_sessionfinish(session):
+  if hasattr(session.config, 'workeroutput'):  # A worker of pytest-xdist tells the controller.
+    session.config.workeroutput['peak_memory'] = peak_memory()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  output = getattr(node, 'workeroutput', {})
+  node.config.stash[PEAKS][node.gateway.id] = output.get('peak_memory', float('nan'))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+  peaks = config.stash[PEAKS] or {'this process': peak_memory()}
+  each = ', '.join(f'{name} {peak:.1f} GB' for name, peak in sorted(peaks.items()))
+  terminalreporter.write_line(f'peak memory: {each}')

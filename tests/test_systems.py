@@ -17,6 +17,7 @@ from diffusion_jax.runtime import sample_set
 from tests.data.sources import SMALL, write_tree
 from tests.fixtures.parity_weights import weight
 
+pytestmark = pytest.mark.unoptimised
 FAST = ['dit_cfg', 'dit_cfg:8', 'dit_pixel', 'dit_xl']  # And vae, which two of these train.
 SLOW = ['ddpm', 'ddpm_cfg', 'ddpm_vae', 'ddpm_vae_cfg', 'ddim', 'ddim_vae_cfg']
 EACH = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]

@@ -91,7 +91,7 @@ class AutoencoderTrainer:
     noise = self._noise(images, fold_in_each(keys, 1))
 
     grads, (made, metrics) = self._gradients(state, images, noise, adversarial)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay_at(state.step, self.ema_decay)
@@ -196,7 +196,7 @@ class AutoencoderTrainer:
     )
     discriminator = optax.apply_updates(state.discriminator, updates)
     state = state.replace(discriminator=discriminator, discriminator_opt_state=opt_state)
-    return state, loss, optax.global_norm(grads)
+    return state, loss, optax.tree.norm(grads)
 
 
 def psnr(error: Array) -> Array:

@@ -54,7 +54,7 @@ class Trainer:
       return jnp.mean(self.loss(network, x0, batch['label'], fold_in_each(keys, 1), train=True))
 
     loss, grads = jax.value_and_grad(mean_loss)(state.params)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay_at(state.step, self.ema_decay)

@@ -69,6 +69,7 @@ def test_it_trains_measures_and_draws(trained):
 
 
 @pytest.mark.slow
+@pytest.mark.unoptimised  # As the run it is compared with, bit for bit.
 def test_interrupted_equals_uninterrupted_with_the_discriminator(trained, tmp_path):
   """Stopped after step 2, before the discriminator begins, and gone on with."""
   run('train', tmp_path / 'parts', tmp_path, **{'train.num_steps': 2})

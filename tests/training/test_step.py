@@ -67,7 +67,7 @@ def test_update_is_clipped_adamw_and_the_average_follows(experiment):
   after, metrics = trainer.train_step(state, batch)
   mu = after.opt_state[1][0].mu  # Adam's first moment is (1 - b1) times the clipped gradient.
   clipped = jax.tree.map(lambda m: m / (1 - 0.9), mu)
-  norm = float(optax.global_norm(clipped))
+  norm = float(optax.tree.norm(clipped))
   assert norm == pytest.approx(min(float(metrics['grad_norm']), 1.0), rel=1e-4)
   # At step 0 of warm-up the rate is 0: parameters stay; EMA of equal values stays.
   jax.tree.map(np.testing.assert_array_equal, after.params, state.params)

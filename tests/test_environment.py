@@ -1,0 +1,40 @@
+"""What tests/__init__.py, conftest.py and pyproject.toml promise to every test."""
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_compiler_is_quick_and_remembers():
+  assert jax.config.jax_disable_most_optimizations
+  assert jax.config.jax_compilation_cache_dir == os.environ['JAX_COMPILATION_CACHE_DIR']
+
+
+@pytest.mark.slow
+def test_slow_tests_are_optimised():
+  assert not jax.config.jax_disable_most_optimizations
+  assert os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '0'
+
+
+@pytest.mark.parametrize('kind', [DeprecationWarning, PendingDeprecationWarning, FutureWarning])
+@pytest.mark.parametrize('module', ['diffusion_jax.data.packed', 'configs.base', 'optax._src.base'])
+def test_a_deprecated_call_of_ours_fails(kind, module):
+  with pytest.raises(kind):
+    warnings.warn_explicit('gone in the next release', kind, 'file.py', 1, module=module)
+
+
+def test_a_deprecated_call_of_another_package_does_not_fail():
+  warnings.warn_explicit('named in pyproject.toml', DeprecationWarning, 'file.py', 1, module='testsuite.ours')
+
+
+def test_every_requirement_has_an_upper_bound():
+  lines = (ROOT / 'requirements.txt').read_text().splitlines()
+  required = [line for line in lines if line and not line.startswith('#')]
+  assert required
+  assert [line for line in required if not re.match(r'[\w-]+>=[\d.]+,<[\d.]+', line)] == []
