@@ -12,13 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_compiler_is_quick_and_remembers():
-  assert jax.config.jax_disable_most_optimizations
+  assert jax.config.read('jax_disable_most_optimizations')
   assert jax.config.jax_compilation_cache_dir == os.environ['JAX_COMPILATION_CACHE_DIR']
 
 
 @pytest.mark.slow
 def test_slow_tests_are_optimised():
-  assert not jax.config.jax_disable_most_optimizations
+  assert not jax.config.read('jax_disable_most_optimizations')
   assert os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '0'
 
 
@@ -27,10 +27,6 @@ def test_slow_tests_are_optimised():
 def test_a_deprecated_call_of_ours_fails(kind, module):
   with pytest.raises(kind):
     warnings.warn_explicit('gone in the next release', kind, 'file.py', 1, module=module)
-
-
-def test_a_deprecated_call_of_another_package_does_not_fail():
-  warnings.warn_explicit('named in pyproject.toml', DeprecationWarning, 'file.py', 1, module='testsuite.ours')
 
 
 def test_every_requirement_has_an_upper_bound():
