@@ -7,9 +7,11 @@ is a sum of integers modulo 2^32, so neither sharding nor the number of hosts ch
 
 import contextlib
 import dataclasses
-import json
+import gc
+import inspect
 import logging
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -54,6 +56,44 @@ class Restored:
   damaged: dict[int, str]
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, which opens a folder whatever its metrics files hold."""
+
+  def metrics(self, step: int) -> dict[str, float] | None:
+    """The metrics of a step; None if they are unknown: not written, or not readable."""
+    try:
+      found = super().metrics(step)
+    except (ValueError, OSError):
+      return None
+    return found if isinstance(found, dict) else None
+
+
+@contextlib.contextmanager
+def _one_message():
+  """Drops what Orbax's abandoned reads print: the error that is raised here says the same.
+
+  A failed read leaves other reads unfinished in a closed event loop, each with a traceback.
+  """
+
+  def of_reading(kind, error, source=None) -> bool:
+    if kind is RuntimeError and str(error) == 'Event loop is closed':
+      return True
+    return inspect.iscoroutine(source) and 'orbax' in source.cr_code.co_filename
+
+  unraisable, uncaught = sys.unraisablehook, sys.excepthook
+  sys.unraisablehook = lambda e: (
+    None if of_reading(e.exc_type, e.exc_value, e.object) else unraisable(e)
+  )
+  sys.excepthook = lambda kind, error, trace: (
+    None if of_reading(kind, error) else uncaught(kind, error, trace)
+  )
+  try:
+    yield
+  finally:
+    gc.collect()  # The abandoned reads end here, and not after the hooks are back.
+    sys.unraisablehook, sys.excepthook = unraisable, uncaught
+
+
 class Checkpoints:
   """The checkpoints of one work directory."""
 
@@ -68,16 +108,21 @@ class Checkpoints:
     read_only: bool = False,
   ):
     """best_metric names an entry of the metrics given to save; best_mode is 'min' or 'max'."""
-    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax narrates each save.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax narrates saves and damage.
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # What fails there is raised here too.
     self.directory = Path(directory).absolute()  # A relative path fails only at the first save.
     managers = ocp.checkpoint_managers
     keep = [managers.LatestN(keep_newest)]
     worst = math.inf if best_mode == 'min' else -math.inf
+
+    def score(metrics):
+      value = _finite(metrics.get(best_metric))
+      return worst if value is None else value
+
     if keep_best:
       keep.append(
         managers.BestN(
-          get_metric_fn=lambda metrics: metrics.get(best_metric, worst),
+          get_metric_fn=score,
           reverse=best_mode == 'min',
           n=keep_best,
           keep_checkpoints_without_metrics=False,
@@ -85,18 +130,14 @@ class Checkpoints:
       )
     self._best = min if best_mode == 'min' else max
     self._best_metric = best_metric
-    for step, error in self._unreadable_metrics().items():  # Orbax would not even open them.
-      if read_only:
-        raise DamagedError(f'{self.directory / str(step)}: damaged metrics ({error}); move it away')
-      print(f'checkpoint of step {step} is damaged ({error}): moved to {self._move_aside(step)}')
-    self._manager = ocp.CheckpointManager(
+    self._manager = _Manager(
       self.directory,
       item_names=('state', 'checksums'),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=managers.AnyPreservationPolicy(keep),
         create=not read_only,
         read_only=read_only,
-        best_fn=lambda metrics: metrics.get(best_metric, worst),
+        best_fn=score,
         best_mode=best_mode,
       ),
     )
@@ -106,12 +147,12 @@ class Checkpoints:
     return sorted(self._manager.all_steps(read=True))
 
   def best_step(self) -> int | None:
-    """The stored step with the best metric, or None if none has it."""
+    """The stored step with the best finite metric, or None if none has it."""
     measured = {}
     for step in self.steps():
-      metrics = self._manager.metrics(step) or {}
-      if self._best_metric in metrics:
-        measured[step] = metrics[self._best_metric]
+      value = _finite((self._manager.metrics(step) or {}).get(self._best_metric))
+      if value is not None:
+        measured[step] = value
     return self._best(measured, key=measured.get) if measured else None
 
   def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
@@ -136,28 +177,29 @@ class Checkpoints:
         'then run the same command again: it goes on from the last whole one'
       ) from error
 
+  @property
+  def _aside(self) -> Path:
+    return self.directory.with_name(f'{self.directory.name}-damaged')
+
+  def require_none(self) -> None:
+    """Raises: DamagedError where a run would begin at step 0 though it had checkpoints."""
+    for folder in (self.directory, self._aside):
+      steps = sorted(p.name for p in folder.glob('*') if p.name.split('-')[0].isdigit())
+      steps = [name for name in steps if 'tmp' not in name]
+      if steps:
+        raise DamagedError(
+          f'{folder}: no usable checkpoint, but it holds steps {", ".join(steps)}; nothing was '
+          'changed. Restore them from a copy, or move the folder away to begin at step 0'
+        )
+
   def set_aside(self, step: int) -> Path:
     """Moves a damaged step to checkpoints-damaged/, so that it can be written again."""
-    target = self._move_aside(step)
-    self._manager.reload()
-    return target
-
-  def _unreadable_metrics(self) -> dict[int, str]:
-    wrong = {}
-    for path in sorted(self.directory.glob('*/metrics/metrics')):
-      try:
-        json.loads(path.read_text())
-      except ValueError as error:
-        if path.parts[-3].isdigit():
-          wrong[int(path.parts[-3])] = str(error)
-    return wrong
-
-  def _move_aside(self, step: int) -> Path:
-    target = self.directory.with_name(f'{self.directory.name}-damaged') / str(step)
+    target = self._aside / str(step)
     while target.exists():
       target = target.with_name(target.name + '-again')
     target.parent.mkdir(exist_ok=True)
     (self.directory / str(step)).rename(target)
+    self._manager.reload()
     return target
 
   def restore(
@@ -172,14 +214,18 @@ class Checkpoints:
     damaged = {}
     for candidate in reversed(self.steps()) if step is None else [step]:
       try:
-        state = self._read(candidate, abstract, partial)
+        with _one_message():
+          state = self._read(candidate, abstract, partial)
       except DamagedError as error:
         damaged[candidate] = str(error)
       else:
         return Restored(state, candidate, damaged)
     if damaged:
       listed = '\n'.join(f'  step {s}: {reason}' for s, reason in damaged.items())
-      raise DamagedError(f'no usable checkpoint in {self.directory}:\n{listed}')
+      raise DamagedError(
+        f'no usable checkpoint in {self.directory}:\n{listed}\nNothing was changed. Restore them '
+        'from a copy, or move the folder away to begin at step 0'
+      )
     return None
 
   def _read(self, step: int, abstract: PyTree, partial: bool) -> PyTree:
@@ -191,8 +237,11 @@ class Checkpoints:
       items = self._manager.restore(
         step, args=ocp.args.Composite(state=wanted, checksums=ocp.args.JsonRestore())
       )
-    except (ValueError, KeyError, TypeError, OSError) as error:  # What unreadable files raise.
-      raise DamagedError(f'unreadable ({str(error).splitlines()[0][:200]})') from error
+    except MemoryError:
+      raise
+    except Exception as error:  # Orbax raises a plain Exception for an array that it cannot read.
+      first = (str(error).splitlines() or [type(error).__name__])[0]
+      raise DamagedError(f'unreadable ({first[:200]})') from None
     lacking = [
       path_name(path)
       for path, leaf in jax.tree_util.tree_leaves_with_path(items.state)
@@ -202,6 +251,8 @@ class Checkpoints:
       raise DamagedError(f'{len(lacking)} arrays are not in it, first {lacking[0]}')
     found = checksums(items.state)
     saved = items.checksums
+    if not isinstance(saved, dict):
+      raise DamagedError(f'unreadable checksums ({str(saved)[:50]})')
     if partial:
       saved = {name: saved[name] for name in saved if name.split('/')[0] in abstract}
     wrong = [name for name, value in saved.items() if found.get(name) != value]
@@ -218,3 +269,8 @@ class Checkpoints:
     """Waits, then releases the background threads. Raises: InputError as wait does."""
     with self._writing():
       self._manager.close()
+
+
+def _finite(value: object) -> float | None:
+  """A measured value; None for NaN, infinity and what is no number, none of which can be the best."""
+  return value if isinstance(value, int | float) and math.isfinite(value) else None

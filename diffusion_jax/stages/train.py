@@ -228,10 +228,12 @@ def restore_or_init(
 ) -> tuple[PyTree, int]:
   """The newest good state and its step, or a new one and 0; says which.
 
-  given: the weights of config.init_from, if they have been read. Raises: as initial.load.
+  given: the weights of config.init_from, if they have been read.
+  Raises: DamagedError if there were checkpoints and none is usable; as initial.load.
   """
   restored = checkpoints.restore(experiment.abstract_state)
   if restored is None:
+    checkpoints.require_none()
     given = given or initial.load(experiment)
     print(f'fresh start in {workdir}')
     return new_state(experiment, given), 0

@@ -78,14 +78,71 @@ def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
     checkpoints.wait()
 
 
-def test_damaged_metrics_are_set_aside(tmp_path, capsys):
+@pytest.mark.parametrize('content', ['', '{"lo', '[]'])
+@pytest.mark.parametrize('read_only', [False, True])
+def test_unreadable_metrics_cost_no_checkpoint(tmp_path, content, read_only):
+  options = {'keep_newest': 5, 'keep_best': 1, 'best_metric': 'loss'}
+  saved(tmp_path / 'c', [1, 2], metrics=lambda step: {'loss': 1.0}, **options).close()
+  for step in (1, 2):
+    (tmp_path / 'c' / str(step) / 'metrics' / 'metrics').write_text(content)
+  checkpoints = Checkpoints(tmp_path / 'c', read_only=read_only, **options)
+  found = checkpoints.restore(abstract())
+  assert found.step == 2 and not found.damaged and checkpoints.best_step() is None
+  assert_same(found.state, state(2))
+  assert checkpoints.steps() == [1, 2] and not (tmp_path / 'c-damaged').exists()
+
+
+def empty_all(folder):
+  for path in (p for p in folder.rglob('*') if p.is_file()):
+    path.write_bytes(b'')
+
+
+def empty_arrays(folder):
+  files = [p for p in (folder / 'state' / 'ocdbt.process_0' / 'd').iterdir() if p.is_file()]
+  path = max(files, key=lambda p: p.stat().st_size)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove_arrays(folder):
+  for path in (folder / 'state' / 'ocdbt.process_0' / 'd').iterdir():
+    path.unlink()
+
+
+def replace_checksums(folder):
+  (folder / 'checksums' / 'metadata').write_text('[]')
+
+
+@pytest.mark.parametrize('damage', [empty_all, empty_arrays, remove_arrays, replace_checksums])
+def test_damage_costs_the_step_and_nothing_is_moved(tmp_path, damage, capfd):
   saved(tmp_path / 'c', [1, 2], metrics=lambda step: {'loss': 1.0}).close()
-  (tmp_path / 'c' / '2' / 'metrics' / 'metrics').write_text('{"lo')
-  with pytest.raises(DamagedError, match='damaged metrics'):
-    Checkpoints(tmp_path / 'c', read_only=True)
+  damage(tmp_path / 'c' / '2')
   found = Checkpoints(tmp_path / 'c').restore(abstract())
-  assert found.step == 1 and 'step 2 is damaged' in capsys.readouterr().out
-  assert (tmp_path / 'c-damaged' / '2').is_dir()
+  assert found.step == 1 and list(found.damaged) == [2] and '\n' not in found.damaged[2]
+  assert_same(found.state, state(1))
+  damage(tmp_path / 'c' / '1')
+  with pytest.raises(DamagedError, match='no usable checkpoint'):
+    Checkpoints(tmp_path / 'c').restore(abstract())
+  assert sorted(p.name for p in (tmp_path / 'c').iterdir()) == ['1', '2']
+  assert not (tmp_path / 'c-damaged').exists()
+  assert 'Traceback' not in capfd.readouterr().err
+
+
+def test_a_run_that_had_checkpoints_does_not_begin_again(tmp_path):
+  checkpoints = saved(tmp_path / 'c', [])
+  (tmp_path / 'c' / '3.orbax-checkpoint-tmp-1').mkdir()  # Killed in the middle of its first save.
+  checkpoints.require_none()
+  (tmp_path / 'c-damaged' / '2-again').mkdir(parents=True)
+  with pytest.raises(DamagedError, match='2-again'):
+    checkpoints.require_none()
+
+
+@pytest.mark.parametrize('mode', ['min', 'max'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf'), None])
+def test_what_is_not_finite_is_never_the_best(tmp_path, mode, bad):
+  values = {1: 2.0, 2: bad, 3: bad}
+  options = {'keep_newest': 1, 'keep_best': 1, 'best_metric': 'loss', 'best_mode': mode}
+  checkpoints = saved(tmp_path, values, metrics=lambda step: {'loss': values[step]}, **options)
+  assert checkpoints.steps() == [1, 3] and checkpoints.best_step() == 1
 
 
 def test_newest_and_best_are_kept(tmp_path):
