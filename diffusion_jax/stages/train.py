@@ -19,6 +19,7 @@ from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.stages import describe, prepare
 from diffusion_jax.tasks import shared, task_of
 from diffusion_jax.training.loop import Action, run_loop
@@ -231,7 +232,8 @@ def restore_or_init(
   given: the weights of config.init_from, if they have been read.
   Raises: DamagedError if there were checkpoints and none is usable; as initial.load.
   """
-  restored = checkpoints.restore(experiment.abstract_state)
+  with alive('restoring the newest checkpoint'):
+    restored = checkpoints.restore(experiment.abstract_state)
   if restored is None:
     checkpoints.require_none()
     given = given or initial.load(experiment)

@@ -1,0 +1,30 @@
+"""Shows that a long silent phase lives: compiling, restoring, loading large weights."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+FIRST_AFTER = 5.0  # Seconds without a word.
+
+
+@contextlib.contextmanager
+def alive(what: str, *, first_after: float = FIRST_AFTER) -> Iterator[None]:
+  """Prints to stderr how long `what` has taken, after first_after seconds and ever more rarely."""
+  ended, began = threading.Event(), time.perf_counter()
+
+  def tell():
+    pause = first_after
+    while not ended.wait(pause):
+      elapsed = time.perf_counter() - began
+      print(f'{what}: {elapsed:.0f} s so far', file=sys.stderr, flush=True)
+      pause = max(first_after, elapsed / 2)
+
+  thread = threading.Thread(target=tell, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
