@@ -1,10 +1,33 @@
 """python main.py --config=configs/NAME.py --workdir=DIR [--mode=train] [--config.FIELD=VALUE ...]"""
 
 import os
+import signal
 import sys
 
-from absl import flags
-from ml_collections import config_flags
+ADVICE = 'the same command goes on from what is finished'
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
+
+
+def stop(number, frame) -> None:
+  """Handles a signal: KeyboardInterrupt where work is done, the end at once within an import.
+
+  An exception within an import may be lost, or leave a package half loaded. Nothing is written there.
+  """
+  name = signal.Signals(number).name
+  while frame:
+    if frame.f_code.co_filename.startswith('<frozen importlib'):
+      os.write(2, f'main.py: {name}: {ADVICE}\n'.encode())
+      os._exit(EXIT_CODES[number])
+    frame = frame.f_back
+  raise KeyboardInterrupt(name)
+
+
+if __name__ == '__main__':  # Not in the processes that decode images: they import this file.
+  for number in EXIT_CODES:
+    signal.signal(number, stop)
+
+from absl import flags  # noqa: E402 (A signal may arrive during these.)
+from ml_collections import config_flags  # noqa: E402
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
@@ -25,14 +48,15 @@ def main() -> int:
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
     run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)
-  except Stop as stop:
-    print(f'main.py: {stop}', file=sys.stderr)
-    return stop.exit_code
+  except Stop as reason:
+    print(f'main.py: {reason}', file=sys.stderr)
+    return reason.exit_code
   except BrokenPipeError:  # As by `| head`: nobody reads on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-  except KeyboardInterrupt:
-    print('main.py: interrupted; the same command goes on from what is finished', file=sys.stderr)
-    return 130
+  except KeyboardInterrupt as interrupt:
+    name = str(interrupt) or 'SIGINT'
+    print(f'main.py: {name}: {ADVICE}', file=sys.stderr)
+    return EXIT_CODES[signal.Signals[name]]
   return 0
 
 
