@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM as a question that the training loop asks, instead of an exception anywhere."""
 
+import os
 import signal
 
 
@@ -19,6 +20,8 @@ class Interruption:
   def _note(self, number, frame) -> None:
     del frame
     self.requested = signal.Signals(number).name
+    text = f'\n{self.requested}: stopping after this step, then writing a checkpoint\n'
+    os.write(2, text.encode())  # print is not allowed to interrupt itself.
     self._restore()
 
   def _restore(self) -> None:
