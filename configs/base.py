@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
   config.task = 'diffusion'  # What is trained, a module of diffusion_jax/tasks.
   config.seed = 0  # Of initialisation, data order and training noise.
   config.space = 'pixel'  # What diffuses: 'pixel', or 'latent' of config.vae.checkpoint.
-  config.num_classes = 10  # Labels of the data, or 0: unconditional.
+  config.num_classes = 10  # Labels of the data; 0: unconditional; -1: as many as the data have.
   config.dtype = (
     'auto'  # Activations: 'float32', 'bfloat16', 'auto' (float32 on CPU, else bfloat16).
   )
@@ -24,13 +24,18 @@ def get_config() -> ConfigDict:
   )
 
   config.data = ConfigDict()  # One prepared set; --mode=prepare makes it, every run finds it.
-  config.data.name = 'digits'  # Of the set: its folder is DIR/NAME-SIZE-FINGERPRINT.
+  # Of the set: its folder is DIR/NAME-SIZE-FINGERPRINT. '': after the class list or the source.
+  config.data.name = 'digits'
   config.data.dir = 'data'  # Where prepared sets and evaluation classifiers are kept.
-  config.data.image_size = 8  # Pixels a side.
-  config.data.channels = 1  # 3: RGB, 1: luma.
+  config.data.image_size = (
+    8  # Pixels a side; 0: of 32, 64 and 128 the largest that fits the images.
+  )
+  config.data.channels = 1  # 3: RGB, 1: luma, 0: as the images are.
   config.data.class_list = 'all'  # 'all', 'cmc' or 'kaggle' (ImageNet-100), or a file of classes.
   config.data.label_order = 'sorted'  # Labels number the classes by name, or as in the 'file'.
-  config.data.holdout = 297  # Images held out of a source that has no held-out set itself.
+  # Images held out of a source that has no held-out set itself. -1: a tenth of every class, up to
+  # 5,000 in all; or what the source holds out.
+  config.data.holdout = 297
   config.data.split_seed = 0  # Which ones; the same share of every class.
   config.data.fingerprint = ''  # Of the set, where several have the same name and settings.
   config.data.flip = False  # Mirror half of the training images.
@@ -72,7 +77,7 @@ def get_config() -> ConfigDict:
   config.model = ConfigDict()
   config.model.name = 'dit'  # A module of diffusion_jax/models.
   config.model.dit = ConfigDict()
-  config.model.dit.patch_size = 2
+  config.model.dit.patch_size = 2  # 0: the smallest that gives 16 x 16 patches at most.
   config.model.dit.hidden_size = 384  # A multiple of num_heads and of 4.
   config.model.dit.depth = 12
   config.model.dit.num_heads = 6

@@ -5,7 +5,8 @@
 
 PATH is a folder train/CLASS/*.jpg with validation/, val/ or test/ beside it, the same in a .tar,
 .tar.gz or .zip, or the folder with ILSVRC2012's three archives; a TFDS name is for instance
-imagenet2012. For images of other classes: --config.data.class_list=all --config.data.name=NAME.
+imagenet2012. configs/folder.py is for images of your own; with it, or with
+--config.data.class_list=all here, every class counts, and the set is named after its source.
 ImageNet-100 comes to 126,689 + 5,000 images and 6.5 GB; docs/data.md has the rest.
 """
 
@@ -15,8 +16,8 @@ from configs import base
 def get_config():
   """base, with the data of the eight systems."""
   config = base.get_config()
-  config.num_classes = 100
-  config.data.name = 'imagenet100'
+  config.num_classes = -1
+  config.data.name = ''
   config.data.image_size = 128
   config.data.channels = 3
   config.data.class_list = 'cmc'

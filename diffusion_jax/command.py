@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import stored
+from diffusion_jax.experiment import from_data, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
 from diffusion_jax.experiment.sections import SPLITS
@@ -95,6 +95,7 @@ def run_mode(
     raise InputError(f'--workdir is missing\n{USAGE}')
   meta = None
   try:
+    config = from_data.as_stored(config, folder)
     if mode in BEFORE_TRAINING:
       require_writable(folder)
     elif mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder):

@@ -80,13 +80,25 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
   return image.crop((left, top, left + size, top + size))
 
 
-def to_pixels(encoded: bytes, size: int, channels: int) -> tuple[np.ndarray, str]:
-  """An image file -> (size, size, channels) uint8, and the name of its format.
+def to_pixels(encoded: bytes, size: int, channels: int) -> tuple[np.ndarray, str, bool]:
+  """An image file -> (size, size, channels) uint8, its format, and whether it had to be enlarged.
 
   channels: 3, or 1 for luma (ITU-R 601). Raises: BadImage.
   """
   image, name = decode(encoded)
+  is_small = min(image.size) < size
   image = center_crop(image, size)
-  if channels == 1:
-    return np.asarray(image.convert('L'))[..., None], name
-  return np.asarray(image), name
+  pixels = np.asarray(image.convert('L'))[..., None] if channels == 1 else np.asarray(image)
+  return pixels, name, is_small
+
+
+def header(encoded: bytes) -> tuple[int, bool]:
+  """(short side in pixels, whether it is gray), from the beginning of an image file.
+
+  Raises: BadImage if it is too little, or no image.
+  """
+  try:
+    with Image.open(io.BytesIO(encoded), formats=READ) as image:
+      return min(image.size), image.mode in ('1', 'L', 'LA', 'F') or image.mode.startswith('I')
+  except Exception as error:  # As in decode.
+    raise BadImage(str(error)) from error

@@ -24,7 +24,6 @@ from diffusion_jax.data.packing import disk_error, sync
 from diffusion_jax.data.prepare import locked
 from diffusion_jax.errors import InputError, Stop
 
-PREFIX = 'latents-'
 DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
 NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
@@ -76,17 +75,18 @@ def open_split(
 
 def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
   """Of the latents, in that of the image set."""
-  return folder / f'{PREFIX}{made["autoencoder"]["fingerprint"]}'
+  return folder / f'{packed.LATENTS}{made["autoencoder"]["fingerprint"]}'
 
 
 def existing(folder: Path) -> list[str]:
-  """Fingerprints of the autoencoders that made latents of this set."""
-  return [p.parent.name[len(PREFIX) :] for p in sorted(folder.glob(f'{PREFIX}*/meta.json'))]
+  """Fingerprints of the autoencoders that made latents of this set, whole or not."""
+  folders = sorted(path for path in folder.glob(f'{packed.LATENTS}*') if path.is_dir())
+  return [path.name[len(packed.LATENTS) :] for path in folders]
 
 
 def _origin(folder: Path, autoencoder: str) -> str:
   try:
-    return packed.read_meta(folder / f'{PREFIX}{autoencoder}')['autoencoder']['origin']
+    return packed.read_meta(folder / f'{packed.LATENTS}{autoencoder}')['autoencoder']['origin']
   except Stop:
     return 'what is not readable'
 
@@ -106,7 +106,7 @@ def find(
       f'{folder}: no latents by the autoencoder {autoencoder} of config.vae.checkpoint{listed}'
       'run the same command with --mode=prepare, or give the autoencoder that made them'
     )
-  own = folder / f'{PREFIX}{autoencoder}'
+  own = folder / f'{packed.LATENTS}{autoencoder}'
   made = packed.read_meta(own)
   for what, found, wanted in (
     ('by another autoencoder', made['autoencoder']['fingerprint'], autoencoder),

@@ -26,6 +26,7 @@ QUICK_CHUNKS = 16
 SHOWN_CHUNKS = 64  # 1 GiB: from here on, reading them is shown.
 SPLITS = ('train', 'holdout')
 VERSION = 1  # Of meta.json.
+LATENTS = 'latents-'  # Folders that lie in that of their images begin with it.
 
 
 def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
@@ -57,9 +58,12 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = json.loads(path.read_text())
     whole = meta.pop('digest') == _digest(meta)
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise DamagedError(f'{path}: damaged ({error!r}); {remedy(folder)}') from error
+    reason = 'missing' if isinstance(error, FileNotFoundError) else f'damaged ({error!r})'
+    raise DamagedError(f'{path}: {reason}; {meta_remedy(folder)}') from error
   if not whole:
-    raise DamagedError(f'{path}: does not agree with its own digest; {remedy(folder)}')
+    raise DamagedError(
+      f'{path}: damaged (does not agree with its own digest); {meta_remedy(folder)}'
+    )
   if meta['version'] != VERSION:
     raise InputError(
       f'{path}: of format {meta["version"]}, this program reads {VERSION}; {remedy(folder)}'
@@ -76,87 +80,45 @@ def remedy(folder: Path) -> str:
   return f'delete {folder} and run --mode=prepare again'
 
 
+def meta_remedy(folder: Path) -> str:
+  """What to do about a set, or latents, whose description is damaged."""
+  if folder.name.startswith(LATENTS):
+    return (
+      'the latents themselves may be whole, but nothing else tells of which images they are. Put a '
+      f'copy of meta.json back, or move {folder} away, and --mode=prepare encodes again'
+    )
+  return (
+    'the images themselves may be whole. Run --mode=prepare with a workdir that prepared or used this '
+    'set (its data.json describes it): that rebuilds meta.json; or put a copy of it back; or move '
+    f'{folder} away, and --mode=prepare begins anew'
+  )
+
+
+def rebuilt_meta(folder: Path, described: Mapping[str, Any]) -> dict[str, Any] | None:
+  """The description that `folder` lacks, from a work directory's data.json and the arrays themselves.
+
+  None if they do not have the fingerprint that the folder is named by: that is proof of every pixel,
+  label and name.
+  """
+  try:
+    images, labels = folder / 'images.npy', folder / 'labels.npy'
+    digests = {
+      'images_bytes': images.stat().st_size,
+      'labels_digest': hashlib.sha256(labels.read_bytes()).hexdigest(),
+      'chunk_digests': chunk_digests(images),
+    }
+    meta = {**{key: described[key] for key in described if key != 'digest'}, **digests}
+    proven = meta['fingerprint'] == fingerprint_of(meta) == folder.name.rsplit('-', 1)[-1]
+    return meta if proven and meta['version'] == VERSION else None
+  except (OSError, KeyError, TypeError):
+    return None
+
+
 def fingerprint_of(meta: Mapping[str, Any]) -> str:
   """16 hexadecimal digits of all that a run can see of the set."""
   seen = [meta[key] for key in ('image_shape', 'num_train', 'num_holdout', 'resize')]
   seen += [meta['label_ids'], meta['label_names'], meta['labels_digest'], meta['chunk_digests']]
   return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
-
-
-def prepared(folder: Path) -> dict[Path, dict[str, Any]]:
-  """Every prepared set below `folder` whose description is whole, with its meta."""
-  return {path: meta for path, meta in _scan(folder).items() if isinstance(meta, dict)}
-
-
-def _scan(folder: Path) -> dict[Path, dict[str, Any] | DamagedError]:
-  """Every set below `folder`; a folder that begins with a dot is none yet."""
-  found = {}
-  if (Path(folder) / 'meta.json').exists():
-    raise InputError(
-      f'config.data.dir: {folder} is one prepared set; give the folder that holds it: '
-      f'{Path(folder).parent}'
-    )
-  for path in sorted(Path(folder).glob('[!.]*/meta.json')):
-    try:
-      found[path.parent] = read_meta(path.parent)
-    except DamagedError as error:
-      found[path.parent] = error
-  return found
-
-
-def matching(
-  folder: Path, recipe: Mapping[str, Any], fingerprint: str
-) -> dict[Path, dict[str, Any]]:
-  """The sets made by `recipe`, or those of `fingerprint` (and the same shape) if one is given."""
-
-  def fits(meta):
-    if not fingerprint:
-      return dict(recipe) in [made['recipe'] for made in meta['made']]
-    side, channels = recipe['image_size'], recipe['channels']
-    return meta['fingerprint'] == fingerprint and meta['image_shape'] == [side, side, channels]
-
-  return {path: meta for path, meta in prepared(folder).items() if fits(meta)}
-
-
-def find(folder: Path, recipe: Mapping[str, Any], fingerprint: str) -> tuple[Path, dict[str, Any]]:
-  """The one set that matches.
-
-  Raises: InputError if there is none, or several; it says what is there and what differs.
-  DamagedError if there is none, but a damaged one.
-  """
-  found = matching(folder, recipe, fingerprint)
-  if len(found) == 1:
-    return next(iter(found.items()))
-  wanted = f'with fingerprint {fingerprint}'
-  if not fingerprint:
-    wanted = (
-      f'{recipe["name"]!r}, {recipe["image_size"]} px, {recipe["channels"]} channels, class list '
-      f'{recipe["class_list"]!r}'
-    )
-  if found:
-    some = ', '.join(f'{meta["fingerprint"]} ({path.name})' for path, meta in found.items())
-    raise InputError(
-      f'{folder} holds {len(found)} prepared sets {wanted}: choose one with '
-      f'--config.data.fingerprint, of {some}'
-    )
-  damaged = [error for error in _scan(folder).values() if isinstance(error, DamagedError)]
-  if damaged:  # It may be the one.
-    raise damaged[0]
-  others = prepared(folder).items()
-  lines = [f'  {path.name}: {_differences(meta, recipe)}' for path, meta in others]
-  raise InputError(
-    f'no prepared data {wanted} in {folder}'
-    + (', which holds\n' + '\n'.join(lines) + '\n' if lines else '; ')
-    + 'run the same command with --mode=prepare and --config.data.source'
-  )
-
-
-def _differences(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-  found = meta['made'][0]['recipe']
-  differing = [key for key in recipe if found.get(key) != recipe[key]]
-  if not differing:
-    return f'of these settings, but fingerprint {meta["fingerprint"]}'
-  return ', '.join(f'{key} {found.get(key)!r}, not {recipe[key]!r}' for key in differing)
 
 
 def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:

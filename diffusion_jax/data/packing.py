@@ -4,6 +4,7 @@ What is finished is noted in a journal after it is safely on disk. Every image h
 start, so neither the order of the work nor an interruption changes a byte of the result.
 """
 
+import contextlib
 import errno
 import functools
 import io
@@ -48,11 +49,15 @@ class Target(NamedTuple):
 
 
 class Result(NamedTuple):
-  """rows: finished. bad: row -> why it has no image. odd: row -> what is odd, though it was read."""
+  """rows: finished. bad: row -> why it has no image. odd: row -> what is odd, though it was read.
+
+  small: rows whose image had to be enlarged.
+  """
 
   rows: list[int]
   bad: dict[int, str]
   odd: dict[int, str]
+  small: list[int]
 
 
 def create_images(path: Path, count: int, size: int, channels: int) -> Target:
@@ -89,17 +94,26 @@ def disk_error(error: OSError, path: Path, needed: int) -> InputError:
   """A failed write as a message."""
   full = error.errno in (errno.ENOSPC, errno.EDQUOT)
   size = f'{needed:,} bytes are needed: ' if needed else ''
-  advice = f'; {size}make room, or choose another --config.data.dir'
+  advice = f'; {size}make room, and the same command goes on'
   return InputError(f'{path}: {error.strerror}' + (advice if full else ''))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """A failed write becomes a message that names the file. Raises: InputError."""
+  try:
+    yield
+  except OSError as error:
+    raise disk_error(error, path, 0) from error
 
 
 def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Result:
   """Decodes (row, name, payload) and writes each to its row. Raises: OSError if it cannot write."""
-  rows, bad, odd = [], {}, {}
+  rows, bad, odd, small = [], {}, {}, []
   with open(target.path, 'r+b') as file:
     for row, name, payload in items:
       try:
-        pixels, found = to_pixels(content(payload), target.size, target.channels)
+        pixels, found, is_small = to_pixels(content(payload), target.size, target.channels)
       except BadImage as error:
         bad[row] = str(error)
         continue
@@ -110,7 +124,9 @@ def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Resu
       if os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes) < len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       rows.append(row)
-  return Result(rows, bad, odd)
+      if is_small:
+        small.append(row)
+  return Result(rows, bad, odd, small)
 
 
 def content(payload: Payload) -> bytes:
@@ -132,35 +148,42 @@ class Journal:
     path = images.with_name(JOURNAL)
     self.rows: set[int] = set()
     self.odd: dict[int, str] = {}
+    self.small: set[int] = set()
     lines = path.read_text('utf-8', 'replace').splitlines() if path.exists() else []
     for line in lines:
       try:
-        rows, odd = json.loads(line)
-      except ValueError:
+        rows, odd, small = json.loads(line)
+        odd = {int(row): text for row, text in odd.items()}
+        rows, small = [int(row) for row in rows], [int(row) for row in small]
+      except (ValueError, TypeError, AttributeError):
         continue
       self.rows.update(rows)
-      self.odd.update({int(row): text for row, text in odd.items()})
+      self.odd.update(odd)
+      self.small.update(small)
     self._path, self._images = path, images
-    self._pending: tuple[list[int], dict[int, str]] = ([], {})
+    self._pending = Result([], {}, {}, [])
     self._flushed = time.monotonic()
 
   def add(self, result: Result) -> None:
     """Notes finished rows; on disk within about a second."""
     self.rows.update(result.rows)
     self.odd.update(result.odd)
-    self._pending[0].extend(result.rows)
-    self._pending[1].update(result.odd)
+    self.small.update(result.small)
+    self._pending.rows.extend(result.rows)
+    self._pending.odd.update(result.odd)
+    self._pending.small.extend(result.small)
     if time.monotonic() - self._flushed > JOURNAL_SECONDS:
       self.flush()
 
   def flush(self) -> None:
     """First the pixels, then the note that they are there."""
     sync(self._images)
-    with open(self._path, 'a') as file:
-      file.write('\n' + json.dumps(self._pending) + '\n')  # A torn line before stays by itself.
+    rows, _, odd, small = self._pending
+    with writing(self._path), open(self._path, 'a') as file:
+      file.write('\n' + json.dumps([rows, odd, small]) + '\n')  # A torn line before is skipped.
       file.flush()
       os.fsync(file.fileno())
-    self._pending, self._flushed = ([], {}), time.monotonic()
+    self._pending, self._flushed = Result([], {}, {}, []), time.monotonic()
 
 
 def sync(path: Path) -> None:
@@ -196,11 +219,11 @@ def pack(
   work = [entries[row] for row in missing]
   items = ((missing[i], work[i].name, payload) for i, payload in reader.payloads(work))
   tasks = iter(lambda: list(itertools.islice(items, TASK_IMAGES)), [])
+  results = _results(functools.partial(pack_task, target), tasks, workers)
+  bar = tqdm(total=len(entries), initial=done, unit='image', desc='preparing', mininterval=1)
   try:
-    with tqdm(
-      total=len(entries), initial=done, unit='image', desc='preparing', mininterval=1
-    ) as bar:
-      for result in _results(functools.partial(pack_task, target), tasks, workers):
+    with bar, contextlib.closing(results):
+      for result in results:
         journal.add(result)
         bar.update(len(result.rows) + len(result.bad))
         if result.bad:
@@ -234,6 +257,7 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
     return
   context = multiprocessing.get_context('forkserver')  # Threads do not survive a plain fork.
   context.set_forkserver_preload(['__main__', __name__])
+  others = set(multiprocessing.active_children())
   pool: Executor = ProcessPoolExecutor(workers, context, _end_with_parent)
   try:
     waiting: set[Future] = set()
@@ -245,13 +269,18 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
     while waiting:
       ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
       yield from (future.result() for future in ready)
+  except BaseException:  # Nobody waits for what is begun; what no journal notes is done again.
+    for child in set(multiprocessing.active_children()) - others:
+      child.kill()
+    raise
   finally:
     pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-  """A process whose parent was killed ends too, and Ctrl-C is the parent's to answer."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  """A process whose parent was killed ends too, and signals are the parent's to answer."""
+  for number in (signal.SIGINT, signal.SIGTERM):  # Which a terminal or a scheduler sends to all.
+    signal.signal(number, signal.SIG_IGN)
   sentinel = multiprocessing.parent_process().sentinel
 
   def watch():

@@ -17,11 +17,16 @@ from diffusion_jax.errors import InputError
 
 WNID = re.compile(r'n\d{8}')
 MAX_BYTES = 2**29  # Of one file.
+SHARED = -1  # A holdout of this many: the source's own, or a share of every class.
+SHARE, AT_MOST = 0.1, 5000  # That share, and how many images it comes to.
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What a prepared set is made to be; config.data has the same fields."""
+  """What a prepared set is made to be; config.data has the same fields.
+
+  holdout: a number of images, the same share of every class; or SHARED.
+  """
 
   name: str
   image_size: int
@@ -75,6 +80,11 @@ def make_plan(reader: Reader, recipe: Recipe) -> Plan:
 def _with_holdout(entries: list[Entry], label_of, recipe: Recipe, origin: str) -> list[Entry]:
   if not recipe.holdout:
     return entries
+  if recipe.holdout == SHARED:
+    if any(e.split == 'holdout' for e in entries):
+      return entries
+    labels = np.asarray([label_of[e.class_id] for e in entries])
+    return _held(entries, shared_holdout(labels, recipe.split_seed))
   if any(e.split == 'holdout' for e in entries):
     raise InputError(
       f'config.data.holdout: got {recipe.holdout}, allowed 0: {origin} has a held-out set of its own'
@@ -101,8 +111,23 @@ def _with_holdout(entries: list[Entry], label_of, recipe: Recipe, origin: str) -
     raise InputError(
       f'config.data.holdout: got {recipe.holdout}, too few: {expected}, but {smallest}'
     )
-  held = set(held.tolist())
+  return _held(entries, held)
+
+
+def _held(entries: list[Entry], indices: np.ndarray) -> list[Entry]:
+  held = set(indices.tolist())
   return [e._replace(split='holdout') if i in held else e for i, e in enumerate(entries)]
+
+
+def shared_holdout(labels: np.ndarray, seed: int) -> np.ndarray:
+  """Indices of a tenth of every class, 5,000 in all at most; at least one of a class that has two."""
+  share = min(SHARE, AT_MOST / len(labels))
+  rng, held = np.random.Generator(np.random.Philox(seed)), []
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    count = max(1, round(share * len(members))) if len(members) > 1 else 0
+    held.append(rng.permutation(members)[:count])
+  return np.concatenate(held)
 
 
 def identity_of(plan: Plan, recipe: Recipe, origin: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import packed, packing
+from diffusion_jax.data import packed, packing, sets
 from diffusion_jax.data.decode import RESIZE
 from diffusion_jax.data.plan import (
   Plan,
@@ -33,23 +33,32 @@ LISTED = 20  # Bad files in a message.
 
 
 def prepare(
-  source: str, recipe: Recipe, folder: Path, *, max_bad_fraction: float, workers: int
+  source: str,
+  recipe: Recipe,
+  folder: Path,
+  *,
+  max_bad_fraction: float,
+  workers: int,
+  num_classes: int = 0,
 ) -> tuple[Path, dict[str, Any]]:
   """Makes the set, goes on with it, or finds that it is there. Returns: its folder and meta.
 
-  workers: decoding processes, 0 for one a core.
-  Raises: InputError, for what cannot be used or written; DamagedError for a broken archive.
+  workers: decoding processes, 0 for one a core. num_classes: as many as it must have, 0 for any.
+  Raises: InputError, for what cannot be used or written; DamagedError for a broken archive, or a
+  prepared set whose description is damaged and which may be this one.
   """
   recipe.mapping()  # A wrong class list is told before the source is read.
   reader = open_source(source)
   print(f'listing {reader.origin} ({reader.form})', flush=True)
   plan = make_plan(reader, recipe)
+  require_classes(num_classes, plan.classes.names, reader.origin)
   identity = identity_of(plan, recipe, reader.origin)
-  for path, meta in packed.prepared(folder).items():
+  for path, meta in sets.prepared(folder).items():
     if identity in [made['identity'] for made in meta['made']]:
       packed.verify(path, meta, full=True)
       print(f'{path}: prepared already, and whole')
       return path, meta
+  sets.refuse_damaged(folder, {'name': recipe.name, 'image_size': recipe.image_size}, '')
   work = folder / f'.preparing-{identity}'
   try:
     work.mkdir(parents=True, exist_ok=True)
@@ -62,10 +71,10 @@ def prepare(
     try:
       meta = _fill(reader, plan, recipe, identity, work, max_bad_fraction, workers or cores())
     except OSError as error:
-      raise packing.disk_error(error, work, 0) from error
+      raise packing.disk_error(error, Path(error.filename or work), 0) from error
     target = folder / f'{recipe.name}-{recipe.image_size}-{meta["fingerprint"]}'
     same = [
-      path for path, m in packed.prepared(folder).items() if m['fingerprint'] == target.name[-16:]
+      path for path, m in sets.prepared(folder).items() if m['fingerprint'] == target.name[-16:]
     ]
     if same:
       return _joined(same[0], meta, work)
@@ -76,13 +85,24 @@ def prepare(
   return target, meta
 
 
+def require_classes(wanted: int, found: Sequence[str], origin: str) -> None:
+  """Raises: InputError if a config says another number of classes; 0 says none."""
+  if wanted not in (0, len(found)):
+    raise InputError(
+      f'config.num_classes: got {wanted}, but {origin} has {len(found)} ({", ".join(found[:5])}'
+      f'{", ..." if len(found) > 5 else ""}); allowed {len(found)}, 0 (unconditional), or -1: as many '
+      'as the data have'
+    )
+
+
 def _joined(path: Path, meta: dict[str, Any], work: Path) -> tuple[Path, dict[str, Any]]:
   """The set that holds the same images already, which is now found under this recipe too."""
   known = packed.read_meta(path)
   packed.verify(path, known, full=True)
   print(f'{path}: the same images are there already, from {known["made"][0]["source"]}')
   known = {**known, 'made': known['made'] + meta['made']}
-  packed.write_meta(path, known)
+  with packing.writing(path / 'meta.json'):
+    packed.write_meta(path, known)
   (work / packing.JOURNAL).unlink(missing_ok=True)  # First: without pixels it would be a lie.
   shutil.rmtree(work)
   return path, known
@@ -136,7 +156,8 @@ def _fill(
     for row, other in substitutes.items():
       data = os.pread(file.fileno(), target.row_bytes, target.offset + other * target.row_bytes)
       os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes)
-  np.save(work / 'labels.npy', plan.labels)
+  with packing.writing(work / 'labels.npy'):
+    np.save(work / 'labels.npy', plan.labels)
   made = {
     'source': reader.origin,
     'form': reader.form,
@@ -161,6 +182,7 @@ def _fill(
       'order': recipe.label_order,
     },
     'notes': plan.notes,
+    'num_enlarged': len(journal.small),
     'bad_files': [
       {
         'file': entries[row].where,
@@ -180,7 +202,8 @@ def _fill(
   meta['fingerprint'] = packed.fingerprint_of(meta)
   for name in ('images.npy', 'labels.npy'):
     packing.sync(work / name)
-  packed.write_meta(work, meta)
+  with packing.writing(work / 'meta.json'):
+    packed.write_meta(work, meta)
   return meta
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import from_data
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.evaluation_checks import count_problems, evaluation_problems
 from diffusion_jax.experiment.experiment import Experiment
@@ -20,10 +21,11 @@ MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x
 
 
 def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None) -> Experiment:
-  """Reads and checks everything that the config alone decides.
+  """Reads and checks everything that the config alone decides, once from_data has completed it.
 
-  Raises: InputError that lists every problem found.
+  Raises: InputError that lists every problem found; as from_data.resolved.
   """
+  mapping = from_data.resolved(mapping)
   problems: list[str] = []
   config = read(Config, mapping, 'config', problems)
   if config is None:

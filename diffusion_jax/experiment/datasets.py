@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data import class_lists, latents, packed
+from diffusion_jax.data import class_lists, latents, packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.sections import Config
@@ -35,7 +35,7 @@ class Datasets:
   def is_prepared(self) -> bool:
     """Whether the prepared set is there."""
     fingerprint = self.config.data.fingerprint
-    return bool(packed.matching(self.folder, self.recipe.mapping(), fingerprint))
+    return bool(sets.matching(self.folder, self.recipe.mapping(), fingerprint))
 
   @functools.cached_property
   def prepared(self) -> tuple[Path, Mapping[str, Any]]:
@@ -43,7 +43,15 @@ class Datasets:
 
     Raises: InputError if there is none.
     """
-    return packed.find(self.folder, self.recipe.mapping(), self.config.data.fingerprint)
+    data = self.config.data
+    return sets.find(self.folder, self.recipe.mapping(), data.fingerprint, data.source)
+
+  def from_source(self) -> tuple[Path, Mapping[str, Any]] | None:
+    """The prepared set, if there is one that was made from config.data.source."""
+    data = self.config.data
+    found = sets.matching(self.folder, self.recipe.mapping(), data.fingerprint)
+    made = [item for item in found.items() if sets.made_from(item[1], data.source)]
+    return made[0] if made else None
 
   @property
   def meta(self) -> Mapping[str, Any]:

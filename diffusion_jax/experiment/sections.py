@@ -21,11 +21,11 @@ class Data:
 
   name: str = where(lambda n: FILE_NAME.fullmatch(n), 'letters, digits, _ and -')
   dir: str = where(bool, 'a folder')
-  image_size: int = where(lambda n: 1 <= n <= 4096, '1..4096')
+  image_size: int = where(lambda n: 1 <= n <= 4096, '1..4096, or 0: as suits the data')
   channels: int = one_of(1, 3)
   class_list: str = where(bool, "'all', 'cmc', 'kaggle' or a file")
   label_order: str = one_of('sorted', 'file')
-  holdout: int = where(*NOT_NEGATIVE)
+  holdout: int = where(lambda n: n >= -1, '>= -1')
   split_seed: int = where(*NOT_NEGATIVE)
   fingerprint: str = where(*FINGERPRINT)
   flip: bool
@@ -213,7 +213,7 @@ class Config:
   init_from: str
   allow_pickle: bool
   space: str = one_of('pixel', 'latent')
-  num_classes: int = where(*NOT_NEGATIVE)
+  num_classes: int = where(lambda n: n >= 0, '>= 0, or -1: as many as the data have')
   dtype: str = one_of('auto', 'float32', 'bfloat16')
   data: Data
   schedule: Choice = choice('diffusion.schedules')

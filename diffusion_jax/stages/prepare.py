@@ -3,6 +3,8 @@
 For a latent system then their latents too, once for every run with the same autoencoder.
 """
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data import latents, packed
+from diffusion_jax.data import latents, packed, packing, sets
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.errors import InputError
@@ -34,7 +36,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   if experiment.is_latent:
     check_devices(experiment)
     _ = experiment.first_stage  # What is wrong with it is told before hours of work.
-    there = prepared_from_source(experiment)
+    there = experiment.datasets.from_source()
     if there:
       tell_images(*there, workdir)
     else:
@@ -44,23 +46,13 @@ def run(experiment: Experiment, workdir: Path) -> None:
     prepare_images(experiment, workdir)
 
 
-def prepared_from_source(experiment: Experiment) -> tuple[Path, Mapping[str, Any]] | None:
-  """The prepared set, if it was made from config.data.source or that is only a name, or empty."""
-  datasets, given = experiment.datasets, experiment.config.data.source
-  fingerprint = experiment.config.data.fingerprint
-  found = packed.matching(datasets.folder, datasets.recipe.mapping(), fingerprint)
-  path = Path(given).expanduser()
-  is_name = not given or ('/' not in given and not path.exists())
-  wanted = {given, str(path.absolute()), str(path.resolve())}
-  for folder, meta in found.items():
-    if is_name or wanted & {made['source'] for made in meta['made']}:
-      return folder, meta
-  return None
-
-
 def prepare_images(experiment: Experiment, workdir: Path) -> None:
   """The prepared set of config.data."""
-  data = experiment.config.data
+  data, datasets = experiment.config.data, experiment.datasets
+  rebuilt = rebuild_descriptions(datasets.folder, workdir)
+  if rebuilt and not data.source:
+    tell_images(*rebuilt[0], workdir)
+    return
   if not data.source:
     raise InputError(
       'config.data.source is empty; allowed a folder of images, a .tar, .tar.gz or .zip of one, the '
@@ -68,12 +60,35 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
     )
   folder, meta = prepare(
     data.source,
-    experiment.datasets.recipe,
-    experiment.datasets.folder,
+    datasets.recipe,
+    datasets.folder,
     max_bad_fraction=data.max_bad_fraction,
     workers=data.workers,
+    num_classes=experiment.config.num_classes,
   )
   tell_images(folder, meta, workdir)
+
+
+def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+  """Writes a damaged or missing meta.json again, of the set that DIR/data.json describes.
+
+  A damaged one is kept as meta.json.damaged. Returns: what could be rebuilt.
+  """
+  rebuilt = []
+  for path in sets.damaged(folder):
+    described = stored.load_meta(workdir, path.name.rsplit('-', 1)[-1])
+    meta = described and packed.rebuilt_meta(path, described)
+    if meta:
+      with contextlib.suppress(FileNotFoundError):
+        os.replace(path / 'meta.json', path / 'meta.json.damaged')
+      with packing.writing(path / 'meta.json'):
+        packed.write_meta(path, meta)
+      print(
+        f'{path / "meta.json"} was damaged or missing: rebuilt from {workdir / stored.META_FILE}; '
+        f'the images, labels and names have the fingerprint {meta["fingerprint"]}'
+      )
+      rebuilt.append((path, meta))
+  return rebuilt
 
 
 def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
@@ -86,8 +101,10 @@ def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
     print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  stored.save_meta(workdir, meta)
-  images.save_png(workdir / 'data.png', picture(folder, meta))
+  with packing.writing(workdir / stored.META_FILE):
+    stored.save_meta(workdir, meta)
+  with packing.writing(workdir / 'data.png'):
+    images.save_png(workdir / 'data.png', picture(folder, meta))
   print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
 
 
@@ -107,13 +124,18 @@ def ensure_images(experiment: Experiment, workdir: Path) -> None:
   data, datasets = experiment.config.data, experiment.datasets
   if data.fingerprint or not data.source:
     return
-  if datasets.is_prepared():
+  is_there = '/' not in data.source or Path(data.source).expanduser().exists()
+  if datasets.from_source() or (datasets.is_prepared() and not is_there):
     folder, meta = datasets.prepared
-    sources = [made['source'] for made in meta['made']]
-    print(f'data: {folder}, prepared from {", ".join(sources)}')
+    print(f'data: {folder}, prepared from {", ".join(sorted(sets.sources(meta)))}')
   elif jax.process_count() == 1:
-    print(f'no prepared data in {datasets.folder} yet: preparing them first')
-    prepare_images(experiment, workdir)
+    others = sets.what_is_there(datasets.folder, datasets.recipe.mapping())
+    print(others or f'no prepared data in {datasets.folder} yet')
+    print(f'preparing them from {data.source} first', flush=True)
+    try:
+      prepare_images(experiment, workdir)
+    except InputError as error:
+      raise InputError(f'{others}\n{error}' if others else str(error)) from error
 
 
 def prepare_latents(experiment: Experiment, workdir: Path) -> None:
@@ -209,11 +231,24 @@ def summary(meta: Mapping[str, Any]) -> str:
     '',
     table(['split', 'images', 'classes', 'smallest class', 'largest class'], rows),
     '',
+    *enlarged(meta),
     *_listed('bad files, each shown by the next image of its class', meta['bad_files']),
     *_listed('files used although their names are wrong', meta['mislabelled_files']),
     *(f'note: {note}' for note in meta['notes']),
   ]
   return '\n'.join(lines)
+
+
+def enlarged(meta: Mapping[str, Any]) -> list[str]:
+  """A line about images smaller than the set's, if there are any."""
+  count, total = meta.get('num_enlarged', 0), meta['num_train'] + meta['num_holdout']
+  if not count:
+    return []
+  side = meta['image_shape'][0]
+  return [
+    f'enlarged: {count:,} of {total:,} images have a short side below {side} px, and are blurred by '
+    'that; a smaller --config.data.image_size enlarges fewer'
+  ]
 
 
 def _listed(title: str, files: list[dict[str, str]]) -> list[str]:

@@ -165,7 +165,7 @@ def test_the_crop_is_that_of_an_independent_implementation(size):
 
 def test_gray_output_is_luma():
   image = quadrants()
-  found, _ = to_pixels(encoded(image, 'PNG'), 24, 1)
+  found, *_ = to_pixels(encoded(image, 'PNG'), 24, 1)
   assert found.shape == (24, 24, 1) and found.dtype == np.uint8
   r, g, b = (np.asarray(ImageOps.fit(image, (24, 24)), float)[..., i] for i in range(3))
   np.testing.assert_allclose(found[2, 2, 0], (0.299 * r + 0.587 * g + 0.114 * b)[2, 2], atol=1)

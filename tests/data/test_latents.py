@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from diffusion_jax.data import latents, packed
+from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import DamagedError, InputError
@@ -192,4 +192,4 @@ def test_latents_of_other_images_are_made_again(image_set):
   assert latents.usable(folder, meta, 'a' * 16, mirrored=True) is None
   assert encode(folder, meta) == made
   with pytest.raises(InputError, match=r'is one prepared set; give the folder that holds it'):
-    packed.find(folder, {}, '')
+    sets.find(folder, {}, '')

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax.data import packed
+from diffusion_jax.data import packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import DamagedError, InputError
@@ -23,7 +23,7 @@ def data(tmp_path):
 
 
 def the_set(data):
-  ((folder, meta),) = packed.prepared(data).items()
+  ((folder, meta),) = sets.prepared(data).items()
   return folder, meta
 
 
@@ -45,9 +45,9 @@ def test_contract_of_a_data_source(data, split):
 
 def test_found_by_its_recipe_or_fingerprint(data):
   folder, meta = the_set(data)
-  assert packed.find(data, RECIPE.mapping(), '')[0] == folder
+  assert sets.find(data, RECIPE.mapping(), '')[0] == folder
   other_list = dataclasses.replace(RECIPE, class_list='cmc')
-  assert packed.find(data, other_list.mapping(), meta['fingerprint'])[0] == folder
+  assert sets.find(data, other_list.mapping(), meta['fingerprint'])[0] == folder
 
 
 @pytest.mark.parametrize(
@@ -62,30 +62,30 @@ def test_found_by_its_recipe_or_fingerprint(data):
 def test_what_differs_is_named(data, changes, message):
   recipe = dataclasses.replace(RECIPE, **changes)
   with pytest.raises(InputError, match=message) as caught:
-    packed.find(data, recipe.mapping(), '')
+    sets.find(data, recipe.mapping(), '')
   assert str(data) in str(caught.value) and '--mode=prepare' in str(caught.value)
 
 
 def test_a_fingerprint_that_is_not_there_or_of_another_size(data):
   _, meta = the_set(data)
   with pytest.raises(InputError, match='with fingerprint 0123456789abcdef'):
-    packed.find(data, RECIPE.mapping(), '0123456789abcdef')
+    sets.find(data, RECIPE.mapping(), '0123456789abcdef')
   larger = dataclasses.replace(RECIPE, image_size=32).mapping()
   with pytest.raises(InputError, match='image_size 16, not 32'):
-    packed.find(data, larger, meta['fingerprint'])
+    sets.find(data, larger, meta['fingerprint'])
 
 
 def test_nothing_prepared(tmp_path):
   with pytest.raises(InputError, match=r"no prepared data 'pets', 16 px.*; run the same command"):
-    packed.find(tmp_path / 'nowhere', RECIPE.mapping(), '')
+    sets.find(tmp_path / 'nowhere', RECIPE.mapping(), '')
 
 
 def test_two_of_one_recipe_must_be_told_apart(data, tmp_path):
   root = write_tree(tmp_path / 'more', {**SMALL, 'train/cat': 6})
   other, meta = prepare(str(root), RECIPE, data, max_bad_fraction=0, workers=1)
   with pytest.raises(InputError, match=f'2 prepared sets(.|\n)*{meta["fingerprint"]}'):
-    packed.find(data, RECIPE.mapping(), '')
-  assert packed.find(data, RECIPE.mapping(), meta['fingerprint'])[0] == other
+    sets.find(data, RECIPE.mapping(), '')
+  assert sets.find(data, RECIPE.mapping(), meta['fingerprint'])[0] == other
 
 
 def test_a_damaged_set_does_not_hide_a_whole_one(data, tmp_path):
@@ -93,16 +93,16 @@ def test_a_damaged_set_does_not_hide_a_whole_one(data, tmp_path):
   recipe = dataclasses.replace(RECIPE, name='more')
   other, _ = prepare(str(root), recipe, data, max_bad_fraction=0, workers=1)
   (other / 'meta.json').write_text('torn')
-  assert packed.find(data, RECIPE.mapping(), '')[0].name.startswith('pets')
+  assert sets.find(data, RECIPE.mapping(), '')[0].name.startswith('pets')
   with pytest.raises(DamagedError, match=str(other)):
-    packed.find(data, recipe.mapping(), '')
+    sets.find(data, recipe.mapping(), '')
 
 
 def test_another_format_is_told(data):
   folder, meta = the_set(data)
   packed.write_meta(folder, {**meta, 'version': 99})
   with pytest.raises(InputError, match='of format 99, this program reads 1'):
-    packed.find(data, RECIPE.mapping(), '')
+    sets.find(data, RECIPE.mapping(), '')
 
 
 def flip_byte(path, position):
@@ -143,7 +143,7 @@ def test_a_damaged_description(data):
   ):
     (folder / 'meta.json').write_text(wrong)
     with pytest.raises(DamagedError, match=r'meta\.json'):
-      packed.find(data, RECIPE.mapping(), '')
+      sets.find(data, RECIPE.mapping(), '')
 
 
 def test_full_verification_reads_every_chunk_and_quick_some(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.data import packed, packing
+from diffusion_jax.data import packed, packing, sets
 from diffusion_jax.data import prepare as prepare_module
 from diffusion_jax.data.decode import center_crop
 from diffusion_jax.data.plan import Recipe
@@ -76,7 +76,7 @@ def test_a_set_is_found_under_every_recipe_that_made_it(root, tmp_path):
   folder, _ = made(root, tmp_path / 'data')
   assert made(root, tmp_path / 'data', listed)[0] == folder
   for recipe in (RECIPE, listed):
-    assert packed.find(tmp_path / 'data', recipe.mapping(), '')[0] == folder
+    assert sets.find(tmp_path / 'data', recipe.mapping(), '')[0] == folder
 
 
 def test_a_damaged_set_never_replaces_a_good_one(root, tmp_path):
@@ -193,7 +193,7 @@ def test_too_many_bad_files_stop_and_are_listed_and_can_be_repaired(root, tmp_pa
   text = str(caught.value)
   assert '2 bad files among 18 images' in text and 'max_bad_fraction 0.1' in text
   assert f'{torn}: empty' in text and '0002.jpg: not an image of a known format' in text
-  assert packed.prepared(tmp_path / 'data') == {}
+  assert sets.prepared(tmp_path / 'data') == {}
   torn.write_bytes(whole)
   _, meta = made(root, tmp_path / 'data', max_bad_fraction=0.1)
   assert [Path(item['file']).name for item in meta['bad_files']] == ['0002.jpg']
@@ -271,7 +271,7 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
   while any(map(is_running, workers)) and time.monotonic() < deadline:
     time.sleep(0.05)
   assert not any(map(is_running, workers))
-  assert packed.prepared(interrupted) == {}  # Half a set is not found as a set.
+  assert sets.prepared(interrupted) == {}  # Half a set is not found as a set.
   done = len(set(journaled()))
   assert 0 < done < 300
   journal = next(interrupted.glob('.preparing-*/journal'))
@@ -283,7 +283,7 @@ def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
   went_on = re.search(r'going on: (\d+) images', again.stdout)
   assert int(went_on[1]) == done
   whole_folder, whole = made(root, tmp_path / 'whole', workers=2)
-  ((folder, meta),) = packed.prepared(interrupted).items()
+  ((folder, meta),) = sets.prepared(interrupted).items()
   assert meta['fingerprint'] == whole['fingerprint']
   assert (folder / 'images.npy').read_bytes() == (whole_folder / 'images.npy').read_bytes()
 
@@ -307,10 +307,10 @@ def test_killed_after_decoding_it_goes_on_too(root, tmp_path, monkeypatch, place
   with pytest.raises(Killed):
     made(root, tmp_path / 'data', max_bad_fraction=0.1)
   monkeypatch.undo()
-  assert packed.prepared(tmp_path / 'data') == {}
+  assert sets.prepared(tmp_path / 'data') == {}
   folder, meta = made(root, tmp_path / 'data', max_bad_fraction=0.1)
   assert meta['fingerprint'] == whole['fingerprint'] and not folder.name.startswith('.')
-  assert packed.find(tmp_path / 'data', RECIPE.mapping(), '')[0] == folder
+  assert sets.find(tmp_path / 'data', RECIPE.mapping(), '')[0] == folder
 
 
 def test_a_journal_without_its_images_is_void(root, tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.command import run_mode
-from diffusion_jax.data import packed
+from diffusion_jax.data import sets
 from diffusion_jax.errors import DamagedError, InputError
 from tests.conftest import tiny_mapping
 from tests.data.sources import SMALL, write_tree
@@ -73,7 +73,7 @@ def copied(trained, tmp_path):
 
 def test_a_run_names_its_data_and_samples_without_them(tmp_path, copied):
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  ((folder, meta),) = packed.prepared(tmp_path / 'data').items()
+  ((folder, meta),) = sets.prepared(tmp_path / 'data').items()
   assert stored['data']['fingerprint'] == meta['fingerprint']
   shutil.rmtree(folder)
   flags = {**copied, 'data.dir': str(tmp_path / 'data')}
@@ -96,8 +96,8 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path, copied, capsys):
     'train', tmp_path / 'run', tmp_path, **longer
   )  # Two sets fit; the run knows which is its own.
   assert 'resumed at step 4' in capsys.readouterr().out
-  with pytest.raises(InputError, match='2 prepared sets'):
-    run('train', tmp_path / 'new', tmp_path, **longer)
+  with pytest.raises(InputError, match='2 prepared sets'):  # Which of them, the source would say.
+    run('train', tmp_path / 'new', tmp_path, **{**longer, 'data.source': ''})
   other = json.loads((tmp_path / 'other' / 'data.json').read_text())['fingerprint']
   with pytest.raises(InputError, match=r'data\.fingerprint: trained with'):
     run('train', tmp_path / 'run', tmp_path, **longer, **{'data.fingerprint': other})

@@ -2,6 +2,8 @@
 
 import os
 import re
+import stat
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
@@ -12,8 +14,13 @@ from diffusion_jax.errors import InputError
 # Folder -> split. Kaggle cuts ImageNet-100's train into train.X1 .. train.X4.
 SPLIT = re.compile(r'(train|validation|val|test)(?:\.X\d*)?', re.IGNORECASE)
 HOLDOUT_NAMES = ('validation', 'val', 'test')  # The first that is there becomes the holdout.
-EXPECTED = 'expected train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE'
+EXPECTED = (
+  'expected train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE, or all files '
+  'in one folder, without classes'
+)
+FLAT = 'images'  # The only class where no image lies in a class folder.
 HIDDEN = ('.', '__MACOSX')
+CONTROL = ('Cc', 'Zl', 'Zp')  # Of Unicode: control characters, and what separates lines.
 
 
 class Slice(NamedTuple):
@@ -24,6 +31,9 @@ class Slice(NamedTuple):
   size: int = -1
 
   def read(self) -> bytes:
+    """Raises: BadImage for a pipe or a device, which might never end; OSError."""
+    if not stat.S_ISREG(os.stat(self.path).st_mode):
+      raise BadImage('not a regular file')
     with open(self.path, 'rb') as file:
       file.seek(self.offset)
       return file.read(self.size)
@@ -84,8 +94,13 @@ class File(NamedTuple):
 
 
 def printable(name: str) -> str:
-  """A file name that is not UTF-8 with its odd bytes as backslash escapes."""
-  return os.fsencode(name).decode('utf-8', 'backslashreplace')
+  """A file name in one line: bytes that are not UTF-8, and line breaks, as backslash escapes."""
+  text = os.fsencode(name).decode('utf-8', 'backslashreplace')
+  if text.isprintable():
+    return text
+  return ''.join(
+    c.encode('unicode_escape').decode() if unicodedata.category(c) in CONTROL else c for c in text
+  )
 
 
 def stamp_of(status: os.stat_result) -> str:
@@ -132,12 +147,14 @@ def tree_listing(
   splits, notes = _splits({f.path.split('/')[depth] for f in images}, origin)
   notes += _left_out(given, unique)
   entries, class_ids = [], set()
-  for file in images:
-    parts = file.path.split('/')[depth:]
-    split = splits.get(parts[0], '') if splits else 'train'
+  below = [f.path.split('/')[depth + bool(splits) :] for f in images]
+  is_flat = all(len(parts) == 1 for parts in below)
+  for file, parts in zip(images, below):
+    split = splits.get(file.path.split('/')[depth], '') if splits else 'train'
     if not split:
       continue
-    parts = parts[1:] if splits else parts
+    if is_flat:
+      parts = [FLAT, *parts]
     if len(parts) < 2:
       raise InputError(f'{origin}: {file.path} lies in no class folder; {EXPECTED}')
     class_ids.add(parts[0])
@@ -145,7 +162,8 @@ def tree_listing(
       name = '/'.join(parts[1:])
       entry = Entry(split, parts[0], name, where(file.path), file.size, file.stamp, file.key)
       entries.append(entry)
-  _require_images(entries, folders, depth, splits, origin, keep)
+  if not is_flat:
+    _require_images(entries, folders, depth, splits, origin, keep)
   return Listing(entries, sorted(class_ids), notes)
 
 

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from diffusion_jax.data import class_lists, imagenet100_tfds
+from diffusion_jax.data.decode import BadImage
 from diffusion_jax.data.readers import archive, digits, imagenet, names, open_source, tfds, tree
 from diffusion_jax.data.readers.base import Slice
 from diffusion_jax.errors import DamagedError, InputError
@@ -140,7 +141,7 @@ def test_suffixes_and_what_is_no_image(tmp_path):
     ({}, r'no images in it \(found nothing\)'),
     ({'train/a': 1, 'a': 1}, r'a beside train; expected train/CLASS/FILE'),
     ({'val/a': 1}, r'val without train'),
-    ({'train': 1, 'val': 1}, r'lies in no class folder; expected'),
+    ({'train': 1, 'val/a': 1}, r'lies in no class folder; expected'),
     ({'train/a': 1, 'train/b': 0}, r'class b has no images \(folder (set/)?train/b\)'),
     ({'train/a': 1, 'val/a': 1, 'val/c': 1}, r'classes c are held out but not in train'),
   ],
@@ -155,10 +156,34 @@ def test_layouts_that_are_not_understood(tmp_path, counts, message):
     assert str(source) in str(caught.value)
 
 
-def test_images_without_class_folders(tmp_path):
-  root = write_tree(tmp_path / 'set', {'.': 3})
+@pytest.mark.parametrize('counts', [{'.': 3}, {'train': 2, 'val': 1}])
+def test_images_without_class_folders_are_of_one_class(tmp_path, counts):
+  root = write_tree(tmp_path / 'set', counts)
+  (root / 'empty').mkdir()
+  for source in (root, as_zip(root, tmp_path / 'set.zip')):
+    listing = open_source(str(source)).listing(EVERY)
+    assert len(listing.class_ids) == 1 and len(listing.entries) == 3
+    assert sum(e.split == 'holdout' for e in listing.entries) == counts.get('val', 0)
+
+
+def test_images_beside_class_folders_are_refused(tmp_path):
+  root = write_tree(tmp_path / 'set', {'.': 3, 'a': 2})
   with pytest.raises(InputError, match=r'0000\.jpg lies in no class folder; expected'):
     open_source(str(root)).listing(EVERY)
+
+
+def test_a_pipe_is_no_image_and_nothing_waits_for_it(tmp_path):
+  os.mkfifo(tmp_path / 'x.png')
+  with pytest.raises(BadImage):
+    Slice(str(tmp_path / 'x.png')).read()
+
+
+def test_names_are_one_line(tmp_path):
+  root = write_tree(tmp_path / 'set', {'a\nb': 1, 'c\u2028d\r': 1, 'Käse und Brot': 1})
+  for source in (root, as_zip(root, tmp_path / 'set.zip'), as_tar(root, tmp_path / 'set.tar')):
+    found = open_source(str(source)).listing(EVERY).class_ids
+    assert found == ['Käse und Brot', 'a\\nb', 'c\\u2028d\\r']
+    assert len(contents(source)) == 3
 
 
 def test_an_unreadable_folder(root, monkeypatch):

@@ -1,0 +1,77 @@
+"""What an image set holds that nobody has prepared yet, and the size and channels that suit it."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax.data import class_lists
+from diffusion_jax.data.decode import BadImage, header
+from diffusion_jax.data.packing import content
+from diffusion_jax.data.readers import open_source
+from diffusion_jax.data.readers.base import Payload, Slice
+from diffusion_jax.errors import InputError
+
+LOOKED_AT = 1000  # Images, spread over the source.
+SHOWN = 200  # From here on, looking at them is shown.
+HEADER_BYTES = 2**20  # What is read of a file, unless that is too little.
+SIDES = (128, 64, 32)
+FEW = 0.01  # Share of the images that may have to be enlarged.
+
+
+class Survey(NamedTuple):
+  """num_classes: of the class list, or all that were found."""
+
+  num_classes: int
+  image_size: int
+  channels: int
+
+
+def survey(source: str, class_list: str, label_order: str) -> Survey:
+  """Lists a source and reads the headers of up to 1,000 images.
+
+  Raises: InputError, DamagedError: as the readers; InputError if no image can be read.
+  """
+  wanted = class_lists.read(class_list, label_order)
+  reader = open_source(source)
+  listing = reader.listing(lambda class_id: wanted is None or class_id in wanted.ids)
+  if wanted:
+    class_lists.require_found(wanted, listing.class_ids, reader.origin)
+  entries = sorted(listing.entries, key=lambda e: (e.class_id, e.name))
+  count = min(LOOKED_AT, len(entries))
+  chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, count).astype(int)]
+  sides, gray = [], []
+  payloads = itertools.islice(reader.payloads(chosen), count)
+  bar = tqdm(payloads, 'sizes', count, leave=False, unit='image', disable=count < SHOWN)
+  for _, payload in bar:
+    try:
+      side, is_gray = _header(payload)
+    except BadImage:
+      continue
+    sides.append(side)
+    gray.append(is_gray)
+  if not sides:
+    raise InputError(f'{reader.origin}: none of the first {count} images can be read')
+  num_classes = len(wanted.ids if wanted else listing.class_ids)
+  return Survey(num_classes, side_for(sides), 1 if all(gray) else 3)
+
+
+def _header(payload: Payload) -> tuple[int, bool]:
+  if isinstance(payload, Slice) and not 0 <= payload.size <= HEADER_BYTES:
+    try:
+      return header(content(payload._replace(size=HEADER_BYTES)))
+    except BadImage:
+      pass  # Some formats want all of it.
+  return header(content(payload))
+
+
+def side_for(sides: Sequence[int]) -> int:
+  """The largest of 128, 64 and 32 px that at most 1% of images with these short sides lack.
+
+  Where even 32 is too large, the side that 1% lack, rounded down to a multiple of 4.
+  """
+  allowed = int(FEW * len(sides))
+  least = sorted(sides)[allowed]
+  return next((side for side in SIDES if side <= least), max(least // 4 * 4, 4))

@@ -1,0 +1,126 @@
+"""Fields that a config leaves to the data, filled in before it is checked.
+
+num_classes              -1  as many as the data have; 0, unconditional, where that is one
+data.name                ''  'imagenet100' for its two class lists, else after the source
+data.image_size           0  \\ those of the prepared set; before there is one, as data/survey.py
+data.channels             0  / chooses them for the source
+model.dit.patch_size      0  the smallest that cuts what diffuses into at most 16 x 16
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.data import class_lists, sets
+from diffusion_jax.data.plan import Recipe
+from diffusion_jax.data.survey import survey
+from diffusion_jax.experiment import stored
+
+OPEN = {
+  'num_classes': -1,
+  'data.name': '',
+  'data.image_size': 0,
+  'data.channels': 0,
+  'model.dit.patch_size': 0,
+}
+SUFFIXES = re.compile(r'(\.tar)?\.(tar|tgz|gz|bz2|xz|zip)$', re.IGNORECASE)
+PATCHES = 16  # A side.
+IMAGENET100 = 'imagenet100'
+
+
+def open_fields(mapping: Mapping[str, Any]) -> list[str]:
+  """The fields that the mapping leaves to the data."""
+  return [path for path in OPEN if value_at(mapping, path) == OPEN[path]]
+
+
+def as_stored(mapping: Mapping[str, Any], workdir: Path | None) -> dict[str, Any]:
+  """The mapping with the open fields as a work directory was trained with them."""
+  if workdir is None or not stored.has_checkpoint(workdir):
+    return dict(mapping)
+  trained = stored.load(workdir)
+  known = {path: value_at(trained, path) for path in open_fields(mapping)}
+  return with_values(mapping, {path: value for path, value in known.items() if value is not None})
+
+
+def resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping without open fields.
+
+  Raises: InputError if neither a prepared set nor a source tells them; DamagedError: as the readers.
+  """
+  if not open_fields(mapping):
+    return dict(mapping)
+  data = mapping['data']
+  if 'data.name' in open_fields(mapping):
+    name = IMAGENET100 if data['class_list'] in class_lists.SHIPPED else name_of(data['source'])
+    mapping = with_values(mapping, {'data.name': name})
+  listed = class_lists.read(data['class_list'], data['label_order'])
+  if listed and 'num_classes' in open_fields(mapping):
+    mapping = with_values(mapping, {'num_classes': conditional(len(listed.ids))})
+  if set(open_fields(mapping)) - {'model.dit.patch_size'}:
+    mapping = with_values(mapping, of_data(mapping))
+  if 'model.dit.patch_size' in open_fields(mapping):
+    mapping = with_values(mapping, {'model.dit.patch_size': patch_size(mapping)})
+  return mapping
+
+
+def of_data(mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """Path -> value of the open fields, from the prepared set, or the source if that is not prepared."""
+  data, still_open = mapping['data'], open_fields(mapping)
+  recipe = Recipe(**{name: data[name] for name in Recipe.__dataclass_fields__}).mapping()
+  known = {key: recipe[key] for key in recipe if f'data.{key}' not in still_open}
+  folder = Path(data['dir']).expanduser().absolute()
+  found = sets.matching(folder, known, data['fingerprint'])
+  own = [path for path, meta in found.items() if sets.made_from(meta, data['source'])]
+  if own or not data['source'] or data['fingerprint']:
+    _, meta = sets.find(folder, known, data['fingerprint'], data['source'])
+    side, _, channels = meta['image_shape']
+    values = {'data.name': meta['name'], 'num_classes': conditional(len(meta['label_names']))}
+  else:
+    held = survey(data['source'], data['class_list'], data['label_order'])
+    side, channels = held.image_size, held.channels
+    values = {'num_classes': conditional(held.num_classes)}
+  values |= {'data.image_size': side, 'data.channels': channels}
+  return {path: value for path, value in values.items() if path in still_open}
+
+
+def conditional(num_classes: int) -> int:
+  """0 for a single class: there is nothing to tell apart."""
+  return num_classes if num_classes > 1 else 0
+
+
+def name_of(source: str) -> str:
+  """A set's name after its source, '' if that is none: 'photos' of '/data/photos.tar.gz'."""
+  if not source:
+    return ''
+  name = SUFFIXES.sub('', Path(os.path.abspath(Path(source).expanduser())).name)
+  return re.sub(r'[^A-Za-z0-9_]+', '_', name).strip('_') or 'images'
+
+
+def patch_size(mapping: Mapping[str, Any]) -> int:
+  """For 16 x 16 patches or fewer, of the images or of their latents."""
+  side = mapping['data']['image_size']
+  if mapping['space'] == 'latent':
+    side //= 2 ** (len(mapping['vae']['channel_mult']) - 1)
+  return next(n for n in range(1, side + 1) if side % n == 0 and side // n <= PATCHES)
+
+
+def value_at(mapping: Any, path: str) -> Any:
+  """The field of this path, or None."""
+  for key in path.split('.'):
+    mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
+  return mapping
+
+
+def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with fields of any depth set, by path; it shares the rest with the given one."""
+  changed = dict(mapping)
+  for path, value in values.items():
+    *parents, last = path.split('.')
+    inner = changed
+    for key in parents:
+      inner[key] = dict(inner[key])
+      inner = inner[key]
+    inner[last] = value
+  return changed
