@@ -163,3 +163,20 @@ def test_full_verification_reads_every_chunk_and_quick_some(tmp_path, monkeypatc
         found[full] += 1
     flip_byte(folder / 'images.npy', 64 * number)
   assert found == {True: count, False: packed.QUICK_CHUNKS}
+
+
+@pytest.mark.parametrize('damage', ['torn', None])
+def test_a_set_without_a_description_is_neither_hidden_nor_prepared_again(data, tmp_path, damage):
+  folder, meta = the_set(data)
+  described = {key: meta[key] for key in meta if key != 'chunk_digests'}
+  before = (folder / 'images.npy').stat()
+  (folder / 'meta.json').unlink()
+  if damage:
+    (folder / 'meta.json').write_text(damage)
+  with pytest.raises(DamagedError, match=r'meta\.json'):
+    prepare(str(tmp_path / 'pets'), RECIPE, data, max_bad_fraction=0, workers=1)
+  assert (folder / 'images.npy').stat() == before and not list(data.glob('.preparing*'))
+  assert packed.rebuilt_meta(folder, described) == meta
+  assert packed.rebuilt_meta(folder, {**described, 'label_names': ['a', 'b', 'c']}) is None
+  flip_byte(folder / 'images.npy', -1)
+  assert packed.rebuilt_meta(folder, described) is None
