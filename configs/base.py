@@ -166,6 +166,7 @@ def get_config() -> ConfigDict:
   config.sample.num_steps = 50  # Up to the schedule's num_timesteps.
   config.sample.spacing = 'trailing'  # 'trailing', 'leading', 'linspace'.
   config.sample.cfg_scale = 1.0  # 1: no guidance.
+  config.sample.guide_channels = 0  # How many of the first channels are guided; 0: all.
   config.sample.clip_x0 = False  # To [-1, 1]; pixel space only.
   config.sample.labels = ()  # Labels in turn; (): i mod num_classes for sample i.
   config.sample.label_counts = ()  # Or how many of each class, first all of class 0, and so on.

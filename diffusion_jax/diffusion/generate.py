@@ -27,6 +27,7 @@ class Generator:
   null_label: int
   cfg_scale: float
   clip_x0: bool
+  guide_channels: int = 0
   num_frames: int = 0
   frame_examples: int = 0
 
@@ -44,6 +45,7 @@ class Generator:
       null_label=self.null_label,
       cfg_scale=self.cfg_scale,
       clip_x0=self.clip_x0,
+      guide_channels=self.guide_channels,
     )
     return run_sampler(
       self.sampler,

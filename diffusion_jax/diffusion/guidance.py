@@ -2,7 +2,9 @@
 
 The scale here is the one most codebases use, uncond + scale * (cond - uncond): 1 is no guidance
 (the paper's w is scale - 1). The order is: guide, clip x0, derive eps again from the clipped x0.
-A learned variance is not guided: it is that of the labelled row, as the published DiT samples.
+A learned variance is not guided: it is that of the labelled row, as the published DiT samples. The
+published DiT also guides only the first three of its four latent channels and takes the last one from
+the labelled row; guide_channels does the same.
 """
 
 import jax.numpy as jnp
@@ -20,12 +22,21 @@ def make_denoiser(
   null_label: int,
   cfg_scale: float,
   clip_x0: bool,
+  guide_channels: int = 0,
 ) -> Denoiser:
   """A denoiser for a batch with these labels (B,) int32.
 
   cfg_scale 1 costs one forward pass; any other one pass over a doubled batch, in which each
   example's two rows are neighbours, so that a batch sharded over devices stays where it is.
+  guide_channels: how many of the first channels are guided; 0: all. The others are the labelled row's.
   """
+
+  def guided(cond: Array, uncond: Array) -> Array:
+    if not guide_channels:
+      return uncond + cfg_scale * (cond - uncond)
+    first, rest = jnp.split(cond, [guide_channels], axis=-1)
+    without = uncond[..., :guide_channels]
+    return jnp.concatenate([without + cfg_scale * (first - without), rest], axis=-1)
 
   def denoise(x_t: Array, t: Array) -> Prediction:
     time = jnp.broadcast_to(process.schedule.network_time(t), labels.shape)
@@ -38,9 +49,7 @@ def make_denoiser(
       cond = process.to_prediction(output[:, 0], x_t, t)
       uncond = process.to_prediction(output[:, 1], x_t, t)
       prediction = Prediction(
-        uncond.x0 + cfg_scale * (cond.x0 - uncond.x0),
-        uncond.eps + cfg_scale * (cond.eps - uncond.eps),
-        cond.variance,
+        guided(cond.x0, uncond.x0), guided(cond.eps, uncond.eps), cond.variance
       )
     if clip_x0:
       n = process.level(t, x_t)

@@ -189,6 +189,12 @@ def _label_problems(experiment: Experiment) -> list[str]:
       problems.append(got + '(no guidance), because the model is unconditional (num_classes 0)')
     elif config.loss.label_drop == 0:
       problems.append(got + 'unless the model also learns without labels (loss.label_drop > 0)')
+  channels = config.vae.embed_channels if config.space == 'latent' else config.data.channels
+  if config.sample.guide_channels > channels:
+    problems.append(
+      f'config.sample.guide_channels: got {config.sample.guide_channels}, allowed 0 (all) to the '
+      f'{channels} channels of what diffuses'
+    )
   wrong = [y for y in config.sample.labels if not 0 <= y < max(config.num_classes, 1)]
   if wrong:
     allowed = f'0..{config.num_classes - 1}' if config.num_classes else 'none: it has no classes'

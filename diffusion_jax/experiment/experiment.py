@@ -279,6 +279,7 @@ class Experiment:
       null_label=self.config.num_classes,
       cfg_scale=sample.cfg_scale,
       clip_x0=sample.clip_x0,
+      guide_channels=sample.guide_channels,
       num_frames=min(num_frames, sample.num_steps + 1),
       frame_examples=frame_examples,
     )

@@ -135,6 +135,7 @@ class Sample:
   num_steps: int = where(*COUNT)
   spacing: str = one_of('trailing', 'leading', 'linspace')
   cfg_scale: float = where(*NOT_NEGATIVE)
+  guide_channels: int = where(*NOT_NEGATIVE)
   clip_x0: bool
   labels: tuple[int, ...]
   label_counts: tuple[int, ...]

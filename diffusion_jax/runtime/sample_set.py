@@ -24,6 +24,7 @@ from diffusion_jax.errors import DamagedError, InputError
 AT_ONCE = 64  # Images, when all are read.
 SHOWN_BYTES = 2**30  # From here on, reading all is shown.
 KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
+FORMER = {'guide_channels': 0}  # How sets were made before their identity said so.
 UNREADABLE = (
   *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
   *(zipfile.BadZipFile, zlib.error),
@@ -197,11 +198,14 @@ def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-  """meta.json of a sample set. Raises: DamagedError if it is not readable."""
+  """meta.json of a sample set, its identity with the FORMER fields that it is older than.
+
+  Raises: DamagedError if it is not readable.
+  """
   path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
-    return {**meta, 'identity': dict(meta['identity'])}
+    return {**meta, 'identity': {**FORMER, **meta['identity']}}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error
 

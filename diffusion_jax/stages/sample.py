@@ -138,6 +138,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'num_steps': sample.num_steps,
     'spacing': sample.spacing,
     'cfg_scale': sample.cfg_scale,
+    'guide_channels': sample.guide_channels,
     'clip_x0': sample.clip_x0,
     'labels': counts or list(sample.labels) or 'balanced',
     'data': config.data.fingerprint,

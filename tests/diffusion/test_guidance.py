@@ -68,3 +68,28 @@ def test_clipping_comes_after_guidance_and_eps_follows():
   assert np.abs(plain.x0).max() > 1
   alpha, sigma = process.schedule(T)
   np.testing.assert_allclose(found.eps, (X - alpha * found.x0) / sigma, atol=1e-5)
+
+
+@pytest.mark.parametrize('scale', [0.0, 1.5, 4.0])
+def test_three_of_four_channels_are_guided_as_the_published_dit_is_sampled(scale):
+  """Its forward_with_cfg, in NumPy: eps[:3] is combined, the rest is the labelled row's."""
+  rng = np.random.default_rng(1)
+  x = rng.normal(size=(3, 2, 2, 4))
+  outputs = {label: rng.normal(size=(2, 2, 8)) for label in (0, 4, 7, 10)}
+  table = np.zeros((11, 2, 2, 8), np.float32)
+  for label, output in outputs.items():
+    table[label] = output
+  process = Process(build('linear'), 'eps', learned_variance=True)
+  options = dict(null_label=10, cfg_scale=scale, clip_x0=False, guide_channels=3)
+  denoise = make_denoiser(lambda x, time, y: jnp.asarray(table)[y], process, LABELS, **options)
+  found = denoise(jnp.asarray(x, jnp.float32), jnp.float32(0.4))
+
+  alpha_bar = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:400])
+  for row, label in enumerate((0, 4, 7)):
+    cond, uncond = outputs[label], outputs[10]
+    half = uncond[..., :3] + scale * (cond[..., :3] - uncond[..., :3])
+    eps = np.concatenate([half, cond[..., 3:4]], axis=-1)
+    x0 = (x[row] - np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha_bar)
+    np.testing.assert_allclose(found.eps[row], eps, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.x0[row], x0, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.variance[row], (cond[..., 4:] + 1) / 2, atol=1e-6)

@@ -271,3 +271,17 @@ def test_the_numbers_of_a_set_are_kept_when_its_pictures_are_made_again(trained)
   (folder / 'frames.npz').unlink()
   run(trained, 'numbers', num_samples=10)
   assert json.loads((folder / 'meta.json').read_text()) == meta
+
+
+def test_guided_channels_belong_to_a_set(trained):
+  """And a set that is older than the field was guided in all of them."""
+  flags = {'cfg_scale': 2.0, 'num_samples': 10}
+  folder = run(trained, 'guided', **flags)
+  meta = sample_set.read_meta(folder)
+  assert meta['identity'].pop('guide_channels') == 0
+  sample_set.write_json(folder / 'meta.json', meta)
+  run(trained, 'guided', **flags)
+  with pytest.raises(InputError, match='guide_channels: 0, asked 1'):
+    run(trained, 'guided', **flags, guide_channels=1)
+  with pytest.raises(InputError, match=r'config\.sample\.guide_channels: got 2'):
+    run(trained, 'guided', **flags, guide_channels=2)
