@@ -134,7 +134,6 @@ class DiT(nn.Module):
       self.hidden_size,
       SINUSOID_WIDTH,
       self.num_classes,
-      self.dtype,
       frequency_shift=self.frequency_shift,
       name='condition',
     )(time, y)  # (B, d)

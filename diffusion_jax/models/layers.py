@@ -26,8 +26,9 @@ def sinusoidal_embedding(
 
 
 class ConditionEmbedding(nn.Module):
-  """Time and label -> one vector: MLP(sinusoids) + label table, (B,) and (B,) -> (B, width).
+  """Time and label -> one vector: MLP(sinusoids) + label table, (B,) and (B,) -> (B, width) float32.
 
+  float32 throughout: the vector's gradient is a sum over all blocks, a row's one over the batch.
   num_classes = 0 is unconditional: there is no table and y is not looked at. Otherwise the table
   has num_classes + 1 rows, the last for "no class".
   """
@@ -35,7 +36,6 @@ class ConditionEmbedding(nn.Module):
   width: int
   sinusoid_width: int
   num_classes: int
-  dtype: jnp.dtype
   kernel_init: nn.initializers.Initializer = EMBEDDING_INIT
   frequency_shift: int = 0
 
@@ -44,17 +44,13 @@ class ConditionEmbedding(nn.Module):
     h = sinusoidal_embedding(
       time, self.sinusoid_width, frequency_shift=self.frequency_shift
     )  # (B, sinusoid_width)
-    h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_in')(h)
-    h = nn.Dense(self.width, dtype=self.dtype, kernel_init=self.kernel_init, name='time_out')(
+    h = nn.Dense(self.width, kernel_init=self.kernel_init, name='time_in')(h)
+    h = nn.Dense(self.width, kernel_init=self.kernel_init, name='time_out')(
       nn.silu(h)
     )  # (B, width)
     if self.num_classes:
       table = nn.Embed(
-        self.num_classes + 1,
-        self.width,
-        dtype=self.dtype,
-        embedding_init=EMBEDDING_INIT,
-        name='label',
+        self.num_classes + 1, self.width, embedding_init=EMBEDDING_INIT, name='label'
       )
       h = h + table(y)
     return h

@@ -58,7 +58,6 @@ class UNet(nn.Module):
       4 * self.channels,
       self.channels,
       self.num_classes,
-      self.dtype,
       kernel_init=lecun,
       frequency_shift=self.frequency_shift,
       name='condition',
