@@ -101,6 +101,7 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
   """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
 
+  dtype: of all but the condition and what comes after the blocks, which are float32.
   frequency_shift: of the time sinusoids. attention: one of ATTENTIONS. remat: keep only the input
   of each block for the backward pass and compute the block again; the values are the same.
   """
@@ -149,12 +150,12 @@ class DiT(nn.Module):
     )(self.num_heads, self.mlp_ratio, self.attention, self.dtype, name='blocks')
     tokens, _ = blocks(tokens, c)
 
-    shift, scale = AdaLNZero(2, self.dtype, name='final_adaln')(c)
-    tokens = modulate(layer_norm(self.dtype)(tokens), shift, scale)
-    tokens = nn.Dense(
-      p * p * self.out_channels, dtype=self.dtype, kernel_init=zeros, name='patch_out'
-    )(tokens)  # (B, N, p p out_channels)
-    return unpatchify(tokens, p, height, width).astype(jnp.float32)
+    shift, scale = AdaLNZero(2, jnp.float32, name='final_adaln')(c)
+    tokens = modulate(layer_norm(jnp.float32)(tokens), shift, scale)
+    tokens = nn.Dense(p * p * self.out_channels, kernel_init=zeros, name='patch_out')(
+      tokens
+    )  # (B, N, p p out_channels)
+    return unpatchify(tokens, p, height, width)
 
 
 def build(

@@ -31,7 +31,10 @@ lecun = nn.initializers.lecun_normal()
 
 
 class UNet(nn.Module):
-  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32."""
+  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
+
+  dtype: of all but the condition and the last norm and convolution, which are float32.
+  """
 
   channels: int
   channel_mult: tuple[int, ...]
@@ -132,9 +135,8 @@ class UNet(nn.Module):
       if level > 0:
         h = up(h, f'up_{level}_resample')
 
-    h = nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_out')(h))
-    h = conv(self.out_channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
-    return h.astype(jnp.float32)
+    h = nn.silu(group_norm(self.norm_epsilon, jnp.float32, 'norm_out')(h))
+    return conv(self.out_channels, jnp.float32, 'conv_out', kernel_init=zeros)(h)
 
   def _check(self, size: tuple[int, int]) -> None:
     halvings = len(self.channel_mult) - 1

@@ -123,7 +123,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-  """(B, h, w, z_channels) -> (B, f h, f w, out_channels)."""
+  """(B, h, w, z_channels) -> (B, f h, f w, out_channels); the last norm and convolution in float32."""
 
   channels: int
   channel_mult: tuple[int, ...]
@@ -143,8 +143,8 @@ class Decoder(nn.Module):
         batch, height, width, channels = h.shape
         h = jax.image.resize(h, (batch, 2 * height, 2 * width, channels), 'nearest')
         h = conv(channels, self.dtype, f'up_{level}_resample')(h)  # (B, 2H, 2W, C)
-    h = nn.silu(norm(self.dtype, 'norm_out')(h))
-    return conv(self.out_channels, self.dtype, 'conv_out')(h) if head else h
+    h = nn.silu(norm(jnp.float32, 'norm_out')(h))
+    return conv(self.out_channels, jnp.float32, 'conv_out')(h) if head else h
 
 
 class AutoencoderKL(nn.Module):
@@ -185,7 +185,7 @@ class AutoencoderKL(nn.Module):
 
   def decode(self, z: Array) -> Array:
     """z (B, h, w, embed_channels) -> images (B, f h, f w, C) float32, not clipped."""
-    return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+    return self.decoder(self.post_quant_conv(z))
 
   def features(self, images: Array, noise: Array) -> tuple[Array, Posterior]:
     """As __call__, up to the decoder's last convolution."""
@@ -201,8 +201,7 @@ class AutoencoderKL(nn.Module):
 
 def decoder_head(module: AutoencoderKL, params: PyTree, features: Array) -> Array:
   """The decoder's last convolution of features (B, H, W, C); params: those of decoder/conv_out."""
-  last = conv(module.image_channels, module.dtype, None)
-  return last.apply({'params': params}, features).astype(jnp.float32)
+  return conv(module.image_channels, jnp.float32, None).apply({'params': params}, features)
 
 
 def make_autoencoder(

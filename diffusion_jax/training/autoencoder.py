@@ -162,7 +162,7 @@ class AutoencoderTrainer:
       to_features = add(to_features, fooling_features)
       metrics['adaptive_weight'] = weight
     to_posterior = jax.grad(lambda q: self.kl_weight * jnp.mean(q.kl()))(posterior)
-    (grads,) = back((to_features.astype(features.dtype), to_posterior))
+    (grads,) = back((to_features, to_posterior))
     grads = {**grads, 'decoder': {**grads['decoder'], 'conv_out': to_last}}
     return grads, (made, metrics)
 

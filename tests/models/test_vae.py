@@ -46,6 +46,7 @@ def test_shapes_and_dtypes():
   assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype('float32')}
   made, posterior = module.apply({'params': params}, images, noise)
   assert made.shape == images.shape and made.dtype == jnp.float32
+  assert jnp.any(made != made.astype(jnp.bfloat16))  # The decoder's last layer does not round.
   for part in posterior:
     assert part.shape == (2, 4, 6, 3) and part.dtype == jnp.float32
   with pytest.raises(ValueError, match='images: got 16x22, allowed multiples of 4'):
