@@ -7,6 +7,7 @@ to each other, and to how a batch is cut over devices.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from diffusion_jax.models.layers import Conv
 from diffusion_jax.types import Array
 
 NUM_GROUPS = 8
@@ -24,7 +25,7 @@ class PatchDiscriminator(nn.Module):
   @nn.compact
   def __call__(self, images: Array) -> Array:
     def conv(h, channels, stride, name):
-      return nn.Conv(
+      return Conv(
         channels, (4, 4), stride, padding=1, dtype=self.dtype, kernel_init=normal, name=name
       )(h)
 

@@ -10,9 +10,12 @@ import numpy as np
 
 from diffusion_jax.models.layers import (
   ConditionEmbedding,
+  Dense,
   attend,
+  modulate,
   require_divisible,
   require_positive,
+  spread,
 )
 from diffusion_jax.types import Array
 
@@ -49,18 +52,13 @@ def position_embedding(rows: int, columns: int, width: int) -> np.ndarray:
   return np.concatenate(halves, axis=1).astype(np.float32)
 
 
-def modulate(x: Array, shift: Array, scale: Array) -> Array:
-  """x (1 + scale) + shift: x (B, N, d); shift, scale (B, d)."""
-  return x * (1 + scale[:, None]) + shift[:, None]
-
-
 def layer_norm(dtype) -> nn.LayerNorm:
   """LayerNorm without affine parameters; statistics in float32."""
   return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
 
 
 class AdaLNZero(nn.Module):
-  """Condition c (B, d) -> `num_outputs` vectors (B, d), all zero at initialisation."""
+  """Condition c (B, d) -> `num_outputs` vectors (B, d) float32, all zero at initialisation."""
 
   num_outputs: int
   dtype: jnp.dtype
@@ -68,8 +66,8 @@ class AdaLNZero(nn.Module):
   @nn.compact
   def __call__(self, c: Array) -> list[Array]:
     width = self.num_outputs * c.shape[-1]
-    h = nn.Dense(width, dtype=self.dtype, kernel_init=zeros, name='modulation')(nn.silu(c))
-    return jnp.split(h, self.num_outputs, axis=-1)
+    h = Dense(width, dtype=self.dtype, kernel_init=zeros, name='modulation')(nn.silu(c))
+    return jnp.split(h.astype(jnp.float32), self.num_outputs, axis=-1)
 
 
 class DiTBlock(nn.Module):
@@ -86,15 +84,17 @@ class DiTBlock(nn.Module):
     width = x.shape[-1]
 
     def dense(features, name):
-      return nn.Dense(features, dtype=self.dtype, kernel_init=xavier, name=name)
+      return Dense(features, dtype=self.dtype, kernel_init=xavier, name=name)
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
     h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
     h = attend(dense(3 * width, 'qkv')(h), self.num_heads, implementation=self.attention)
-    x = x + gate_a[:, None] * dense(width, 'attention_out')(h)
+    h = dense(width, 'attention_out')(h)
+    x = x + spread(gate_a, h) * h
     h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)
     h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in')(h), approximate=True)
-    x = x + gate_m[:, None] * dense(width, 'mlp_out')(h)
+    h = dense(width, 'mlp_out')(h)
+    x = x + spread(gate_m, h) * h
     return x, None
 
 
@@ -126,7 +126,7 @@ class DiT(nn.Module):
     if height % p or width % p:
       allowed = [q for q in range(1, min(height, width) + 1) if height % q == width % q == 0]
       raise ValueError(f'patch_size: got {p}, allowed for {height}x{width} images: {allowed}')
-    tokens = nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier, name='patch_in')(
+    tokens = Dense(self.hidden_size, dtype=self.dtype, kernel_init=xavier, name='patch_in')(
       patchify(x, p)
     )  # (B, N, d)
     positions = position_embedding(height // p, width // p, self.hidden_size)
@@ -152,7 +152,7 @@ class DiT(nn.Module):
 
     shift, scale = AdaLNZero(2, jnp.float32, name='final_adaln')(c)
     tokens = modulate(layer_norm(jnp.float32)(tokens), shift, scale)
-    tokens = nn.Dense(p * p * self.out_channels, kernel_init=zeros, name='patch_out')(
+    tokens = Dense(p * p * self.out_channels, kernel_init=zeros, name='patch_out')(
       tokens
     )  # (B, N, p p out_channels)
     return unpatchify(tokens, p, height, width)

@@ -1,4 +1,8 @@
-"""Layers that more than one backbone uses. float32 parameters; `dtype` is that of the activations."""
+"""Layers that more than one backbone uses. float32 parameters; `dtype` is that of the activations.
+
+The gradient of what is broadcast, as a bias over examples and positions, is a sum of up to millions of
+terms, in which bfloat16 would lose all but two digits: it is taken in float32 whatever the dtype.
+"""
 
 import flax.linen as nn
 import jax
@@ -8,6 +12,54 @@ import numpy as np
 from diffusion_jax.types import Array
 
 EMBEDDING_INIT = nn.initializers.normal(0.02)
+
+
+def spread(values: Array, like: Array) -> Array:
+  """values (d,) or (B, d) over the positions of `like` (B, ..., d), in its dtype.
+
+  The gradient is summed in float32, and in the dtype of `values`.
+  """
+  lead = values.shape[:-1]
+  aligned = (*lead, *(1,) * (like.ndim - values.ndim), values.shape[-1])
+  summed = tuple(range(len(lead), like.ndim - 1))
+  accumulator = jnp.promote_types(like.dtype, jnp.float32)
+
+  @jax.custom_vjp
+  def broadcast(values):
+    return jnp.broadcast_to(values.astype(like.dtype).reshape(aligned), like.shape)
+
+  def backward(_, gradient):
+    return (jnp.sum(gradient, summed, dtype=accumulator).astype(values.dtype),)
+
+  broadcast.defvjp(lambda values: (broadcast(values), None), backward)
+  return broadcast(values)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+  """x (1 + scale) + shift: x (B, ..., d); shift, scale (B, d) float32."""
+  return x * spread(1 + scale, x) + spread(shift, x)
+
+
+class Dense(nn.Dense):
+  """nn.Dense with a bias that is spread: the same parameters and values."""
+
+  use_bias: bool = False  # Of nn.Dense.
+
+  @nn.compact
+  def __call__(self, inputs: Array) -> Array:
+    y = super().__call__(inputs)
+    return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
+
+
+class Conv(nn.Conv):
+  """nn.Conv with a bias that is spread: the same parameters and values."""
+
+  use_bias: bool = False  # Of nn.Conv.
+
+  @nn.compact
+  def __call__(self, inputs: Array) -> Array:
+    y = super().__call__(inputs)
+    return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
 
 
 def sinusoidal_embedding(

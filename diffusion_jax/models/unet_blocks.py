@@ -8,7 +8,7 @@ into scale and shift of the second norm and may change resolution inside a resid
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import attend
+from diffusion_jax.models.layers import Conv, Dense, attend, modulate, spread
 from diffusion_jax.types import Array
 
 NUM_GROUPS = 32
@@ -21,9 +21,9 @@ def group_norm(epsilon: float, dtype, name: str) -> nn.GroupNorm:
   return nn.GroupNorm(num_groups=NUM_GROUPS, epsilon=epsilon, dtype=dtype, name=name)
 
 
-def conv(channels: int, dtype, name: str, **options) -> nn.Conv:
+def conv(channels: int, dtype, name: str, **options) -> Conv:
   """3x3, the size kept unless the options say otherwise."""
-  return nn.Conv(channels, (3, 3), dtype=dtype, name=name, **options)
+  return Conv(channels, (3, 3), dtype=dtype, name=name, **options)
 
 
 def average_pool(x: Array) -> Array:
@@ -64,19 +64,19 @@ class ResidualBlock(nn.Module):
     h = resize(nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_in')(x)))
     h = conv(self.channels, self.dtype, 'conv_in')(h)  # (B, H', W', channels)
     width = 2 * self.channels if self.scale_shift_norm else self.channels
-    modulation = nn.Dense(width, dtype=self.dtype, name='modulation')(nn.silu(condition))
-    modulation = modulation[:, None, None]  # (B, 1, 1, width)
+    modulation = Dense(width, dtype=self.dtype, name='modulation')(nn.silu(condition))
+    modulation = modulation.astype(jnp.float32)  # (B, width)
     norm_out = group_norm(self.norm_epsilon, self.dtype, 'norm_out')
     if self.scale_shift_norm:
-      scale, shift = jnp.split(modulation, 2, axis=-1)  # (B, 1, 1, channels)
-      h = norm_out(h) * (1 + scale) + shift
+      scale, shift = jnp.split(modulation, 2, axis=-1)  # (B, channels)
+      h = modulate(norm_out(h), shift, scale)
     else:
-      h = norm_out(h + modulation)
+      h = norm_out(h + spread(modulation, h))
     h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
     h = conv(self.channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
     x = resize(x)
     if x.shape[-1] != self.channels:
-      x = nn.Dense(self.channels, dtype=self.dtype, name='skip')(x)
+      x = Dense(self.channels, dtype=self.dtype, name='skip')(x)
     return x + h
 
 
@@ -106,7 +106,7 @@ class AttentionBlock(nn.Module):
       )
     tokens = group_norm(self.norm_epsilon, self.dtype, 'norm')(x)
     tokens = tokens.reshape(x.shape[0], -1, channels)  # (B, HW, C)
-    qkv = nn.Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens)
+    qkv = Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens)
     h = attend(qkv, num_heads, self.attention)
-    h = nn.Dense(channels, dtype=self.dtype, kernel_init=zeros, name='out')(h)
+    h = Dense(channels, dtype=self.dtype, kernel_init=zeros, name='out')(h)
     return x + h.reshape(x.shape)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import attend, require_divisible, require_positive
+from diffusion_jax.models.layers import Conv, Dense, attend, require_divisible, require_positive
 from diffusion_jax.types import Array, PyTree
 
 NUM_GROUPS = 32
@@ -40,9 +40,9 @@ class Posterior(NamedTuple):
     return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
 
 
-def conv(channels: int, dtype, name: str | None, kernel: int = 3) -> nn.Conv:
+def conv(channels: int, dtype, name: str | None, kernel: int = 3) -> Conv:
   """A convolution that keeps the size."""
-  return nn.Conv(channels, (kernel, kernel), padding=kernel // 2, dtype=dtype, name=name)
+  return Conv(channels, (kernel, kernel), padding=kernel // 2, dtype=dtype, name=name)
 
 
 def norm(dtype, name: str) -> nn.GroupNorm:
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
     h = conv(self.channels, self.dtype, 'conv_in')(nn.silu(norm(self.dtype, 'norm_in')(x)))
     h = conv(self.channels, self.dtype, 'conv_out')(nn.silu(norm(self.dtype, 'norm_out')(h)))
     if x.shape[-1] != self.channels:
-      x = nn.Dense(self.channels, dtype=self.dtype, name='skip')(x)
+      x = Dense(self.channels, dtype=self.dtype, name='skip')(x)
     return x + h
 
 
@@ -76,8 +76,8 @@ class AttentionBlock(nn.Module):
     """(B, H, W, C) -> (B, H, W, C)."""
     channels = x.shape[-1]
     tokens = norm(self.dtype, 'norm')(x).reshape(x.shape[0], -1, channels)  # (B, HW, C)
-    h = attend(nn.Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens), 1)
-    return x + nn.Dense(channels, dtype=self.dtype, name='out')(h).reshape(x.shape)
+    h = attend(Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens), 1)
+    return x + Dense(channels, dtype=self.dtype, name='out')(h).reshape(x.shape)
 
 
 class Middle(nn.Module):
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         name = f'down_{level}_{block}'
         h = ResidualBlock(mult * self.channels, self.dtype, name=name)(h)
       if level < len(self.channel_mult) - 1:
-        h = nn.Conv(
+        h = Conv(
           h.shape[-1],
           (3, 3),
           strides=2,
@@ -165,8 +165,8 @@ class AutoencoderKL(nn.Module):
     sizes = (self.channels, self.channel_mult, self.num_res_blocks)
     self.encoder = Encoder(*sizes, self.z_channels, self.dtype)
     self.decoder = Decoder(*sizes, self.image_channels, self.dtype)
-    self.quant_conv = nn.Dense(2 * self.embed_channels, dtype=self.dtype)
-    self.post_quant_conv = nn.Dense(self.z_channels, dtype=self.dtype)
+    self.quant_conv = Dense(2 * self.embed_channels, dtype=self.dtype)
+    self.post_quant_conv = Dense(self.z_channels, dtype=self.dtype)
 
   @property
   def factor(self) -> int:

@@ -8,7 +8,7 @@ from jax.extend.core import jaxprs_in_params
 
 from diffusion_jax.models import dit, unet_blocks, vae
 from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.layers import attend
+from diffusion_jax.models.layers import attend, spread
 from tests.models.test_backbones import NAMES, SMALL, build, inputs, shaken
 
 NORMS = {
@@ -75,14 +75,22 @@ def test_the_condition_is_that_of_float32(name):
 def sums(jaxpr):
   """(primitive, dtype, terms) of every sum in a jaxpr and those inside it."""
   for equation in jaxpr.eqns:
-    if equation.primitive.name in ('reduce_sum', 'cumsum', 'reduce_window_sum', 'scatter-add'):
+    name = equation.primitive.name
+    if name in ('reduce_sum', 'cumsum', 'reduce_window_sum', 'scatter-add'):
       source, out = equation.invars[0].aval, equation.outvars[0].aval
-      yield equation.primitive.name, source.dtype, source.size // max(out.size, 1)
+      if name == 'scatter-add':  # Terms are the updates, and the result is as large as the operand.
+        source = equation.invars[2].aval
+      yield name, source.dtype, source.size // max(out.size, 1)
     for inner in jaxprs_in_params(equation.params):
       yield from sums(inner)
 
 
-MODULES = {name: build(name, dtype=jnp.bfloat16, **SMALL[name]) for name in NAMES}
+BATCH = 64
+SIZES = dict(num_classes=1, dtype=jnp.bfloat16)  # Two rows of the label table, for 64 labels.
+MODULES = {name: build(name, **SIZES, **SMALL[name]) for name in NAMES}
+MODULES['unet, conditioned by a sum'] = build(
+  'unet', **SIZES, **SMALL['unet'], scale_shift_norm=False, resample='residual'
+)
 MODULES['vae'] = vae.make_autoencoder(
   channels=32,
   channel_mult=(1, 2),
@@ -92,18 +100,39 @@ MODULES['vae'] = vae.make_autoencoder(
   dtype=jnp.bfloat16,
 )
 MODULES['discriminator'] = PatchDiscriminator(8, 2, jnp.bfloat16)
+DIFFUSION = (jnp.zeros((BATCH, 8, 8, 1)), jnp.zeros(BATCH), jnp.zeros(BATCH, jnp.int32))
 INPUTS = {
-  **dict.fromkeys(NAMES, (jnp.zeros((4, 8, 8, 1)), jnp.zeros(4), jnp.zeros(4, jnp.int32))),
-  'vae': (jnp.zeros((4, 16, 16, 3)), jnp.zeros((4, 8, 8, 3))),
-  'discriminator': (jnp.zeros((4, 32, 32, 3)),),
+  'vae': (jnp.zeros((BATCH, 16, 16, 3)), jnp.zeros((BATCH, 8, 8, 3))),
+  'discriminator': (jnp.zeros((BATCH, 32, 32, 3)),),
 }
 
 
 @pytest.mark.parametrize('name', MODULES)
 def test_long_sums_are_float32(name):
-  module, arguments = MODULES[name], INPUTS[name]
+  """Statistics on the way forward; on the way back gradients of all that is broadcast or looked up."""
+  module, arguments = MODULES[name], INPUTS.get(name, DIFFUSION)
   params = jax.eval_shape(module.init, jax.random.key(0), *arguments)['params']
-  jaxpr = jax.make_jaxpr(lambda p: module.apply({'params': p}, *arguments))(params).jaxpr
-  found = list(sums(jaxpr))
-  assert any(terms >= 32 for _, _, terms in found)
+
+  def loss(params):
+    out = module.apply({'params': params}, *arguments)
+    return sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(out))
+
+  found = list(sums(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+  assert sum(terms >= 32 for _, _, terms in found) > 10
   assert not [entry for entry in found if entry[1] == jnp.bfloat16 and entry[2] > 16]
+
+
+@pytest.mark.parametrize('lead, terms', [((), 2**16), ((4,), 2**12)])
+def test_what_is_broadcast_has_the_gradient_summed_in_float32(lead, terms):
+  """A bias over 65,536 positions, and gates of 4 examples over 4,096, against NumPy in float64."""
+  shape = (*(lead or (2,)), terms // (1 if lead else 2), 8)
+  gradient = 1 + np.random.default_rng(0).normal(
+    size=shape
+  )  # Beside 65,536 bfloat16 has only 256 s.
+  gradient = jnp.asarray(gradient, jnp.bfloat16)
+  values = jnp.zeros((*lead, 8))
+  out, back = jax.vjp(lambda values: spread(values, gradient), values)
+  assert out.dtype == jnp.bfloat16
+  axes = tuple(range(len(lead), len(shape) - 1))
+  expected = np.asarray(gradient, np.float64).sum(axes)
+  np.testing.assert_allclose(back(gradient)[0], expected, rtol=1e-5)
