@@ -15,6 +15,11 @@ SLOPE = 0.2
 normal = nn.initializers.normal(0.02)
 
 
+def group_norm(dtype, name: str) -> nn.GroupNorm:
+  """8 groups; statistics in float32."""
+  return nn.GroupNorm(NUM_GROUPS, dtype=dtype, name=name)
+
+
 class PatchDiscriminator(nn.Module):
   """Images (B, H, W, C) in [-1, 1] -> logits (B, h, w, 1) float32, higher for real ones."""
 
@@ -33,6 +38,6 @@ class PatchDiscriminator(nn.Module):
     for layer in range(1, self.num_layers + 1):
       stride = 2 if layer < self.num_layers else 1
       h = conv(h, self.channels * min(2**layer, 8), stride, f'conv_{layer}')
-      h = nn.GroupNorm(NUM_GROUPS, dtype=self.dtype, name=f'norm_{layer}')(h)
+      h = group_norm(self.dtype, f'norm_{layer}')(h)
       h = nn.leaky_relu(h, SLOPE)
     return conv(h, 1, 1, 'conv_out').astype(jnp.float32)

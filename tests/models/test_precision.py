@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from diffusion_jax.models import dit, unet_blocks, vae
+from diffusion_jax.models import discriminator, dit, unet_blocks, vae
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.layers import attend, spread
 from tests.models.test_backbones import NAMES, SMALL, build, inputs, shaken
@@ -15,6 +15,7 @@ NORMS = {
   'dit': dit.layer_norm(jnp.bfloat16),
   'unet': unet_blocks.group_norm(1e-6, jnp.bfloat16, 'norm'),
   'vae': vae.norm(jnp.bfloat16, 'norm'),
+  'discriminator': discriminator.group_norm(jnp.bfloat16, 'norm'),
 }
 
 
@@ -23,7 +24,8 @@ def test_statistics_of_norms_are_float32(name):
   """Against NumPy in float64; a mean of 3 in bfloat16 is off by 1% of the deviation or more."""
   x = 3 + np.random.default_rng(0).normal(size=(2, 8, 8, 64))
   x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
-  groups = x.reshape(2, 64, 32, 2) if name != 'dit' else x.reshape(128, 1, 1, 64)
+  count = {'dit': 1, 'discriminator': 8}.get(name, 32)
+  groups = x.reshape(128 if name == 'dit' else 2, -1, count, 64 // count)
   axes = (1, 3)
   mean, variance = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
   expected = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
