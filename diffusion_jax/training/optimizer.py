@@ -9,7 +9,7 @@ from diffusion_jax.types import PyTree
 def learning_rate_schedule(
   learning_rate: float, warmup_steps: int, total_steps: int, decay: str
 ) -> optax.Schedule:
-  """Linear from 0 over warmup_steps, then constant or a cosine to 0 at total_steps."""
+  """Linear, (n + 1) / warmup_steps of it at step n, then constant or a cosine to 0 at total_steps."""
   if decay == 'cosine':
     after = optax.cosine_decay_schedule(learning_rate, max(total_steps - warmup_steps, 1))
   else:
@@ -17,7 +17,7 @@ def learning_rate_schedule(
   if not warmup_steps:
     return after
   return optax.join_schedules(
-    [optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps]
+    [lambda step: learning_rate * (step + 1) / warmup_steps, after], [warmup_steps]
   )
 
 

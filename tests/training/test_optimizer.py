@@ -22,7 +22,8 @@ OPTIONS = dict(
 
 def test_learning_rate_warms_up_and_decays():
   rate = learning_rate_schedule(2.0, 10, 110, 'cosine')
-  assert [float(rate(s)) for s in (0, 5, 10, 60, 110)] == pytest.approx([0, 1, 2, 1, 0], abs=1e-6)
+  rates = [float(rate(step)) for step in (0, 4, 9, 10, 60, 110)]
+  assert rates == pytest.approx([0.2, 1, 2, 2, 1, 0], abs=1e-6)  # No step is lost to a rate of 0.
   flat = learning_rate_schedule(2.0, 0, 100, 'constant')
   assert float(flat(0)) == float(flat(99)) == 2.0
 
