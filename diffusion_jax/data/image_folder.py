@@ -109,6 +109,8 @@ def _images_below(root: Path) -> Iterator[str]:
 def _size(path: Path) -> tuple[int, int]:
   """(width, height) from the header. Raises: DamagedError."""
   try:
+    if not path.is_file():  # Opening a pipe would wait for ever.
+      raise OSError('not a regular file')
     with Image.open(path, formats=READ) as image:
       turned = image.format == 'JPEG' and image.getexif().get(ORIENTATION, 1) >= 5
       return image.size[::-1] if turned else image.size

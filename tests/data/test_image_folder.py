@@ -1,6 +1,7 @@
 """A folder of images is read as Pillow reads it, or refused by the name of the file that is wrong."""
 
 import hashlib
+import os
 import re
 
 import numpy as np
@@ -146,3 +147,9 @@ def test_what_is_there_of_another_set_is_replaced_and_surplus_removed(tmp_path):
   assert names == [*(f'{i:06d}.png' for i in range(8)), 'mine.png']
   for number, image in enumerate(given.images):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{number:06d}.png')), image)
+
+
+def test_a_pipe_is_named_and_nothing_waits_for_it(folder):
+  os.mkfifo(folder / 'x.png')
+  with pytest.raises(DamagedError, match=r'x\.png'):
+    image_folder.open_folder(folder, 3)

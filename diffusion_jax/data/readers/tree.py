@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from diffusion_jax.data.readers import imagenet
 from diffusion_jax.data.readers.base import (
   Entry,
@@ -45,6 +47,7 @@ class Tree:
           found = sorted(items, key=lambda item: item.name)
       except OSError as error:
         raise InputError(f'{printable(path)}: cannot be read ({error.strerror})') from error
+      bar.update(len(found))
       for item in found:
         name = printable(f'{relative}/{item.name}' if relative else item.name)
         if item.is_dir():
@@ -56,7 +59,8 @@ class Tree:
         else:  # A dangling link is a file that cannot be read.
           files.append(File(name, 0, '', item.path))
 
-    walk(str(self.root), '', frozenset())
+    with tqdm(desc='listing', unit='file', delay=1, mininterval=1, leave=False) as bar:
+      walk(str(self.root), '', frozenset())
     return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}')
 
   def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
