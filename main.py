@@ -29,7 +29,9 @@ if __name__ == '__main__':  # Not in the processes that decode images: they impo
 from absl import flags  # noqa: E402 (A signal may arrive during these.)
 from ml_collections import config_flags  # noqa: E402
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'A file of configs/.')
+CONFIG = config_flags.DEFINE_config_file(
+  'config', None, 'A file of configs/, or the config.json of a run.'
+)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
 MODE = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
 JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
@@ -37,14 +39,17 @@ JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.'
 
 def main() -> int:
   """The exit code: 0 done, 2 bad input, 3 damaged files, 4 diverged, 75 interrupted."""
-  from diffusion_jax.command import USAGE, modes, parse, run_mode  # Here: other processes import
-  from diffusion_jax.errors import Stop  # this file again, and start faster without.
+  if {'-h', '--help'} & set(sys.argv):
+    from diffusion_jax.usage import help_text
+
+    print(help_text())
+    return 0
+  from diffusion_jax.command import run_mode  # Here: other processes import this file again, and
+  from diffusion_jax.errors import Stop  # start faster without.
+  from diffusion_jax.parsing import parse
 
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  if {'-h', '--help'} & set(sys.argv):
-    print(f'{USAGE}\nmodes: {", ".join(modes())}; fields: configs/base.py; more: README.md')
-    return 0
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
     run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)

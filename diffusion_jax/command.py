@@ -1,81 +1,24 @@
-"""From the command line to a stage: every mistake in a flag is one message."""
+"""From a parsed command to its stage: every mistake is one message."""
 
 import importlib
 import os
-import re
-import traceback
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from absl import flags
-
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import from_data, stored
+from diffusion_jax.experiment import from_data, given_sizes, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.fields import unknown
 from diffusion_jax.experiment.sections import SPLITS
+from diffusion_jax.runtime import files
+from diffusion_jax.usage import USAGE, modes
 
 BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 FROM_WEIGHTS = ('sample', 'evaluate')  # May begin with config.init_from, without training.
-STAGES = Path(__file__).parent / 'stages'
-USAGE = (
-  'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
-  '[--config.FIELD=VALUE ...]'
-)
-
-
-def modes() -> list[str]:
-  """The files of diffusion_jax/stages."""
-  return sorted(path.stem for path in STAGES.glob('*.py') if path.stem != '__init__')
-
-
-def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
-  """The resolved config as a plain mapping, and the fields set by flags (path -> value).
-
-  Raises: InputError for anything wrong with the command line or the config file.
-  """
-  from ml_collections import config_flags
-
-  try:
-    rest = values(argv)[1:]
-    if rest:
-      raise InputError(f'arguments without a flag: {" ".join(rest)}\n{USAGE}')
-    if values['config'].value is None:
-      raise InputError(f'--config is missing\n{USAGE}')
-    config = values['config'].value.to_dict()
-    overrides = dict(config_flags.get_override_values(values['config']))
-  except OSError as error:
-    path = re.search(r'--config[= ]([^ ]*)', ' '.join(argv))[1]
-    found = sorted(str(p) for p in Path('configs').glob('*.py'))
-    if not Path(path.split(':')[0]).is_file():
-      raise InputError(unknown('--config: no such file', path, found)) from error
-    raise InputError(f'--config={path}: {error}') from error
-  except InputError:
-    raise
-  except Exception as error:  # A config file is code of the user's: anything can come out of it.
-    raise InputError(_told(error, argv)) from error
-  return config, overrides
-
-
-def _told(error: Exception, argv: list[str]) -> str:
-  """A flag's error in one line; the place of an error in a config file."""
-  text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-  lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-  message = lines[-1] if 'Traceback' in str(text) else ' '.join(lines)
-  place = traceback.extract_tb(error.__traceback__)[-1]
-  if not any(name in place.filename for name in ('absl', 'ml_collections', 'importlib')):
-    return f'{place.filename}:{place.lineno}: {type(error).__name__}: {message}'
-  if isinstance(error, (AttributeError, KeyError)):  # ml_collections quotes only the last key.
-    fields = [arg.split('=')[0] for arg in argv if arg.startswith('--config.')]
-    quoted = re.findall(r"'(\w+)", message.replace('\\', ''))
-    unknown_fields = [field for field in fields if set(field.split('.')) & set(quoted)]
-    nearest = re.search(r'Did you mean "(\w+)"', message)
-    if unknown_fields:
-      hint = f" (nearest '{nearest[1]}')" if nearest else ''
-      return f'{unknown_fields[0]}: no such field{hint}; configs/base.py has them all'
-  return message
 
 
 def run_mode(
@@ -93,22 +36,62 @@ def run_mode(
   folder = Path(workdir).expanduser().absolute() if workdir else None
   if folder is None and mode != 'describe':
     raise InputError(f'--workdir is missing\n{USAGE}')
-  meta = None
   try:
     config = from_data.as_stored(config, folder)
     if mode in BEFORE_TRAINING:
       require_writable(folder)
-    elif mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder):
-      require_writable(folder)
-      importlib.import_module('diffusion_jax.stages.train').begin(create(config), folder)
-    if mode not in (*BEFORE_TRAINING, *OF_RUNS):
-      config, meta = trained(mode, folder, config, overrides)
-    experiment = create(config, meta)
-    stage.run(experiment, folder, **({'as_json': True} if as_json else {}))
+    if mode not in OF_RUNS:
+      config = remembered(folder, config, overrides)
+    run_stage(mode, stage, folder, config, overrides, **({'as_json': True} if as_json else {}))
   except OSError as error:
-    if error.errno is None or error.filename is None:
+    message = files.message(error)
+    if message is None:
       raise
-    raise InputError(f'{error.filename}: {error.strerror}') from error
+    raise InputError(message) from error
+
+
+def run_stage(
+  mode: str, stage: ModuleType, folder: Path | None, config: Mapping, overrides: Mapping, **options
+) -> None:
+  """Runs the stage on what the work directory holds."""
+  begins = mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder)
+  if begins:
+    require_writable(folder)
+    importlib.import_module('diffusion_jax.stages.train').begin(create(config), folder)
+  meta = None
+  if mode not in (*BEFORE_TRAINING, *OF_RUNS):
+    config, meta = trained(mode, folder, config, overrides)
+  stage.run(create(config, meta), folder, **options)
+
+
+def remembered(
+  folder: Path | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """The config with the settings of the work directory, or before training the sizes of init_from.
+
+  Flags come first. Prints what is in force against the config file.
+  """
+  if folder is None or not stored.has_checkpoint(folder):
+    if config['init_from']:
+      config, changes = given_sizes.adopt(config, overrides)
+      say('as config.init_from has it', changes)
+    return config
+  began, lost = stored.read(folder / stored.FILE)
+  say(f'{folder / stored.FILE}: not read, as it no longer exists', lost)
+  say(
+    f'as {folder / stored.FILE} has it, which only flags change',
+    [f'config.{line}' for line in stored.settings_kept(folder, config, overrides)],
+  )
+  if began.get('init_from') and began.get('task') == 'diffusion':
+    sizes = given_sizes.of_workdir(folder, config['space'])
+    config, _ = given_sizes.with_sizes(config, sizes, overrides)
+  return stored.with_settings(folder, config, overrides)
+
+
+def say(title: str, lines: Sequence[str]) -> None:
+  """Prints the lines below a title, if there are any, not to where --json writes."""
+  for line in lines:
+    print(f'{title}: {line}', file=sys.stderr)
 
 
 def trained(

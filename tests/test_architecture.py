@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
-  {'types', 'errors'},
+  {'types', 'errors', 'usage'},
   {'randomness'},
   {'diffusion', 'models', 'data', 'reporting', 'runtime'},
   {'interop', 'training'},
@@ -19,7 +19,7 @@ TIERS = [
   {'experiment'},
   {'tasks'},
   {'benchmarks'},
-  {'stages', 'command'},
+  {'stages', 'command', 'parsing'},
 ]
 # What these may enter of the rooms of the third tier.
 BELOW = {

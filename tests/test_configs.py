@@ -15,8 +15,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_jax.command import parse
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.parsing import parse
 from diffusion_jax.runtime import cost
 from diffusion_jax.stages.describe import facts
 from diffusion_jax.tasks import task_of

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -107,14 +108,62 @@ def read(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
   return cls(**values) if len(problems) == before else None
 
 
+def recognised(cls: type, mapping: Any, path: str = 'config') -> tuple[dict[str, Any], list[str]]:
+  """The mapping without the fields that `cls` does not have, and the paths of those.
+
+  Raises: ValueError if something else stands where a section must be.
+  """
+  if not isinstance(mapping, Mapping):
+    raise ValueError(f'{path}: got {mapping!r}, allowed a section')
+  hints, kept, lost = typing.get_type_hints(cls), dict(mapping), []
+  names, sections = set(), {}
+  for field in dataclasses.fields(cls):
+    hint, metadata = hints[field.name], field.metadata
+    names.add(field.name)
+    if hint in (Choice, tuple[Choice, ...]):
+      plugins = plugin_names(metadata['package'])
+      inline = (
+        hint is not Choice or field.name not in mapping
+      )  # Subsections stand beside the field.
+      if inline:
+        names |= {'name', *plugins}
+      elif isinstance(mapping[field.name], Mapping):
+        inner = mapping[field.name]
+        kept[field.name] = {k: v for k, v in inner.items() if k in ('name', *plugins)}
+        lost += [f'{path}.{field.name}.{k}' for k in inner if k not in ('name', *plugins)]
+      else:
+        raise ValueError(f'{path}.{field.name}: got {mapping[field.name]!r}, allowed a section')
+      section = kept if inline else kept[field.name]
+      for name in set(section) & set(plugins):
+        wanted = _options(metadata, name)
+        where_ = f'{path}.{name}' if inline else f'{path}.{field.name}.{name}'
+        if not isinstance(section[name], Mapping):
+          raise ValueError(f'{where_}: got {section[name]!r}, allowed a section')
+        lost += [f'{where_}.{key}' for key in section[name] if key not in wanted]
+        section[name] = {k: v for k, v in section[name].items() if k in wanted}
+    elif dataclasses.is_dataclass(hint) and field.name in mapping:
+      sections[field.name] = hint
+  for name, hint in sections.items():
+    kept[name], more = recognised(hint, mapping[name], f'{path}.{name}')
+    lost += more
+  lost += [f'{path}.{name}' for name in kept if name not in names]
+  return {name: value for name, value in kept.items() if name in names}, sorted(lost)
+
+
+def _options(metadata: Mapping, name: str) -> dict[str, Any]:
+  """Name -> annotation of what the plug-in's build takes from the config."""
+  build = load_plugin(metadata['package'], name).build
+  parameters = inspect.signature(build, eval_str=True).parameters
+  return {n: p.annotation for n, p in parameters.items() if n not in metadata['derived']}
+
+
 def _read_choice(section: Mapping, metadata: Mapping, path: str, problems: list[str]) -> Choice:
   package, names = metadata['package'], plugin_names(metadata['package'])
   name = section.get('name')
   if name not in names:
     problems.append(unknown(f'{path}.name', name, names))
     return None
-  parameters = inspect.signature(load_plugin(package, name).build, eval_str=True).parameters
-  wanted = {n: p.annotation for n, p in parameters.items() if n not in metadata['derived']}
+  wanted = _options(metadata, name)
   given, path_of = section.get(name, {}), f'{path}.{name}'
   options = {}
   for key, annotation in wanted.items():
@@ -135,6 +184,8 @@ def _read_value(value, hint, path: str, problems: list[str], metadata: Mapping =
   if not _fits(value, hint):
     expected = getattr(hint, '__name__', str(hint)) if not typing.get_args(hint) else str(hint)
     problems.append(f'{path}: got {value!r}, allowed type {expected}')
+  elif hint is float and not math.isfinite(value):
+    problems.append(f'{path}: got {value!r}, allowed finite numbers')
   elif 'values' in metadata and value not in metadata['values']:
     problems.append(unknown(path, value, metadata['values']))
   elif 'ok' in metadata and not metadata['ok'](value):

@@ -4,12 +4,14 @@ DIR/data.json describes the data, so that sampling needs no copy of them.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment.fields import recognised
+from diffusion_jax.experiment.sections import Config
+from diffusion_jax.runtime import files
 
 FILE = 'config.json'
 META_FILE = 'data.json'
@@ -19,12 +21,14 @@ FIXED = (
   *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
   'train.batch_size',
 )
+# Flags decide these, then what training was given, then the config file.
+SETTINGS = ('sampler', 'sample', 'eval', 'report')
 # The command line decides these for every mode; training decided the others.
-FREE = (
-  *('sampler', 'sample', 'eval', 'published', 'report', 'bench', 'mesh', 'logging', 'dtype'),
-  'allow_pickle',
+BY_COMMAND = (
+  *('published', 'bench', 'mesh', 'logging', 'dtype', 'allow_pickle'),
   *('vae.perceptual_weights', 'vae.batch_size'),
 )
+FREE = SETTINGS + BY_COMMAND
 # The same for how data are read and networks computed; what is not given stays as it was.
 FREE_IF_GIVEN = (
   *('data.dir', 'data.device_resident', 'data.verify', 'data.source', 'data.max_bad_fraction'),
@@ -40,24 +44,31 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def load(workdir: Path) -> dict[str, Any]:
-  """The stored mapping, lists as tuples.
+  """The stored mapping, lists as tuples, without fields that no longer exist.
 
-  Raises: InputError if there is none, DamagedError if it is not JSON.
+  Raises: as read.
   """
-  path = workdir / FILE
+  return read(workdir / FILE)[0]
+
+
+def read(path: Path) -> tuple[dict[str, Any], list[str]]:
+  """A config.json, lists as tuples, and the paths of its fields that no longer exist, left out.
+
+  Raises: InputError if there is none, DamagedError if it is not the JSON of a config.
+  """
   try:
-    return _tuples(json.loads(path.read_text()))
+    return recognised(Config, _tuples(json.loads(path.read_bytes())))
   except FileNotFoundError as error:
-    raise InputError(f'{path}: not found, so nothing was trained in {workdir}') from error
-  except ValueError as error:
-    raise DamagedError(f'{path}: not JSON ({error})') from error
+    raise InputError(f'{path}: not found, so nothing was trained in {path.parent}') from error
+  except (ValueError, RecursionError) as error:
+    raise DamagedError(
+      f'{path}: not the config of a run ({error}); restore it from a copy, or train in another workdir'
+    ) from error
 
 
 def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
-  """Writes the mapping beside and renames."""
-  temporary = workdir / (file + '.tmp')
-  temporary.write_text(json.dumps(mapping, indent=2) + '\n')
-  os.replace(temporary, workdir / file)
+  """Writes DIR/config.json, whole or not at all."""
+  files.write_text(workdir / file, json.dumps(mapping, indent=2) + '\n')
 
 
 def save_meta(workdir: Path, meta: Mapping[str, Any]) -> None:
@@ -78,6 +89,14 @@ def with_value(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, A
   """The mapping with SECTION.FIELD set."""
   section, field = path.split('.')
   return {**mapping, section: {**mapping[section], field: value}}
+
+
+def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """A copy of the mapping with the values of these paths."""
+  result = _plain(mapping)
+  for path, value in values.items():
+    _set(result, path, value)
+  return result
 
 
 def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,20 +127,45 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 
   Raises: InputError for a flag that contradicts what was trained.
   """
-  trained = load(workdir)
-  given = _tuples(json.loads(json.dumps(given)))
+  trained, given = load(workdir), _plain(given)
   problems = []
   for path, value in sorted(overrides.items()):
-    if not _under(path, FREE + FREE_IF_GIVEN) and _get(trained, path) != _get(given, path):
+    if not _under(path, FREE + FREE_IF_GIVEN) and value_at(trained, path) != value_at(given, path):
       problems.append(
-        f'--config.{path}: got {value!r}, but {workdir} was trained with {_get(trained, path)!r}; '
+        f'--config.{path}: got {value!r}, but {workdir} was trained with {value_at(trained, path)!r}; '
         'leave the flag out, or train in another workdir'
       )
   if problems:
     raise InputError('\n'.join(problems))
-  for path in (*FREE, *(path for path in FREE_IF_GIVEN if path in overrides)):
-    _set(trained, path, _get(given, path))
-  return _filled(trained, given)
+  trained = _filled(trained, given)
+  chosen = [path for path in overrides if _under(path, SETTINGS + FREE_IF_GIVEN)]
+  for path in (*BY_COMMAND, *chosen):
+    _set(trained, path, value_at(given, path))
+  return trained
+
+
+def with_settings(
+  workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The given config with the SETTINGS that `workdir` was trained with, where no flag gives others."""
+  given = _plain(given)
+  trained = _filled(load(workdir), given)
+  result = {**given, **{section: trained[section] for section in SETTINGS}}
+  for path in overrides:
+    if _under(path, SETTINGS):
+      _set(result, path, value_at(given, path))
+  return result
+
+
+def settings_kept(
+  workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> list[str]:
+  """Where SETTINGS of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
+  new, old = (
+    {path: value for path, value in _leaves(mapping) if _under(path, SETTINGS)}
+    for mapping in (_plain(given), with_settings(workdir, given, overrides))
+  )
+  return [f'{p}: {old[p]!r}, not {new.get(p)!r}' for p in old if old[p] != new.get(p)]
 
 
 def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
@@ -129,7 +173,7 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
   Raises: InputError for a difference that does.
   """
-  given = _tuples(json.loads(json.dumps(given)))
+  given = _plain(given)
   old = dict(_leaves(_filled(load(workdir), given)))
   new = dict(_leaves(given))
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
@@ -140,6 +184,11 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
   noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_IF_GIVEN)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
+
+
+def completed(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+  """A stored mapping with the defaults of fields that came after it was stored."""
+  return _filled(mapping, _plain(defaults))
 
 
 def _filled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,7 +214,8 @@ def _leaves(mapping: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str,
       yield f'{prefix}{key}', value
 
 
-def _get(mapping: Mapping[str, Any], path: str) -> Any:
+def value_at(mapping: Mapping[str, Any], path: str) -> Any:
+  """The value of SECTION.FIELD, None if there is none."""
   for key in path.split('.'):
     mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
   return mapping
@@ -176,6 +226,11 @@ def _set(mapping: dict[str, Any], path: str, value: Any) -> None:
   for key in parents:
     mapping = mapping[key]
   mapping[last] = value
+
+
+def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """A copy that nothing shares, as JSON would give it."""
+  return _tuples(json.loads(json.dumps(mapping)))
 
 
 def _tuples(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """DiTs as published by their authors (Peebles & Xie 2023): DiT-XL-2-256x256.pt, or as .safetensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -60,15 +60,14 @@ def from_state(
       'DiT has (width, channels, patch, patch)'
     )
   width, in_channels, patch, _ = state['x_embedder.proj.weight'].shape
-  blocks = (re.match(r'blocks\.(\d+)\.', name) for name in state)
-  depth = 1 + max((int(found[1]) for found in blocks if found), default=-1)
+  depth = depth_of(state)
   mlp = state.get('blocks.0.mlp.fc1.bias', np.zeros(4 * width))
   try:
     module = dit.build(
       patch_size=patch,
       hidden_size=width,
       depth=depth,
-      num_heads=num_heads or width // HEAD_WIDTH.get(width, 64),
+      num_heads=num_heads or heads_of(width),
       mlp_ratio=len(mlp) / width,
       frequency_shift=0,
       remat=False,
@@ -87,6 +86,17 @@ def from_state(
   return module, weights.convert(
     abstract, state, source_of, origin=origin, transform=patches_to_flax
   )
+
+
+def depth_of(names: Iterable[str]) -> int:
+  """How many blocks these arrays make."""
+  blocks = (re.match(r'blocks\.(\d+)\.', name) for name in names)
+  return 1 + max((int(found[1]) for found in blocks if found), default=-1)
+
+
+def heads_of(width: int) -> int:
+  """Of the published model of this width."""
+  return max(width // HEAD_WIDTH.get(width, 64), 1)
 
 
 def _require_our_positions(state: Mapping[str, np.ndarray], width: int, origin: str) -> None:

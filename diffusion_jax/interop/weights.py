@@ -31,10 +31,30 @@ def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
 
   Raises: InputError for a missing file or a pickle without leave; DamagedError for a broken one.
   """
+  _require_leave(path, allow_pickle)
+  return _read_safetensors(path) if path.suffix == '.safetensors' else _read_pickle(path)
+
+
+def read_shapes(path: Path, *, allow_pickle: bool) -> dict[str, tuple[int, ...]]:
+  """The shapes of these arrays, without reading the arrays. Raises: as read_state."""
+  from safetensors import SafetensorError, safe_open
+
+  _require_leave(path, allow_pickle)
+  if path.suffix != '.safetensors':
+    return {k: tuple(v.shape) for k, v in _tensors(_load_pickle(path, 'meta'), path).items()}
+  try:
+    with safe_open(path, framework='numpy') as file:
+      return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+  except (SafetensorError, OSError, ValueError) as error:
+    raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
+
+
+def _require_leave(path: Path, allow_pickle: bool) -> None:
+  """Raises: InputError for a file that is not there, or may not be read."""
   if not path.is_file():
     raise InputError(f'{path}: no such file')
   if path.suffix == '.safetensors':
-    return _read_safetensors(path)
+    return
   if path.suffix not in PICKLES:
     raise InputError(
       f'{path}: got suffix {path.suffix!r}, allowed .safetensors, {", ".join(PICKLES)}'
@@ -44,7 +64,6 @@ def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
       f'{path}: a pickle, which can run code when it is read; if you trust its source, say '
       '--config.allow_pickle=True, or convert it to .safetensors'
     )
-  return _read_pickle(path)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -69,20 +88,24 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-  """Never anything but tensors: weights_only is not negotiable."""
+  tensors = _tensors(_load_pickle(path, 'cpu'), path)
+  return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+
+
+def _load_pickle(path: Path, device: str):
+  """Never anything but tensors: weights_only is not negotiable. On device 'meta' they have no values."""
   import torch
 
   try:
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    return torch.load(path, map_location=device, weights_only=True)
   except Exception as error:  # Foreign bytes: what their reader raises has no end.
     raise DamagedError(
       f'{path}: not a whole PyTorch file of tensors alone ({type(error).__name__}); fetch it again, or '
       'convert it to .safetensors where it can be read'
     ) from error
-  return _tensors(content, path)
 
 
-def _tensors(content, path: Path) -> dict[str, np.ndarray]:
+def _tensors(content, path: Path) -> dict:
   """The mapping of tensors in what training programs wrap around it; the average is preferred."""
   for wrapper in ('ema', 'state_dict', 'model'):
     if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
@@ -92,7 +115,7 @@ def _tensors(content, path: Path) -> dict[str, np.ndarray]:
   tensors = {k: v for k, v in content.items() if hasattr(v, 'detach')}
   if not tensors:
     raise InputError(f'{path}: no tensors in it')
-  return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+  return tensors
 
 
 def read_json(path: Path) -> dict:

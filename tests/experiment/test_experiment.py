@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from diffusion_jax.command import parse
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_devices, create
+from diffusion_jax.parsing import parse
 from diffusion_jax.runtime.cost import num_parameters
 from diffusion_jax.tasks import task_of
 from tests.conftest import tiny_mapping

@@ -1,0 +1,98 @@
+"""The sizes of the network whose weights config.init_from names, for a config that does not give them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.errors import Stop
+from diffusion_jax.experiment import stored
+from diffusion_jax.interop import weights
+from diffusion_jax.interop.diffusers import DIT_SIZES
+from diffusion_jax.interop.dit import depth_of, heads_of
+
+VAE = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels', 'shift')
+FREE = {'attention', 'dropout', 'remat'}  # The weights do not depend on them.
+
+
+def adopt(
+  mapping: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+  """The config with the sizes of config.init_from where no flag gives them, and what that changed."""
+  path = Path(mapping['init_from']).expanduser()
+  try:
+    sizes = _sizes(path, mapping)
+  except (Stop, OSError, ValueError, KeyError, TypeError):
+    return dict(mapping), []  # Reading the weights says what is wrong with them.
+  return with_sizes(mapping, sizes, overrides)
+
+
+def with_sizes(
+  mapping: Mapping[str, Any], sizes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+  """The config with these sizes (path -> value) where no flag gives others, and what that changed."""
+  if overrides.get('model.name', sizes.get('model.name')) != sizes.get('model.name'):
+    return dict(mapping), []  # Weights of another network, which reading them refuses.
+  new = {path: value for path, value in sizes.items() if path not in overrides}
+  old = {path: stored.value_at(mapping, path) for path in new}
+  changed = [f'config.{p}: {old[p]!r} -> {new[p]!r}' for p in new if old[p] != new[p]]
+  return stored.with_values(mapping, new), changed
+
+
+def of_workdir(folder: Path, space: str) -> dict[str, Any]:
+  """Those that a work directory was trained with. Raises: as stored.load."""
+  trained = stored.load(folder)
+  name = trained['model']['name']
+  options = {k: v for k, v in trained['model'][name].items() if k not in FREE}
+  sizes = {
+    'model.name': name,
+    **{f'model.{name}.{option}': value for option, value in options.items()},
+    **{f'process.{field}': value for field, value in trained['process'].items()},
+  }
+  if space == trained['space'] == 'latent':
+    sizes |= {f'vae.{field}': trained['vae'][field] for field in VAE}
+  return sizes
+
+
+def _sizes(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  config = path / stored.FILE
+  if not path.is_dir():
+    return _of_published(path, mapping)
+  if 'task' not in (found := weights.read_json(config)):
+    return _of_diffusers(found)
+  if found['task'] != 'diffusion':
+    return {}
+  sizes, copy = of_workdir(path, mapping['space']), path / stored.AUTOENCODER
+  if mapping['space'] == 'latent' and not mapping['vae']['checkpoint'] and copy.is_file():
+    sizes['vae.checkpoint'] = str(copy.absolute())
+  return sizes
+
+
+def _of_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A DiTTransformer2DModel's, by its config.json."""
+  heads, width, depth, _, patch, channels, _ = (config[name] for name in DIT_SIZES)
+  outputs = config.get('out_channels') or channels
+  return _of_dit(patch, heads * width, depth, heads, 4.0, 1, outputs == 2 * channels)
+
+
+def _of_published(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """A DiT's of the authors, by the shapes of its arrays; the file does not say how many heads."""
+  shapes = weights.read_shapes(path, allow_pickle=mapping['allow_pickle'])
+  width, channels, patch, _ = shapes['x_embedder.proj.weight']
+  outputs = shapes['final_layer.linear.weight'][0] // patch**2
+  ratio = shapes['blocks.0.mlp.fc1.bias'][0] / width
+  given = mapping['model']['dit']
+  heads = given['num_heads'] if given['hidden_size'] == width else heads_of(width)
+  return _of_dit(patch, width, depth_of(shapes), heads, ratio, 0, outputs == 2 * channels)
+
+
+def _of_dit(patch, width, depth, heads, ratio, shift, learned) -> dict[str, Any]:
+  return {
+    'model.name': 'dit',
+    'model.dit.patch_size': patch,
+    'model.dit.hidden_size': width,
+    'model.dit.depth': depth,
+    'model.dit.num_heads': heads,
+    'model.dit.mlp_ratio': ratio,
+    'model.dit.frequency_shift': shift,
+    'process.learned_variance': learned,
+  }

@@ -1,0 +1,56 @@
+"""Writing small files whole or not at all, and what to do where nothing can be written."""
+
+import errno
+import os
+import re
+import secrets
+from pathlib import Path
+
+ROOM = 'make room and repeat the command, which goes on from what is finished'
+ADVICE = {
+  errno.ENOSPC: ROOM,
+  errno.EDQUOT: ROOM,
+  errno.EFBIG: 'raise the limit on the size of files (ulimit -f) and repeat the command',
+  errno.EROFS: 'give a folder on a file system that can be written (--workdir, --config.data.dir)',
+  errno.EACCES: 'give a folder that you may read and write, or change its permissions',
+  errno.EPERM: 'give a folder that you may read and write, or change its permissions',
+  errno.ENAMETOOLONG: 'give a shorter path or name',
+  errno.EMFILE: 'raise the limit on open files (ulimit -n) and repeat the command',
+  errno.EIO: 'check the disk, then repeat the command',
+  errno.ESTALE: 'check the network file system, then repeat the command',
+}
+# NumPy's own words for a write that the system cut short; they carry no number.
+CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes beside, under a name that no other process takes, and renames.
+
+  Raises: OSError that names path, also where the system names no file (a full disk).
+  """
+  temporary = path.with_name(f'.{path.name}-{secrets.token_hex(8)}.tmp')
+  try:
+    with temporary.open('x', encoding='utf-8') as stream:
+      stream.write(text)
+      stream.flush()
+      os.fsync(stream.fileno())
+    os.replace(temporary, path)
+  except OSError as error:
+    raise OSError(error.errno, error.strerror, str(path)) from error
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def message(error: OSError) -> str | None:
+  """What happened, to which file if the system says so, and what to do; None for other errors.
+
+  A network's errors, for instance, are not about files: neither a name nor a number of ADVICE.
+  """
+  number = errno.ENOSPC if CUT_SHORT.search(str(error)) else error.errno
+  if number is None or (number not in ADVICE and error.filename is None):
+    return None
+  happened = os.strerror(number)
+  advice = f'; {ADVICE[number]}' if number in ADVICE else ''
+  if error.filename is None:
+    return f'a file cannot be written or read: {happened}{advice}'
+  return f'{error.filename}: {happened}{advice}'

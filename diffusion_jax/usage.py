@@ -1,0 +1,106 @@
+"""What --help prints, and the field that a user may have meant. Nothing heavy is imported."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
+from pathlib import Path
+
+STAGES = Path(__file__).parent / 'stages'
+USAGE = (
+  'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
+  '[--config.FIELD=VALUE ...]'
+)
+# Of sections with a field of the same name, the one that is meant most often first.
+SECTIONS = ('train', 'optimizer', 'model', 'sample', 'data', 'loss', 'eval', 'vae', 'checkpoint')
+ALIKE = 0.72  # Below, a name is no suggestion.
+MAX_SUGGESTIONS = 3
+FIELDS = {
+  'train.num_steps': 'optimizer steps; raise it to train on',
+  'train.batch_size': 'images a step, over all devices',
+  'optimizer.learning_rate': 'of AdamW',
+  'model.name': 'dit or unet; sizes in model.dit.hidden_size, depth, ...',
+  'num_classes': 'labels of the data; 0 is unconditional',
+  'data.source': 'a folder or archive of images, or a TFDS name, for --mode=prepare',
+  'data.dir': 'where prepared images are kept, for every run',
+  'init_from': 'weights to begin with: a work directory or a published DiT',
+  'sample.num_samples': 'images that --mode=sample makes',
+  'sample.num_steps': 'steps of the sampler',
+  'sample.cfg_scale': 'classifier-free guidance; 1 is none',
+  'sampler.name': 'ddim or ddpm',
+  'dtype': 'float32, bfloat16, or auto',
+}
+EXAMPLES = """\
+  python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+  python main.py --workdir=runs/quickstart --mode=sample --config.sample.cfg_scale=2
+  python main.py --workdir=runs/quickstart --mode=evaluate
+  python main.py --config=configs/dit_cfg.py --mode=describe
+  python main.py --workdir=runs --mode=report"""
+
+
+def modes() -> list[str]:
+  """The files of diffusion_jax/stages."""
+  return sorted(path.stem for path in STAGES.glob('*.py') if path.stem != '__init__')
+
+
+def summary(mode: str) -> str:
+  """The first sentence of a stage's docstring, read without importing the stage."""
+  text = ast.get_docstring(ast.parse((STAGES / f'{mode}.py').read_text(encoding='utf-8'))) or ''
+  return text.split('\n')[0].removeprefix(f'--mode={mode}: ').rstrip('.')
+
+
+def help_text() -> str:
+  """The whole of --help."""
+  rows = [f'  {mode:<11}{summary(mode)}' for mode in modes()]
+  fields = [f'  --config.{f"{name}=":<26}{text}' for name, text in FIELDS.items()]
+  return '\n'.join(
+    [
+      USAGE,
+      'After training, --workdir=DIR alone is enough: the config is read from DIR/config.json.',
+      '\nmodes:',
+      *rows,
+      '\nfields that are set most often:',
+      *fields,
+      '\nexamples:',
+      EXAMPLES,
+      '\nAll fields, with what they mean: configs/base.py. Other configs: configs/. More: README.md.',
+    ]
+  )
+
+
+def leaves(mapping: Mapping, prefix: str = '') -> Iterable[str]:
+  """The paths of all fields of a nested mapping."""
+  for key, value in mapping.items():
+    if isinstance(value, Mapping):
+      yield from leaves(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}'
+
+
+def nearest_fields(got: str, paths: Iterable[str]) -> list[str]:
+  """The fields that `got` may have meant, anywhere in the tree, the likeliest first."""
+  scored = [(_resemblance(got, path), path) for path in paths]
+  close = [(score, path) for score, path in scored if score >= ALIKE]
+  best = max((score for score, _ in close), default=0)
+  near = sorted((-score, *_place(path), path) for score, path in close if score > best - 0.1)
+  return [entry[-1] for entry in near[:MAX_SUGGESTIONS]]
+
+
+def _resemblance(got: str, path: str) -> float:
+  """How alike two paths are: mostly their last names, somewhat the sections above."""
+  *above, last = got.split('.')
+  *sections, name = path.split('.')
+  words = name.split('_')
+  alike = SequenceMatcher(None, last, name).ratio()
+  if len(words) > 1 and last == ''.join(word[0] for word in words):
+    alike = 0.95  # lr for learning_rate.
+  elif {*last.split('_')} <= {*words}:
+    alike = max(alike, 0.7 + 0.2 / len(words))  # steps for num_steps.
+  shared = len({*above} & {*sections}) / max(len(above), 1)
+  return alike + 0.1 * shared
+
+
+def _place(path: str) -> tuple[int, int]:
+  """How deep a field lies, and how common its section is."""
+  section, *_ = path.split('.')
+  order = SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+  return path.count('.'), order
