@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.fields import unknown
 from diffusion_jax.usage import USAGE, leaves, nearest_fields
@@ -44,7 +44,7 @@ def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], di
     if not Path(path.split(':')[0]).is_file():
       raise InputError(unknown('--config: no such file', path, found)) from error
     raise InputError(f'--config={path}: {error}') from error
-  except InputError:
+  except Stop:
     raise
   except Exception as error:  # A config file is code of the user's: anything can come out of it.
     raise InputError(_told(error, argv, reader.config)) from error

@@ -33,7 +33,7 @@ CASES = {
   ),
   'unknown field': (
     [QUICK, '--workdir={dir}', '--config.model.dit.dept=8'],
-    ['--config.model.dit.dept: no such field', "nearest 'depth'"],
+    ['--config.model.dit.dept: no such field', "nearest 'model.dit.depth'"],
   ),
   'unknown section': ([QUICK, '--workdir={dir}', '--config.zzz.q=8'], ['--config.zzz']),
   'wrong type': (

@@ -17,6 +17,7 @@ from diffusion_jax.data import class_lists, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.survey import survey
 from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.stored import value_at, with_values
 
 OPEN = {
   'num_classes': -1,
@@ -104,23 +105,3 @@ def patch_size(mapping: Mapping[str, Any]) -> int:
   if mapping['space'] == 'latent':
     side //= 2 ** (len(mapping['vae']['channel_mult']) - 1)
   return next(n for n in range(1, side + 1) if side % n == 0 and side // n <= PATCHES)
-
-
-def value_at(mapping: Any, path: str) -> Any:
-  """The field of this path, or None."""
-  for key in path.split('.'):
-    mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
-  return mapping
-
-
-def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with fields of any depth set, by path; it shares the rest with the given one."""
-  changed = dict(mapping)
-  for path, value in values.items():
-    *parents, last = path.split('.')
-    inner = changed
-    for key in parents:
-      inner[key] = dict(inner[key])
-      inner = inner[key]
-    inner[last] = value
-  return changed

@@ -92,11 +92,16 @@ def with_value(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, A
 
 
 def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """A copy of the mapping with the values of these paths."""
-  result = _plain(mapping)
+  """The mapping with fields of any depth set, by path; it shares the rest with the given one."""
+  changed = dict(mapping)
   for path, value in values.items():
-    _set(result, path, value)
-  return result
+    *parents, last = path.split('.')
+    inner = changed
+    for key in parents:
+      inner[key] = dict(inner[key])
+      inner = inner[key]
+    inner[last] = value
+  return changed
 
 
 def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
