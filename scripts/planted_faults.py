@@ -1,0 +1,432 @@
+"""The faults that plant_faults.py plants: each runs without an exception and breaks a promise."""
+
+from typing import NamedTuple
+
+P = 'diffusion_jax/'
+
+
+class Fault(NamedTuple):
+  """title: what is wrong. old -> new in `file`. tests: the files beside it that should fail."""
+
+  title: str
+  file: str
+  old: str
+  new: str
+  tests: tuple[str, ...]
+
+
+def _faults(room: str, tests: str, *rows: tuple[str, str, str, str]) -> tuple[Fault, ...]:
+  """rows: (title, file in the room, old, new). tests: paths below tests/, separated by spaces."""
+  paths = tuple(f'tests/{name}' for name in tests.split())
+  return tuple(Fault(title, f'{P}{room}/{file}', old, new, paths) for title, file, old, new in rows)
+
+
+TRAINING = _faults(
+  'training',
+  'training/test_step.py training/test_optimizer.py',
+  (
+    'the configured EMA decay is ignored',
+    'state.py',
+    'jnp.minimum(decay, (1 + step) / (10 + step))',
+    '(1 + step) / (10 + step)',
+  ),
+  (
+    'the EMA decay is capped at 0.99',
+    'state.py',
+    'jnp.minimum(decay, (1 + step) / (10 + step))',
+    'jnp.minimum(min(decay, 0.99), (1 + step) / (10 + step))',
+  ),
+  (
+    'dropout is off in training',
+    'step.py',
+    'network = self.network(params, dropout_key)',
+    'network = self.network(params)',
+  ),
+  (
+    'every step draws the same dropout mask',
+    'step.py',
+    "jax.random.fold_in(purpose_key(self.seed, 'dropout'), state.step)",
+    "jax.random.fold_in(purpose_key(self.seed, 'dropout'), 0)",
+  ),
+  (
+    'the held-out loss is computed as in training',
+    'step.py',
+    "batch['label'], keys, train=False)",
+    "batch['label'], keys, train=True)",
+  ),
+  (
+    'weight decay acts on biases and norms too',
+    'optimizer.py',
+    "return path[-1].key in ('kernel', 'embedding')",
+    'return True',
+  ),
+  (
+    'images are flipped upside down',
+    'step.py',
+    'x0[:, :, ::-1]',
+    'x0[:, ::-1]',
+  ),
+  (
+    'padding counts in the held-out loss',
+    'step.py',
+    'jnp.sum(jnp.where(valid, losses, 0))',
+    'jnp.sum(losses)',
+  ),
+  (
+    'latents are the posterior mean, not samples of it',
+    'step.py',
+    'scaling.normalise(posterior.sample(noise))',
+    'scaling.normalise(posterior.mean)',
+  ),
+  (
+    'the cosine forgets the warm-up',
+    'optimizer.py',
+    'max(total_steps - warmup_steps, 1)',
+    'total_steps',
+  ),
+)
+LOSSES = _faults(
+  'diffusion',
+  'diffusion/test_losses.py',
+  (
+    'labels are never dropped',
+    'losses.py',
+    'if train and self.label_drop > 0:',
+    'if train and self.label_drop > 1:',
+  ),
+  (
+    'labels are dropped half as often',
+    'losses.py',
+    'jax.random.bernoulli(key, self.label_drop)',
+    'jax.random.bernoulli(key, self.label_drop / 2)',
+  ),
+  (
+    'one decision drops the labels of the whole batch',
+    'losses.py',
+    'labels = jnp.where(dropped, self.null_label, labels)',
+    'labels = jnp.where(dropped[0], self.null_label, labels)',
+  ),
+  (
+    'min-SNR weighting is never applied',
+    'losses.py',
+    "if train and self.weighting == 'min_snr':",
+    "if train and self.weighting == 'min-snr':",
+  ),
+)
+PROCESS = _faults(
+  'diffusion',
+  'diffusion',
+  (
+    'the variational bound trains the mean too',
+    'losses.py',
+    'jax.lax.stop_gradient(self.process.to_prediction(output, x_t, t).x0)',
+    'self.process.to_prediction(output, x_t, t).x0',
+  ),
+  (
+    'eta is not squared',
+    'samplers/ddim.py',
+    'variance = self.eta**2 * posterior_variance(n_t, n_s)',
+    'variance = self.eta * posterior_variance(n_t, n_s)',
+  ),
+  (
+    'DDPM adds noise in the last step',
+    'samplers/ddpm.py',
+    'variance = jnp.where(n_s.sigma > 0, variance, 0)',
+    'variance = jnp.maximum(variance, 0)',
+  ),
+  (
+    'trailing times are rounded down',
+    'schedules/base.py',
+    'np.round(np.arange(num_steps, 0, -1) * num_timesteps / num_steps)',
+    'np.floor(np.arange(num_steps, 0, -1) * num_timesteps / num_steps)',
+  ),
+  (
+    'training never draws the last timestep',
+    'schedules/base.py',
+    'jnp.clip(jnp.ceil(u * self.num_timesteps), 1, self.num_timesteps)',
+    'jnp.clip(jnp.floor(u * self.num_timesteps), 1, self.num_timesteps)',
+  ),
+  (
+    'logit-normal times ignore their mean',
+    'schedules/base.py',
+    'jax.nn.sigmoid(self.logit_mean + self.logit_std * normal)',
+    'jax.nn.sigmoid(self.logit_std * normal)',
+  ),
+  (
+    'the cosine schedule ignores its offset',
+    'schedules/cosine.py',
+    '(i / num_timesteps + offset) / (1 + offset)',
+    '(i / num_timesteps)',
+  ),
+  (
+    'guidance takes the variance of the unlabelled row',
+    'guidance.py',
+    'cond.variance,',
+    'uncond.variance,',
+  ),
+  (
+    'eps is not derived again from the clipped x0',
+    'guidance.py',
+    '(x_t - n.alpha * x0) / n.sigma, prediction.variance)',
+    'prediction.eps, prediction.variance)',
+  ),
+  (
+    'pixels are rounded instead of floored',
+    'pixels.py',
+    'jnp.floor(127.5 * x + 128)',
+    'jnp.round(127.5 * x + 127.5)',
+  ),
+)
+MODELS = _faults(
+  'models',
+  'models/test_precision.py models/test_dit.py models/test_backbones.py models/test_latents.py',
+  (
+    'time is cast to bfloat16 before the sinusoids',
+    'layers.py',
+    'angles = time.astype(jnp.float32)[:, None]',
+    'angles = time.astype(jnp.bfloat16).astype(jnp.float32)[:, None]',
+  ),
+  (
+    'the row takes the half of the positions that is the column’s',
+    'dit.py',
+    'for coordinate in (column, row):',
+    'for coordinate in (row, column):',
+  ),
+  (
+    'latents are decoded without their shift',
+    'latents.py',
+    'return x0 / self.scale + self.shift',
+    'return x0 / self.scale',
+  ),
+  (
+    'mlp_ratio is ignored',
+    'dit.py',
+    'int(self.mlp_ratio * width)',
+    'int(4 * width)',
+  ),
+)
+DATA = _faults(
+  'data',
+  'data',
+  (
+    'every epoch has the same order',
+    'pipeline.py',
+    'np.random.SeedSequence([seed, epoch])',
+    'np.random.SeedSequence([seed])',
+  ),
+  (
+    'held-out padding is numbered like an example',
+    'pipeline.py',
+    "'index': np.where(valid, index, -1)",
+    "'index': np.where(valid, index, 0)",
+  ),
+  (
+    'held-out latents are those of mirrored training images',
+    'latents.py',
+    'moments[len(moments) - (total - train) :]',
+    'moments[train : total]',
+  ),
+  (
+    'the deviation of latents forgets the posterior’s own',
+    'latents.py',
+    '(mean**2 + np.exp(logvar)).sum(0)',
+    '(mean**2).sum(0)',
+  ),
+  (
+    'mirrored latents are of images upside down',
+    'latents.py',
+    'images[:train, :, ::-1]',
+    'images[:train, ::-1]',
+  ),
+  (
+    'transparent pixels become black',
+    'decode.py',
+    "BACKGROUND = 'white'",
+    "BACKGROUND = 'black'",
+  ),
+  (
+    'rotated photographs stay rotated',
+    'decode.py',
+    'ImageOps.exif_transpose(image, in_place=True)',
+    'ImageOps.exif_transpose(image)',
+  ),
+  (
+    'images are not halved before the bicubic',
+    'decode.py',
+    'while min(image.size) >= 2 * size:',
+    'while min(image.size) >= 20_000 * size:',
+  ),
+  (
+    'more bad files are allowed than max_bad_fraction says',
+    'prepare.py',
+    'if len(bad) > max_bad_fraction * len(entries):',
+    'if len(bad) > 10 * max_bad_fraction * len(entries):',
+  ),
+  (
+    'the split ignores its seed',
+    'plan.py',
+    'random_state=recipe.split_seed',
+    'random_state=0',
+  ),
+  (
+    'the order of a class file is lost',
+    'class_lists.py',
+    "sorted(ids) if order == 'sorted' else ids",
+    'sorted(ids)',
+  ),
+  (
+    'a full verification reads 16 chunks only',
+    'packed.py',
+    '  if not full:\n    chosen',
+    '  if True:\n    chosen',
+  ),
+)
+EVALUATION = _faults(
+  'evaluation',
+  'evaluation/test_metrics.py evaluation/test_features.py',
+  (
+    'covariances are divided by N',
+    'fid.py',
+    'blas.dsyrk(1 / (count - 1),',
+    'blas.dsyrk(1 / count,',
+  ),
+  (
+    'KID keeps its bias',
+    'kid.py',
+    'within = sum(total - diagonal for total, diagonal in',
+    'within = sum(total for total, diagonal in',
+  ),
+  (
+    'splits of the Inception Score are not shuffled',
+    'inception_score.py',
+    'np.random.RandomState(PERMUTATION_SEED).permutation(count)',
+    'np.arange(count)',
+  ),
+  (
+    'a feature counts as its own neighbour',
+    'precision_recall.py',
+    'self.neighbours + 1)[1]',
+    'self.neighbours)[1]',
+  ),
+  (
+    'cached features do not depend on which images were taken',
+    'extract.py',
+    'digest = hashlib.sha256(text.encode() + np.asarray(indices, np.int64).tobytes())',
+    'digest = hashlib.sha256(text.encode())',
+  ),
+)
+RUNTIME = _faults(
+  'runtime',
+  'runtime',
+  (
+    'swapped values have the same checksum',
+    'checkpoint.py',
+    'jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)',
+    'jnp.sum(bits, dtype=jnp.uint32)',
+  ),
+  (
+    'the last sharding rule wins',
+    'mesh.py',
+    'for pattern, axes in rules if re.search(pattern, name)',
+    'for pattern, axes in tuple(rules)[::-1] if re.search(pattern, name)',
+  ),
+  (
+    'the body of a scan is counted once',
+    'cost.py',
+    "repeats = params['length'] if name == 'scan' else 1",
+    'repeats = 1',
+  ),
+  (
+    'sample sets of another seed are taken for the same',
+    'sample_set.py',
+    'differing = [key for key in wanted if found.get(key) != wanted[key]]',
+    "differing = [key for key in wanted if key != 'seed' and found.get(key) != wanted[key]]",
+  ),
+)
+EXPERIMENT = _faults(
+  'experiment',
+  'experiment stages/test_sampling.py',
+  (
+    'clip_x0 is ignored',
+    'experiment.py',
+    'clip_x0=sample.clip_x0',
+    'clip_x0=False',
+  ),
+  (
+    'a given scale of latents is ignored',
+    'experiment.py',
+    "if vae.scale and vae.shift == 'none':",
+    "if vae.scale < 0 and vae.shift == 'none':",
+  ),
+  (
+    'another schedule is accepted for a trained model',
+    'stored.py',
+    "'data', 'schedule', 'process'",
+    "'data', 'process'",
+  ),
+)
+INTEROP = _faults(
+  'interop',
+  'interop/test_weights.py',
+  (
+    'DiT-XL gets heads of 64',
+    'dit.py',
+    'HEAD_WIDTH = {1152: 72}',
+    'HEAD_WIDTH = {}',
+  ),
+  (
+    'raw parameters are preferred to the average',
+    'weights.py',
+    "for wrapper in ('ema', 'state_dict', 'model'):",
+    "for wrapper in ('model', 'state_dict', 'ema'):",
+  ),
+  (
+    'diffusers’ time frequencies are the published DiT’s',
+    'diffusers.py',
+    'frequency_shift=1,',
+    'frequency_shift=0,',
+  ),
+  (
+    'other positions than ours are accepted',
+    'dit.py',
+    'not np.allclose(stored[0], ours, atol=1e-5)',
+    'not np.allclose(stored[0], ours, atol=1e5)',
+  ),
+)
+REPORTING = _faults(
+  'reporting',
+  'reporting stages/test_report.py',
+  (
+    'higher FID counts as better',
+    'records.py',
+    'return (metric in HIGHER) - (metric in LOWER)',
+    'return (metric in LOWER) - (metric in HIGHER)',
+  ),
+  (
+    'results of different protocols stand in one table',
+    'records.py',
+    'key = (record.is_reconstruction, canonical(comparable(record.protocol)))',
+    'key = (record.is_reconstruction, record.features)',
+  ),
+  (
+    'deviations of splits stand as metrics of their own',
+    'records.py',
+    'n for n in others if not (n.endswith(STD) and n.removesuffix(STD) in found)',
+    'n for n in others',
+  ),
+)
+STAGES = _faults(
+  'stages',
+  'stages/test_sampling.py stages/test_evaluate.py',
+  (
+    'samples of another guidance scale are taken for the same',
+    'sample.py',
+    "    'cfg_scale': sample.cfg_scale,\n",
+    '',
+  ),
+)
+
+FAULTS = (
+  *(TRAINING + LOSSES + PROCESS + MODELS + DATA + EVALUATION + RUNTIME + EXPERIMENT + INTEROP),
+  *(REPORTING + STAGES),
+)
