@@ -25,6 +25,8 @@ AT_ONCE = 64  # Images, when all are read.
 SHOWN_BYTES = 2**30  # From here on, reading all is shown.
 KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
 FORMER = {'guide_channels': 0}  # How sets were made before their identity said so.
+# What a set takes from the checkpoint, so that sets of two checkpoints differ there alone.
+OF_CHECKPOINT = ('step', 'parameters', 'latent_shift', 'latent_scale')
 UNREADABLE = (
   *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
   *(zipfile.BadZipFile, zlib.error),
@@ -186,15 +188,62 @@ def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndar
 def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
   """The folder's meta.json, written if it is new.
 
-  Raises: InputError if the folder holds another set, DamagedError if meta.json is not readable.
+  Raises: InputError if the folder holds another set, DamagedError if meta.json is not readable, or is
+  missing beside parts.
   """
   path = folder / 'meta.json'
   folder.mkdir(parents=True, exist_ok=True)
   if not path.exists():
+    if _parts(folder):
+      raise DamagedError(f'{path}: missing, but there are parts of a set; delete {folder}')
     write_json(path, {'identity': wanted})
   meta = read_meta(folder)
   require_same(folder, meta['identity'], wanted)
   return meta
+
+
+def place(base: Path, wanted: dict[str, Any]) -> Path:
+  """The folder of a set of these parameters: `base`, or where that holds a set of others, beside it.
+
+  Beside it is BASE-stepSTEP or, where the same step was reached twice, BASE-stepSTEP-PARAMETERS.
+  Raises: InputError if a set on the way differs in more than the parameters.
+  """
+  folders = [folder for folder in places(base, wanted) if (folder / 'meta.json').exists()]
+  for folder in folders:
+    found = read_meta(folder)['identity']
+    require_same(folder, found, settings_of(wanted))
+    if all(found.get(key) == wanted[key] for key in OF_CHECKPOINT if key in wanted):
+      return folder
+  free = [folder for folder in places(base, wanted) if folder not in folders]
+  if not free:
+    raise InputError(f'{folders[-1]}: holds another set than its name says; delete it')
+  return free[0]
+
+
+def places(base: Path, wanted: dict[str, Any]) -> tuple[Path, Path, Path]:
+  """The folders that a set of these parameters may have, the preferred one first."""
+  beside = base.with_name(f'{base.name}-step{wanted["step"]}')
+  return base, beside, beside.with_name(f'{beside.name}-{wanted["parameters"]}')
+
+
+def of_step(base: Path, step: int) -> list[Path]:
+  """The sets that `place` gave this step, whatever their parameters."""
+  beside = f'{base.name}-step{step}'
+  paths = [base, *sorted(base.parent.glob(beside)), *sorted(base.parent.glob(f'{beside}-*'))]
+  found = [path for path in paths if (path / 'meta.json').exists()]
+  return [path for path in found if read_meta(path)['identity'].get('step') == step]
+
+
+def settings_of(identity: dict[str, Any]) -> dict[str, Any]:
+  """What a set depends on besides the parameters."""
+  return {key: value for key, value in identity.items() if key not in OF_CHECKPOINT}
+
+
+def origin(identity: dict[str, Any]) -> str:
+  """'step 500 (averaged parameters 1a2b3c4d)'; older sets do not say which parameters."""
+  kind = 'averaged' if identity.get('ema', True) else 'raw'
+  digest = identity.get('parameters', 'of unknown digest')
+  return f'step {identity.get("step", "unknown")} ({kind} parameters {digest})'
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

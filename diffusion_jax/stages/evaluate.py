@@ -68,14 +68,18 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   experiment = evaluator.experiment
   count = experiment.config.sample.num_samples
   warnings = checked(evaluator, count)
-  sets = [(each.config.sample.seed, opened(each, workdir)) for each in with_seeds(experiment)]
-  same = {key: value for key, value in sets[0][1][1]['identity'].items() if key != 'seed'}
+  sets = [(experiment.config.sample.seed, opened(experiment, workdir))]
+  first = sets[0][1][1]['identity']
+  for each in with_other_seeds(experiment, first['step']):
+    sets.append((each.config.sample.seed, opened(each, workdir)))
+  same = {key: value for key, value in first.items() if key != 'seed'}
   for _, (folder, meta, _) in sets:  # As of one checkpoint: a mean over several is of none.
     sample_set.require_same(folder, meta['identity'], same)
+  if is_told_by_name(experiment, workdir):
+    warnings += of_other_parameters(experiment, workdir, first)
   seeds, metas = [], []
   for seed, (folder, meta, source) in sets:
-    step = meta['identity']['step']
-    hosts.say(f'evaluating {count:,} samples of step {step} in {folder}')
+    hosts.say(f'evaluating {count:,} samples of {sample_set.origin(meta["identity"])} in {folder}')
     metrics = evaluator.measure_images(source, np.arange(count), folder / 'features')
     seeds.append({'seed': seed, 'metrics': metrics})
     metas.append(meta)
@@ -95,13 +99,14 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   return result
 
 
-def with_seeds(experiment: Experiment) -> list[Experiment]:
-  """One experiment a sampling seed; the sets of other seeds than config's have names of their own."""
+def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
+  """One experiment for each further sampling seed, with a name of its own, from the same checkpoint."""
   first, name = experiment.config.sample.seed, sample.set_name(experiment)
-  each = [experiment]
+  each = []
   for seed in range(first + 1, first + experiment.config.eval.num_seeds):
     mapping = stored.with_value(experiment.mapping, 'sample.seed', seed)
     mapping = stored.with_value(mapping, 'sample.name', f'{name}-seed{seed}')
+    mapping = stored.with_value(mapping, 'sample.checkpoint', str(step))
     each.append(create(mapping, experiment.stored_meta))
   return each
 
@@ -109,17 +114,47 @@ def with_seeds(experiment: Experiment) -> list[Experiment]:
 def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any], DataSource]:
   """The folder of a complete sample set, its description and its images; made if there is none.
 
+  The set is that of the checkpoint that is asked for, unless config.sample.name chooses another one.
   Raises: InputError for an incomplete one, or one of other settings.
   """
-  folder = workdir / 'samples' / sample.set_name(experiment)
-  begun = hosts.from_first(lambda: (folder / 'meta.json').exists())
-  complete = sample.is_complete(experiment, folder)
+  count = experiment.config.sample.num_samples
+  if is_told_by_name(experiment, workdir):
+    folder = sample.base_folder(experiment, workdir)
+  else:
+    folder = sample.find(experiment, workdir)
+  begun = folder and hosts.from_first(lambda: (folder / 'meta.json').exists())
   if begun:
-    sample_set.open_parts(folder, experiment.config.sample.num_samples)
-  if not complete:  # There is none yet; or, is it that of the best checkpoint?
-    sample.run(experiment, workdir)
-  meta = sample_set.read_meta(folder)
-  return folder, meta, sample_set.open_set(folder, experiment.config.sample.num_samples)
+    hosts.from_first(lambda: sample.is_complete(experiment, folder))
+    sample_set.open_parts(folder, count)
+  else:
+    folder = sample.run(experiment, workdir)
+  return folder, sample_set.read_meta(folder), sample_set.open_set(folder, count)
+
+
+def is_told_by_name(experiment: Experiment, workdir: Path) -> bool:
+  """Whether config.sample.name chooses a set that is there: no name of training's, no checkpoint."""
+  chosen = experiment.config.sample
+  if not chosen.name or chosen.checkpoint != 'latest':
+    return False
+  if chosen.name == stored.load(workdir).get('sample', {}).get('name', ''):
+    return False
+  path = sample.base_folder(experiment, workdir) / 'meta.json'
+  return hosts.from_first(path.exists)
+
+
+def of_other_parameters(
+  experiment: Experiment, workdir: Path, found: Mapping[str, Any]
+) -> list[str]:
+  """A warning, printed too, if a set that was chosen by its name is not of the newest checkpoint."""
+  newest = sample.newest_identity(experiment, workdir)
+  if not newest or all(found.get(key) == newest[key] for key in ('step', 'parameters')):
+    return []
+  warning = (
+    f'the samples are of {sample_set.origin(found)}, the newest checkpoint is {sample_set.origin(newest)}; '
+    f'--config.sample.checkpoint={newest["step"]} measures that'
+  )
+  hosts.say(f'warning: {warning}')
+  return [warning]
 
 
 def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:

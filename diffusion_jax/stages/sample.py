@@ -3,7 +3,8 @@
 DIR/samples/NAME/ holds part-*.npz (images uint8 NHWC, labels, index), meta.json, grid.png,
 denoising.gif, frames.npz, and for other tools what config.sample.export names: samples.npz, png/.
 Sample i depends on the seed and on i alone, so a set can be finished, or enlarged, with another batch
-size or on other devices.
+size or on other devices. A set is of one step and its parameters: those of others go beside it, into
+NAME-stepSTEP, and into NAME-stepSTEP-PARAMETERS where the same step was trained again.
 
 Several processes, one a host, share a file system. Each writes parts of the rows that its devices
 hold; the first one alone claims the folder, draws, exports and says how far they are.
@@ -29,7 +30,9 @@ from diffusion_jax.runtime.checkpoint import Checkpoints, Restored, checksums
 from diffusion_jax.stages.train import open_checkpoints
 
 __all__ = [
+  'base_folder',
   'compile_generate',
+  'find',
   'identity',
   'is_complete',
   'load_checkpoint',
@@ -46,25 +49,29 @@ def run(experiment: Experiment, workdir: Path) -> Path:
   require_diffusion(experiment)
   check_devices(experiment)
   check_data(experiment)
-  folder, wanted = workdir / 'samples' / set_name(experiment), experiment.config.sample.num_samples
-  if is_finished(experiment, workdir, folder):
+  wanted = experiment.config.sample.num_samples
+  folder = find(experiment, workdir)
+  if folder and hosts.from_first(lambda: is_complete(experiment, folder) and has_pictures(folder)):
     hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
   else:
-    make(experiment, workdir, folder)
+    folder = make(experiment, workdir)
   hosts.from_first(lambda: export(experiment, folder))
   hosts.say(f'done: grid.png, denoising.gif and {wanted:,} samples in {folder}')
   return folder
 
 
-def make(experiment: Experiment, workdir: Path, folder: Path) -> None:
-  """Samples what is missing, and draws.
+def make(experiment: Experiment, workdir: Path) -> Path:
+  """Samples what is missing, and draws. Returns: the folder of the set.
 
-  Raises: InputError if there is no such checkpoint, or the folder holds another set.
+  Raises: InputError if there is no such checkpoint, or the folder holds a set of other settings.
   """
   restored = load_checkpoint(experiment, workdir)
   sample, weights = experiment.config.sample, restored.state
   _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
-  wanted = identity(experiment, restored.step, weights)
+  wanted, base = identity(experiment, restored.step, weights), base_folder(experiment, workdir)
+  folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
+  if folder != base and not (folder / 'meta.json').exists():
+    hosts.say(f'{base} holds samples of other parameters, so these go beside it')
 
   def begin():
     sample_set.claim(folder, wanted)
@@ -73,8 +80,8 @@ def make(experiment: Experiment, workdir: Path, folder: Path) -> None:
   done, animated = hosts.from_first(begin)  # The same for all, whatever another one writes next.
   missing = np.setdiff1d(np.arange(sample.num_samples, dtype=np.uint32), done)
   hosts.say(
-    f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from step '
-    f'{restored.step}{" (EMA)" if sample.ema else ""}'
+    f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from '
+    f'{sample_set.origin(wanted)}'
   )
   images_per_s = None
   if len(missing) or not animated:
@@ -88,6 +95,7 @@ def make(experiment: Experiment, workdir: Path, folder: Path) -> None:
     sample_set.write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
 
   hosts.from_first(finish)
+  return folder
 
 
 def require_diffusion(experiment: Experiment) -> None:
@@ -104,6 +112,11 @@ def set_name(experiment: Experiment) -> str:
   sample = experiment.config.sample
   default = f'{experiment.config.sampler.name}{sample.num_steps}-cfg{sample.cfg_scale:g}'
   return sample.name or default
+
+
+def base_folder(experiment: Experiment, workdir: Path) -> Path:
+  """Where the first set of these settings goes; those of other parameters lie beside it."""
+  return workdir / 'samples' / set_name(experiment)
 
 
 def identity(experiment: Experiment, step: int, weights: dict[str, Any]) -> dict[str, Any]:
@@ -146,52 +159,84 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def is_complete(experiment: Experiment, folder: Path) -> bool:
-  """Whether all samples of these settings are stored; with checkpoint 'latest', of whatever step.
-
-  Raises: InputError if the folder holds a set of other settings.
-  """
-  checkpoint = experiment.config.sample.checkpoint
-
-  def look() -> bool:
-    if checkpoint == 'best' or not (folder / 'meta.json').exists():
-      return False  # Which step is best, only the checkpoints know: run looks there.
-    step = {'step': int(checkpoint)} if checkpoint.isdigit() else {}
-    found = sample_set.read_meta(folder)['identity']
-    sample_set.require_same(folder, found, {**step, **settings(experiment)})
-    return _holds_all(experiment, folder)
-
-  return hosts.from_first(look)
-
-
-def _holds_all(experiment: Experiment, folder: Path) -> bool:
+  """Whether all samples are stored. Raises: InputError if the folder's set has other settings."""
+  if not (folder / 'meta.json').exists():
+    return False
+  found = sample_set.read_meta(folder)['identity']
+  sample_set.require_same(folder, found, settings(experiment))
   wanted = np.arange(experiment.config.sample.num_samples)
   return bool(np.isin(wanted, sample_set.stored_indices(folder)).all())
 
 
-def is_finished(experiment: Experiment, workdir: Path, folder: Path) -> bool:
-  """Whether the set of the checkpoint that is asked for is there with its pictures.
+def has_pictures(folder: Path) -> bool:
+  """Whether the grid and the animation are there."""
+  return is_animated(folder) and (folder / 'grid.png').exists()
 
-  No parameters are read: the checkpoint's own checksums tell whether it is that one.
+
+def find(experiment: Experiment, workdir: Path) -> Path | None:
+  """The folder of the set of the checkpoint that is asked for, whether or not it is there yet.
+
+  No parameters are read: the checkpoint's own checksums tell which set is of them. A set of
+  config.sample.checkpoint=STEP is found after the checkpoint is gone, too.
+  Returns: None where only the parameters themselves can tell.
+  Raises: InputError if there is no such checkpoint, or several sets may be meant.
   """
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
-    step = chosen_step(experiment, checkpoints)
+    steps, asked = checkpoints.steps(), experiment.config.sample.checkpoint
+    gone = asked.isdigit() and int(asked) not in steps
+    step = int(asked) if gone else chosen_step(experiment, checkpoints)
+  except InputError:
+    return None  # Restoring says so.
   finally:
     checkpoints.close()
+  base = base_folder(experiment, workdir)
+  wanted = stored_identity(experiment, checkpoints.directory / str(step), step)
+
+  def look() -> str | None:
+    kept = of_step(experiment, base, step) if asked.isdigit() else []
+    if gone and len(kept) > 1:
+      raise InputError(
+        f'config.sample.checkpoint: got {step}, which is stored no longer; {len(kept)} sets are of that '
+        f'step, choose one by config.sample.name: {", ".join(path.name for path in kept)}'
+      )
+    if gone or not wanted:
+      return str(kept[0]) if gone and kept else None
+    folder = sample_set.place(base, wanted)
+    undigested = [
+      path for path in kept if 'parameters' not in sample_set.read_meta(path)['identity']
+    ]
+    if undigested and not (folder / 'meta.json').exists():
+      folder = undigested[0]  # Made before sets carried a digest: its step is what was asked for.
+    return str(folder)
+
+  found = hosts.from_first(look)
+  return Path(found) if found else None
+
+
+def newest_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | None:
+  """`stored_identity` of the newest checkpoint."""
+  checkpoints = open_checkpoints(experiment, workdir, read_only=True)
+  try:
+    step = max(checkpoints.steps(), default=0)
+  finally:
+    checkpoints.close()
+  return stored_identity(experiment, checkpoints.directory / str(step), step)
+
+
+def of_step(experiment: Experiment, base: Path, step: int) -> list[Path]:
+  """The complete sets of a step with these settings."""
+  return [path for path in sample_set.of_step(base, step) if is_complete(experiment, path)]
+
+
+def stored_identity(experiment: Experiment, folder: Path, step: int) -> dict[str, Any] | None:
+  """What `identity` gives of a checkpoint, without the latents' scaling; None if it is unreadable."""
+  sums = _stored_checksums(folder)
+  fields = 'ema_params/' if experiment.config.sample.ema else 'params/'
+  parameters = digest_of(value for name, value in sums.items() if name.startswith(fields))
   latents = {'autoencoder': experiment.config.vae.fingerprint} if experiment.is_latent else {}
-
-  def look() -> bool:
-    pictures = is_animated(folder) and (folder / 'grid.png').exists()
-    if not (folder / 'meta.json').exists() or not pictures:
-      return False
-    sums = _stored_checksums(checkpoints.directory / str(step))
-    fields = 'ema_params/' if experiment.config.sample.ema else 'params/'
-    parameters = digest_of(value for name, value in sums.items() if name.startswith(fields))
-    wanted = {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
-    found = sample_set.read_meta(folder)['identity']
-    return all(found.get(key) == wanted[key] for key in wanted) and _holds_all(experiment, folder)
-
-  return hosts.from_first(look)
+  wanted = {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+  return wanted if sums else None
 
 
 def _stored_checksums(folder: Path) -> dict[str, int]:

@@ -184,3 +184,41 @@ def test_a_sample_that_two_parts_hold_is_no_obstacle(tmp_path):
   folder = write(tmp_path / 'set', list(range(20)), 10)
   write(folder, [5, 15, 20], 3)
   np.testing.assert_array_equal(sample_set.load(folder, 21)[0], some(21)[0])
+
+
+def described(folder, **identity):
+  folder.mkdir()
+  sample_set.write_json(folder / 'meta.json', {'identity': identity})
+
+
+def test_a_set_of_other_parameters_has_a_place_beside(tmp_path):
+  base = tmp_path / 'ddim'
+  wanted = {'step': 8, 'parameters': 'bb', 'seed': 0}
+  assert sample_set.place(base, wanted) == base
+  described(base, step=4, parameters='aa', seed=0)
+  assert sample_set.place(base, {**wanted, 'step': 4, 'parameters': 'aa'}) == base
+  assert sample_set.place(base, wanted).name == 'ddim-step8'
+  described(tmp_path / 'ddim-step8', step=8, parameters='cc', seed=0)
+  assert sample_set.place(base, wanted).name == 'ddim-step8-bb'
+  described(tmp_path / 'ddim-step8-bb', **wanted)
+  assert sample_set.place(base, wanted).name == 'ddim-step8-bb'
+  assert [p.name for p in sample_set.of_step(base, 8)] == ['ddim-step8', 'ddim-step8-bb']
+  with pytest.raises(InputError, match=r'seed: 0, asked 1'):
+    sample_set.place(base, {**wanted, 'seed': 1})
+
+
+def test_a_set_without_a_digest_is_of_unknown_parameters(tmp_path):
+  described(tmp_path / 'old', step=8, seed=0)
+  wanted = {'step': 8, 'parameters': 'bb', 'seed': 0}
+  assert sample_set.place(tmp_path / 'old', wanted).name == 'old-step8'
+  assert sample_set.of_step(tmp_path / 'old', 8) == [tmp_path / 'old']
+
+
+def test_parts_without_a_description_are_not_mixed_with_another_set(tmp_path):
+  folder = tmp_path / 'lost'
+  folder.mkdir()
+  sample_set.save_part(
+    folder, np.arange(2), np.zeros((2, 4, 4, 1), np.uint8), np.zeros(2, np.int32)
+  )
+  with pytest.raises(DamagedError, match=r'meta\.json'):
+    sample_set.claim(folder, {'step': 8})

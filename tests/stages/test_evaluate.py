@@ -95,13 +95,77 @@ def test_several_seeds_give_mean_and_deviation(trained):
 
 
 def test_seeds_of_two_checkpoints_are_not_averaged(trained):
-  flags = {'sample.name': 'mixed', 'sample.checkpoint': '2'}
-  run('sample', trained / 'run', trained, **flags)
-  with pytest.raises(
-    InputError, match=r'mixed-seed1 holds a set that was made otherwise:\n.*step: 4'
-  ):
-    evaluate(trained, 'mixed', **{'eval.num_seeds': 2})
-  assert not (trained / 'run' / 'eval' / 'mixed.json').exists()
+  """A set of another checkpoint that has the name of a seed's stays as it is, beside the right one."""
+  samples = trained / 'run' / 'samples'
+  run('sample', trained / 'run', trained, **{'sample.name': 'mixed', 'sample.checkpoint': '2'})
+  run('sample', trained / 'run', trained, **{'sample.name': 'mixed-seed1', 'sample.seed': 1})
+  result = evaluate(trained, 'mixed', **{'eval.num_seeds': 2})
+  assert len(result['seeds']) == 2 and result['samples']['step'] == 2
+  names = ('mixed', 'mixed-seed1', 'mixed-seed1-step2')
+  identities = [sample_set.read_meta(samples / name)['identity'] for name in names]
+  assert [found['step'] for found in identities] == [2, 4, 2]
+  holdout = split(trained, 'holdout')
+  for name, seed in zip(('mixed', 'mixed-seed1-step2'), result['seeds']):
+    expected = frechet(images_of(trained, name), holdout)
+    assert seed['metrics']['frechet_distance'] == pytest.approx(expected, rel=1e-6)
+
+
+def content_of(folder):
+  return {path.name: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def result_of(folder, name):
+  return json.loads((folder / 'eval' / f'{name}.json').read_text())
+
+
+def test_after_more_training_new_samples_are_measured_and_old_ones_only_if_chosen(
+  trained, tmp_path, capsys
+):
+  """The same commands before and after; then a training that reaches the same step otherwise."""
+  folder, name = tmp_path / 'run', 'ddim3-cfg1'
+  shutil.copytree(trained / 'run', folder, ignore=shutil.ignore_patterns('samples', 'eval'))
+  samples = folder / 'samples'
+
+  def measure(**changes):
+    capsys.readouterr()
+    run('evaluate', folder, trained, **PIXELS, **changes)
+    return capsys.readouterr().out
+
+  assert 'of step 4 (averaged parameters ' in measure()
+  first = content_of(samples / name)
+  longer = {'train.num_steps': 8, 'checkpoint.keep_newest': 1, 'checkpoint.keep_best': 0}
+  run('train', folder, trained, **longer)
+  out = measure()
+  assert 'of step 8 (averaged parameters ' in out and f'{name}-step8' in out
+  assert content_of(samples / name) == first
+  result = result_of(folder, f'{name}-step8')
+  assert (
+    result['samples']['step'] == 8 and result['warnings'] == result_of(folder, name)['warnings']
+  )
+  expected = frechet(sample_set.load(samples / f'{name}-step8', 20)[0], split(trained, 'holdout'))
+  assert result['metrics']['frechet_distance'] == pytest.approx(expected, rel=1e-6)
+  assert result['metrics'] != result_of(folder, name)['metrics']
+
+  # Chosen by the step, whose checkpoint is gone, and by the name, which warns.
+  for chosen in ({'sample.checkpoint': '4'}, {'sample.name': name}):
+    before = result_of(folder, name)
+    (folder / 'eval' / f'{name}.json').unlink()
+    out = measure(**chosen)
+    result = result_of(folder, name)
+    assert 'of step 4 (' in out and result['metrics'] == before['metrics']
+    warned = [line for line in result['warnings'] if 'step 8' in line]
+    assert len(warned) == ('sample.name' in chosen)
+
+  # The same step by another training: neither is taken for the other.
+  shutil.rmtree(folder / 'checkpoints')
+  run('train', folder, trained, **longer, **{'optimizer.learning_rate': 0.01})
+  kept = content_of(samples / f'{name}-step8')
+  run('sample', folder, trained)
+  (again,) = samples.glob(f'{name}-step8-*')
+  identity = sample_set.read_meta(again)['identity']
+  assert again.name.endswith(identity['parameters']) and identity['step'] == 8
+  assert content_of(samples / f'{name}-step8') == kept and content_of(samples / name) == first
+  assert again.name in measure()
 
 
 def test_num_samples_of_evaluation(trained):
