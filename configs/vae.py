@@ -28,6 +28,6 @@ def get_config():
   config.train.holdout_every_steps = 5000
   config.train.preview_every_steps = 5000
   config.checkpoint.every_steps = 5000
-  config.checkpoint.best_metric = 'psnr'
+  config.checkpoint.best_metric = 'holdout_psnr'
   config.checkpoint.best_mode = 'max'
   return config

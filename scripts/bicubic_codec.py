@@ -3,7 +3,7 @@
     python scripts/bicubic_codec.py DATA/NAME-SIZE-FINGERPRINT [--factor=4]
 
 It stores H/f x W/f x C values an image, as many as an autoencoder of factor f with C latent channels,
-and rounds none of them. PSNR is the mean over images, as `psnr` in metrics.jsonl of an autoencoder.
+and rounds none of them. PSNR is the mean over images, as `holdout_psnr` in metrics.jsonl of an autoencoder.
 """
 
 import sys

@@ -11,7 +11,10 @@ NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
 FILE_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = (lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
 SPLITS = ('holdout', 'train')  # Of prepared images.
-TASK_METRICS = {'diffusion': ('holdout_loss',), 'autoencoder': ('psnr', 'reconstruction', 'kl')}
+TASK_METRICS = {
+  'diffusion': ('holdout_loss',),
+  'autoencoder': ('holdout_psnr', 'holdout_reconstruction', 'holdout_kl'),
+}
 SHARE = (lambda x: 0 <= x < 1, '0 <= x < 1')
 
 

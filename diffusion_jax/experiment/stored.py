@@ -16,6 +16,7 @@ from diffusion_jax.runtime import files
 FILE = 'config.json'
 META_FILE = 'data.json'
 AUTOENCODER = 'vae.safetensors'  # Of a latent system: what its samples are decoded with.
+UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # Held-out metrics before they carried a prefix.
 # A checkpoint means nothing under another value of these.
 FIXED = (
   *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
@@ -57,13 +58,21 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
   Raises: InputError if there is none, DamagedError if it is not the JSON of a config.
   """
   try:
-    return recognised(Config, _tuples(json.loads(path.read_bytes())))
+    return recognised(Config, _renamed(_tuples(json.loads(path.read_bytes()))))
   except FileNotFoundError as error:
     raise InputError(f'{path}: not found, so nothing was trained in {path.parent}') from error
   except (ValueError, RecursionError) as error:
     raise DamagedError(
       f'{path}: not the config of a run ({error}); restore it from a copy, or train in another workdir'
     ) from error
+
+
+def _renamed(mapping: dict[str, Any]) -> dict[str, Any]:
+  """The mapping with today's names of the metrics that checkpoints are kept by."""
+  checkpoint = mapping.get('checkpoint') if isinstance(mapping, dict) else None
+  if not isinstance(checkpoint, dict) or checkpoint.get('best_metric') not in UNPREFIXED:
+    return mapping
+  return with_value(mapping, 'checkpoint.best_metric', f'holdout_{checkpoint["best_metric"]}')
 
 
 def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:

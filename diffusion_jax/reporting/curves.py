@@ -14,13 +14,15 @@ from diffusion_jax.reporting.plots import Axes, Curve
 
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # Name -> steps and values, (n,) each.
 Trained = tuple[str, int, Mapping[str, Any], Series]  # Model, number of its look, config, series.
-LOSS, HOLDOUT, PSNR = 'loss', 'holdout_loss', 'psnr'
+LOSS, HOLDOUT, PSNR = 'loss', 'holdout_loss', 'holdout_psnr'
+UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # As runs called them in training and held out alike.
 
 
 def read_series(path: Path) -> tuple[Series, int]:
   """The finite numbers of metrics.jsonl by name, in the order of steps; how many lines are unreadable.
 
-  Nothing if there is no file. A step that is there twice counts as written last.
+  Nothing if there is no file. Held-out numbers of an autoencoder carry their prefix also where the run
+  wrote none. A step that is there twice counts as written last.
   """
   if not path.is_file():
     return {}, 0
@@ -33,7 +35,9 @@ def read_series(path: Path) -> tuple[Series, int]:
     except (ValueError, TypeError, AttributeError, KeyError):
       unreadable += 1
       continue
+    held_out = LOSS not in content  # Training's numbers stand beside its loss, in one line.
     for name, value in content.items():
+      name = f'holdout_{name}' if held_out and name in UNPREFIXED else name
       if of.is_number(value) and math.isfinite(value):
         found.setdefault(name, {})[step] = value
   return {
@@ -59,7 +63,7 @@ def loss_plots(runs: Sequence[Trained]) -> list[Axes]:
 
 
 def metric_plots(runs: Sequence[Trained]) -> dict[str, list[Axes]]:
-  """Metrics measured in training, NAME@N, and PSNR: file stem -> a plot for every protocol."""
+  """Metrics measured in training, NAME@N, and held-out PSNR: file stem -> a plot for every protocol."""
   names = dict.fromkeys(name for run in runs for name in run[3] if '@' in name or name == PSNR)
   figures = {}
   for name in names:

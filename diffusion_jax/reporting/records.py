@@ -20,7 +20,7 @@ NAMES = {
   'kernel_distance': ('KID', 'kernel distance'),
 }
 LOWER = frozenset((FRECHET, 'kernel_distance', 'loss', 'holdout_loss'))
-HIGHER = frozenset((SCORE, 'precision', 'recall', 'label_accuracy', 'psnr'))
+HIGHER = frozenset((SCORE, 'precision', 'recall', 'label_accuracy', 'psnr', 'holdout_psnr'))
 PUBLISHED_SAMPLES = 5000
 UNCONDITIONAL = 'unconditional'
 

@@ -21,7 +21,7 @@ from diffusion_jax.tasks import shared
 from diffusion_jax.training.autoencoder import AutoencoderState, AutoencoderTrainer
 from diffusion_jax.types import PyTree
 
-METRICS = ('psnr', 'reconstruction', 'kl')
+METRICS = ('psnr', 'reconstruction', 'kl')  # Of held-out images.
 ROWS, COLUMNS = 4, 5  # Of pairs in a preview.
 
 
@@ -73,7 +73,7 @@ class Autoencoder:
   def measure(self, state: AutoencoderState) -> dict[str, float]:
     evaluate = functools.partial(self._evaluation_step, state.ema_params)
     sums = shared.sum_over_holdout(self.experiment, evaluate)
-    return {name: float(sums[name] / sums['count']) for name in METRICS}
+    return {f'holdout_{name}': float(sums[name] / sums['count']) for name in METRICS}
 
   @functools.cached_property
   def _reconstruct(self) -> Callable:

@@ -144,3 +144,14 @@ def test_a_work_directory_that_is_older_than_a_field_is_read(tmp_path):
   stored.save(tmp_path, older)
   assert create(stored.merged(tmp_path, given, {})).config == create(given).config
   assert stored.changes(tmp_path, given) == []
+
+
+@pytest.mark.parametrize('metric', ['psnr', 'kl'])
+def test_a_best_metric_without_its_prefix_is_read(tmp_path, metric):
+  """As autoencoders were trained before held-out metrics had one."""
+  given = tiny_mapping(
+    tmp_path, **{'task': 'autoencoder', 'checkpoint.best_metric': f'holdout_{metric}'}
+  )
+  stored.save(tmp_path, stored.with_value(given, 'checkpoint.best_metric', metric))
+  assert create(stored.merged(tmp_path, given, {})).best_metric == f'holdout_{metric}'
+  assert stored.changes(tmp_path, given) == []

@@ -337,7 +337,7 @@ def test_damaged_weights(tmp_path):
 
 def test_what_is_no_model(tmp_path):
   (tmp_path / 'empty').mkdir()
-  autoencoder = {'task': 'autoencoder', 'checkpoint.best_metric': 'psnr', **AUTOENCODER}
+  autoencoder = {'task': 'autoencoder', 'checkpoint.best_metric': 'holdout_psnr', **AUTOENCODER}
   for name, changes in (('vae', autoencoder), ('begun', {}), ('old', {})):
     (tmp_path / name).mkdir()
     stored.save(tmp_path / name, make(tmp_path, **changes).mapping)

@@ -5,6 +5,7 @@ Frames are of one colour each, which tells model, class and time, so any mix-up 
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -374,6 +375,28 @@ def test_losses_share_a_plot_only_where_they_are_the_same_quantity():
   assert drawn == [[3, 2, 1], [2.5], [3, 2, 1], [2.5]]
   texts = [text.get_text() for text in figure.legends[0].get_texts()]
   assert texts == ['A', 'B', 'C', 'training', 'held out']
+
+
+@pytest.mark.parametrize('prefix', ['holdout_', ''])
+def test_held_out_psnr_is_drawn_without_training_s(tmp_path, prefix):
+  """Runs without the prefix have both under one name: held-out ones stand in lines without a loss."""
+  path = tmp_path / 'metrics.jsonl'
+  lines = [
+    {'step': 10, 'loss': 2.0, 'psnr': 30.0, 'kl': 5.0},
+    {'step': 10, f'{prefix}psnr': 20.0, f'{prefix}kl': 6.0},
+    {'step': 15, 'loss': None, 'psnr': 40.0},
+    {'step': 20, f'{prefix}psnr': 22.0},
+  ]
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  found, _ = read_series(path)
+  assert {name: values.tolist() for name, (_, values) in found.items()} == {
+    **{'loss': [2], 'psnr': [30, 40], 'kl': [5]},
+    **{'holdout_psnr': [20, 22], 'holdout_kl': [6]},
+  }
+  figures = metric_plots([('A', 0, {**CONFIG, 'task': 'autoencoder'}, found)])
+  assert list(figures) == ['curves-holdout_psnr']
+  (curve,) = figures['curves-holdout_psnr'][0].curves
+  assert curve.steps.tolist() == [10, 20] and curve.values.tolist() == [20, 22]
 
 
 def test_metrics_in_training_have_a_figure_each_with_their_number_of_samples():

@@ -22,7 +22,7 @@ VAE = {
   'vae.discriminator_channels': 8,
   'vae.discriminator_layers': 1,
   'vae.discriminator_start': 2,
-  'checkpoint.best_metric': 'psnr',
+  'checkpoint.best_metric': 'holdout_psnr',
   'checkpoint.best_mode': 'max',
   'optimizer.decay': 'constant',
   'train.log_every_steps': 1,
@@ -63,7 +63,12 @@ def test_it_trains_measures_and_draws(trained):
   assert ['adaptive_weight' in line for line in steps] == [False, False, True, True]
   held_out = [line for line in lines if 'loss' not in line]
   assert [line['step'] for line in held_out] == [2, 4]
-  assert all(np.isfinite(line[name]) for line in held_out for name in ('psnr', 'kl'))
+  assert all(
+    np.isfinite(line[name]) for line in held_out for name in ('holdout_psnr', 'holdout_kl')
+  )
+  assert all(
+    set(line) & set(steps[-1]) == {'step'} for line in held_out
+  )  # Each name is of one kind.
   picture = Image.open(folder / 'previews' / 'step_00000004.png')
   assert picture.width >= 10 * 48 and picture.height >= 4 * 48  # Five pairs a row.
 
@@ -91,7 +96,7 @@ def test_reconstructions_are_evaluated(trained):
   assert result['samples'] == {'step': 4, 'ema': True}
   lines = map(json.loads, (trained / 'run' / 'metrics.jsonl').read_text().splitlines())
   (measured,) = [
-    line['psnr'] for line in lines if line['step'] == 4 and 'psnr' in line and 'loss' not in line
+    line['holdout_psnr'] for line in lines if line['step'] == 4 and 'holdout_psnr' in line
   ]
   assert result['metrics']['psnr'] == pytest.approx(measured, abs=0.05)  # There before rounding.
   assert result['metrics']['frechet_distance'] > 1
@@ -124,7 +129,11 @@ def test_describe(trained, capsys):
     ({'vae.perceptual_weight': 1.0}, r'perceptual_weights is empty.*perceptual_weight=0'),
     ({'vae.channels': 40}, r'config\.vae\.channels: got 40, allowed multiples of .* 32'),
     ({'vae.channel_mult': (1, 1, 1, 1, 1)}, r'image_size: got 8, allowed multiples of 16'),
-    ({'checkpoint.best_metric': 'holdout_loss'}, r"best_metric: got 'holdout_loss', .*psnr"),
+    (
+      {'checkpoint.best_metric': 'holdout_loss'},
+      r"best_metric: got 'holdout_loss', .*holdout_psnr",
+    ),
+    ({'checkpoint.best_metric': 'psnr'}, r"best_metric: got 'psnr', .*holdout_psnr"),
   ],
 )
 def test_what_cannot_be_trained(tmp_path, changes, message):

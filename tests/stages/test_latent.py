@@ -257,7 +257,10 @@ def test_damaged_weights_are_not_used(trained, tmp_path):
     ({'sample.clip_x0': True}, r'config\.sample\.clip_x0: got True, allowed False in latent space'),
     ({'data.image_size': 18}, r'config\.data\.image_size: got 18, allowed multiples of 4'),
     ({'model.dit.patch_size': 3}, r'config\.model\.dit\.patch_size: got 3'),
-    ({'task': 'autoencoder', 'checkpoint.best_metric': 'psnr'}, r"config\.space: got 'latent'"),
+    (
+      {'task': 'autoencoder', 'checkpoint.best_metric': 'holdout_psnr'},
+      r"config\.space: got 'latent'",
+    ),
     (
       {'process.prediction': 'eps'},
       r"config\.process\.prediction: got 'eps'.*log SNR -(\d|\.)+, where eps",
