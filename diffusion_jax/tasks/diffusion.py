@@ -95,7 +95,7 @@ class Diffusion:
     return generate
 
   def features(self, state: TrainState, evaluator: Evaluator, count: int) -> FeatureSet:
-    """Of samples 0..count - 1; the images stay on the devices."""
+    """Of samples 0..count - 1, labelled by spread_labels; the images stay on the devices."""
     experiment = self.experiment
     classes = max(experiment.config.num_classes, 1)
     size = mesh.round_up(min(experiment.config.sample.batch_size, count), experiment.mesh)
@@ -103,7 +103,7 @@ class Diffusion:
     fixed, parts = (state.ema_params, state.scaling, experiment.decoder), []
     for start in range(0, count, size):
       index = np.arange(start, start + size, dtype=np.uint32)
-      labels = (index % classes).astype(np.int32)
+      labels = spread_labels(index, count, classes)
       placed = mesh.to_devices((index[rows], labels[rows]), sharding)
       part = evaluator.extractor.apply(self._generate(*fixed, *placed), placed[1])
       parts.append((part, min(size, count - start)))
@@ -118,6 +118,18 @@ class Diffusion:
       jax.ShapeDtypeStruct((batch_size,), jnp.float32),
       jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     )
+
+
+def spread_labels(index: np.ndarray, count: int, num_classes: int) -> np.ndarray:
+  """The labels of samples `index` among `count`, int32: i mod num_classes.
+
+  With fewer samples than classes floor(i num_classes / count), evenly over all classes, not the first
+  ones alone. Numbers from `count` on fill a batch and are labelled as the last sample.
+  """
+  if count >= num_classes:
+    return (index % num_classes).astype(np.int32)
+  inside = np.minimum(index, count - 1).astype(np.int64)
+  return (inside * num_classes // count).astype(np.int32)
 
 
 def build(experiment: Experiment) -> Diffusion:
