@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -116,7 +117,7 @@ class Checkpoints:
     worst = math.inf if best_mode == 'min' else -math.inf
 
     def score(metrics):
-      value = _finite(metrics.get(best_metric))
+      value = _value(metrics, best_metric)
       return worst if value is None else value
 
     if keep_best:
@@ -150,7 +151,7 @@ class Checkpoints:
     """The stored step with the best finite metric, or None if none has it."""
     measured = {}
     for step in self.steps():
-      value = _finite((self._manager.metrics(step) or {}).get(self._best_metric))
+      value = _value(self._manager.metrics(step) or {}, self._best_metric)
       if value is not None:
         measured[step] = value
     return self._best(measured, key=measured.get) if measured else None
@@ -271,6 +272,10 @@ class Checkpoints:
       self._manager.close()
 
 
-def _finite(value: object) -> float | None:
-  """A measured value; None for NaN, infinity and what is no number, none of which can be the best."""
+def _value(metrics: Mapping[str, object], name: str) -> float | None:
+  """A measured value; None for NaN, infinity and what is no number, none of which can be the best.
+
+  Metrics of checkpoints were always of held-out images; older ones have no holdout_ before the name.
+  """
+  value = metrics.get(name, metrics.get(name.removeprefix('holdout_')))
   return value if isinstance(value, int | float) and math.isfinite(value) else None
