@@ -70,8 +70,8 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   warnings = checked(evaluator, count)
   sets = [(experiment.config.sample.seed, opened(experiment, workdir))]
   first = sets[0][1][1]['identity']
-  for each in with_other_seeds(experiment, first['step']):
-    sets.append((each.config.sample.seed, opened(each, workdir)))
+  others = with_other_seeds(experiment, first['step'])
+  sets += [(each.config.sample.seed, opened(each, workdir)) for each in others]
   same = {key: value for key, value in first.items() if key != 'seed'}
   for _, (folder, meta, _) in sets:  # As of one checkpoint: a mean over several is of none.
     sample_set.require_same(folder, meta['identity'], same)
@@ -122,8 +122,7 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
     folder = sample.base_folder(experiment, workdir)
   else:
     folder = sample.find(experiment, workdir)
-  begun = folder and hosts.from_first(lambda: (folder / 'meta.json').exists())
-  if begun:
+  if folder and hosts.from_first((folder / 'meta.json').exists):
     hosts.from_first(lambda: sample.is_complete(experiment, folder))
     sample_set.open_parts(folder, count)
   else:
@@ -132,14 +131,12 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
 
 
 def is_told_by_name(experiment: Experiment, workdir: Path) -> bool:
-  """Whether config.sample.name chooses a set that is there: no name of training's, no checkpoint."""
+  """Whether config.sample.name, no name of training's, chooses a set that is there."""
   chosen = experiment.config.sample
-  if not chosen.name or chosen.checkpoint != 'latest':
+  as_trained = stored.load(workdir).get('sample', {}).get('name', '')
+  if chosen.name in ('', as_trained) or chosen.checkpoint != 'latest':
     return False
-  if chosen.name == stored.load(workdir).get('sample', {}).get('name', ''):
-    return False
-  path = sample.base_folder(experiment, workdir) / 'meta.json'
-  return hosts.from_first(path.exists)
+  return hosts.from_first((sample.base_folder(experiment, workdir) / 'meta.json').exists)
 
 
 def of_other_parameters(
@@ -175,15 +172,14 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
     )
   source = evaluator.reference.source
   count = min(experiment.config.eval.num_samples or source.num_examples, source.num_examples)
-  warnings = checked(evaluator, count)
-  restored, task = sample.load_checkpoint(experiment, workdir), task_of(experiment)
+  warnings, task = checked(evaluator, count), task_of(experiment)
+  restored = sample.load_checkpoint(experiment, workdir)
   indices = np.linspace(0, source.num_examples - 1, count).round().astype(int)
   hosts.say(f'reconstructing {count:,} images by step {restored.step}')
   real = source.read(indices)['image']
   made = task.reconstruct(params_of(restored.state), real)
   squares = np.mean(np.square(made.astype(np.float32) - real), axis=(1, 2, 3))
   psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-4))))
-  identity = {'step': restored.step, 'ema': experiment.config.sample.ema}
   name = f'reconstruction-{restored.step}'
   metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
   metrics.pop('label_accuracy', None)
@@ -193,7 +189,7 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
     **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': psnr}}]),
     'images_per_s': None,
     'protocol': evaluator.protocol(count, 'of the reference'),
-    'samples': identity,
+    'samples': {'step': restored.step, 'ema': experiment.config.sample.ema},
     **made_by(evaluator, warnings),
   }
 
@@ -202,10 +198,10 @@ def save_pairs(workdir: Path, name: str, real: np.ndarray, made: np.ndarray) -> 
   """DIR/eval/NAME.png: images, each with its reconstruction at its right."""
   pairs = np.stack([real, made], axis=1)  # (N, 2, H, W, C)
   count = len(pairs) // 4 * 4 or 1
+  rows, columns = (-1, 8) if count >= 4 else (1, 2)
   path = workdir / 'eval' / f'{name}.png'
   path.parent.mkdir(exist_ok=True)
-  shaped = pairs[:count].reshape(-1 if count >= 4 else 1, 8 if count >= 4 else 2, *real.shape[1:])
-  images.save_png(path, images.grid(shaped))
+  images.save_png(path, images.grid(pairs[:count].reshape(rows, columns, *real.shape[1:])))
 
 
 def checked(evaluator: Evaluator, count: int) -> list[str]:
@@ -265,8 +261,7 @@ def draw_neighbours(
   count = min(experiment.config.eval.neighbours, source.num_examples)
   chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
   samples = evaluator.features(source, chosen).features
-  everything = np.arange(train.num_examples)
-  others = evaluator.features(train, everything, evaluator.cache).features
+  others = evaluator.features(train, np.arange(train.num_examples), evaluator.cache).features
   shown = min(NEIGHBOURS_SHOWN, len(others))
   found, distances = nearest(samples, others, shown)
   near = train.read(found.reshape(-1))['image'].reshape(count, shown, *experiment.image_shape)
