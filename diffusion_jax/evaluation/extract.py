@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,9 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from diffusion_jax.errors import DamagedError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
 from diffusion_jax.models.latents import in_batches
 from diffusion_jax.runtime import mesh as devices
+from diffusion_jax.runtime.replacing import replacing
+from diffusion_jax.runtime.sample_set import UNREADABLE
 from diffusion_jax.types import Array, DataSource
 
 FIELDS = ('features', 'logits', 'labels')  # What is kept.
@@ -63,14 +64,18 @@ class Extractor:
   ) -> FeatureSet:
     """Features, logits and labels of the images `indices` of a source, in that order, on every host.
 
-    cache: a folder; what it holds of these images by this network is read instead.
+    cache: a folder; what it holds of these images by this network is read instead, if it is whole, and
+    what an interruption left is gone on with.
+    Raises: DamagedError for features that are not finite, OSError that names a file.
     """
     path = cache and cache / f'{self.identity(source, indices)}.npz'
-    found = path and _read(path)
+    found = path and _read(path, len(indices))
     if not found:
-      found = self._extract(source, indices)
+      found = self._extract(source, indices, path and path.with_suffix('.part.npz'))
+      _require_finite(found, self.network.name)
       if path and jax.process_index() == 0:
         _write(path, found)
+        path.with_suffix('.part.npz').unlink(missing_ok=True)
     return found
 
   def identity(self, source: DataSource, indices: np.ndarray) -> str:
@@ -80,28 +85,39 @@ class Extractor:
     digest = hashlib.sha256(text.encode() + np.asarray(indices, np.int64).tobytes())
     return f'{network.name}-{digest.hexdigest()[:16]}'
 
-  def _extract(self, source: DataSource, indices: np.ndarray) -> FeatureSet:
+  def _extract(self, source: DataSource, indices: np.ndarray, kept: Path | None) -> FeatureSet:
+    """kept: a file for what is done when this is interrupted, and for what was done before."""
+    alone = kept if jax.process_count() == 1 else None  # Several hosts would have to agree.
+    before = alone and _read(alone)
+    done = [before] if before else []
     size = self.batch_size * devices.batch_shards(self.mesh)
     rows, sharding = devices.local_rows(self.mesh, size), devices.batch_sharding(self.mesh)
-    parts = []
+    parts: list[tuple[FeatureSet, int]] = []
+    first = len(before.features) if before else 0
     bar = tqdm(
       total=len(indices),
+      initial=first,
       unit='image',
       desc=f'{self.network.name} features',
       delay=SHOWN_SECONDS,
       mininterval=1,
       disable=jax.process_index() > 0,
     )
-    with bar:
-      for start in range(0, len(indices), size):
-        chosen = indices[start : start + size]
-        padded = np.pad(chosen, (0, size - len(chosen)), 'edge')  # One shape, one compilation.
-        batch = devices.to_devices(source.read(padded[rows]), sharding)
-        parts.append((self.apply(batch['image'], batch['label']), len(chosen)))
-        if len(parts) > IN_FLIGHT:  # Work is handed over ahead, but not more than fits.
-          jax.block_until_ready(parts[-1 - IN_FLIGHT][0])
-        bar.update(len(chosen))
-    return fetched(parts)
+    try:
+      with bar:
+        for start in range(first, len(indices), size):
+          chosen = indices[start : start + size]
+          padded = np.pad(chosen, (0, size - len(chosen)), 'edge')  # One shape, one compilation.
+          batch = devices.to_devices(source.read(padded[rows]), sharding)
+          parts.append((self.apply(batch['image'], batch['label']), len(chosen)))
+          if len(parts) > IN_FLIGHT:  # Work is handed over ahead, but not more than fits.
+            jax.block_until_ready(parts[-1 - IN_FLIGHT][0])
+          bar.update(len(chosen))
+    except KeyboardInterrupt:
+      if alone and parts:
+        _write(alone, _joined([*done, fetched(parts)]))
+      raise
+    return _joined([*done, fetched(parts)] if parts else done)
 
 
 def fetched(parts: Sequence[tuple[FeatureSet, int]]) -> FeatureSet:
@@ -110,18 +126,60 @@ def fetched(parts: Sequence[tuple[FeatureSet, int]]) -> FeatureSet:
   return FeatureSet(*(None if x[0] is None else np.concatenate(x) for x in zip(*given)))
 
 
-def _read(path: Path) -> FeatureSet | None:
-  """What was kept, or None if there is nothing whole."""
+def _joined(sets: Sequence[FeatureSet]) -> FeatureSet:
+  """The images of several sets in one."""
+  fields = zip(*(found[:3] for found in sets))
+  return FeatureSet(*(None if x[0] is None else np.concatenate(x) for x in fields))
+
+
+def _require_finite(found: FeatureSet, network: str) -> None:
+  """Raises: DamagedError for NaN or infinity, which only broken weights make of images."""
+  if not _is_finite(found):
+    raise DamagedError(f'{network}: features that are not finite; its weights are damaged')
+
+
+def _is_finite(found: FeatureSet) -> bool:
+  return all(x is None or np.isfinite(x).all() for x in (found.features, found.logits))
+
+
+def _digest(found: FeatureSet) -> str:
+  """SHA-256 of the arrays, their types and shapes."""
+  digest = hashlib.sha256()
+  for name, x in zip(FIELDS, found):
+    if x is not None:
+      digest.update(f'{name} {x.dtype} {x.shape} '.encode())
+      digest.update(np.ascontiguousarray(x))
+  return digest.hexdigest()
+
+
+def _read(path: Path, count: int | None = None) -> FeatureSet | None:
+  """What was kept of `count` images, or None; what is kept but not usable is named."""
   try:
     with np.load(path, allow_pickle=False) as file:
-      return FeatureSet(**{name: file.get(name) for name in FIELDS})
-  except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+      found = FeatureSet(**{name: file.get(name) for name in FIELDS})
+      digest = str(file['digest']) if 'digest' in file else None
+    lengths = {len(x) for x in found if x is not None}
+  except FileNotFoundError:
     return None
+  except UNREADABLE as error:
+    problem = f'damaged ({error or type(error).__name__})'
+  else:
+    if digest is None:
+      problem = 'no digest, so of an earlier version or not ours'
+    elif digest != _digest(found):
+      problem = 'damaged (other content than its digest says)'
+    elif found.features is None or len(lengths) != 1 or lengths != {count or len(found.features)}:
+      problem = f'{sorted(lengths)} images, expected {count}'
+    elif not _is_finite(found):
+      problem = 'values that are not finite'
+    else:
+      return found
+  print(f'{path}: {problem}; the features are computed again', flush=True)
+  return None
 
 
 def _write(path: Path, found: FeatureSet) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez(file, **{name: x for name, x in zip(FIELDS, found) if x is not None})
-  os.replace(temporary, path)
+  """Raises: OSError that names the file."""
+  with replacing(path) as stream:
+    kept = {name: x for name, x in zip(FIELDS, found) if x is not None}
+    np.savez(stream, digest=_digest(found), **kept)

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime.replacing import replacing
 
 AT_ONCE = 64  # Images, when all are read.
 SHOWN_BYTES = 2**30  # From here on, reading all is shown.
@@ -179,10 +179,8 @@ def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndar
   if not len(index):
     return
   path = folder / f'part-{index[0]:08d}.npz'
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez(file, images=made, labels=labels, index=index)
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    np.savez(stream, images=made, labels=labels, index=index)
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -272,6 +270,5 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
   """Indented, written beside and renamed."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=2) + '\n')
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    stream.write((json.dumps(content, indent=2) + '\n').encode())

@@ -1,14 +1,17 @@
 """Feature networks: their contract, the classifier's cache, and features that are kept."""
 
+import errno
+
 import numpy as np
 import pytest
 
 from configs import base
 from diffusion_jax.data.arrays import Arrays
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.evaluation import extract
 from diffusion_jax.evaluation.extract import Extractor, num_features
 from diffusion_jax.evaluation.features.dataset_classifier import shifted
-from diffusion_jax.evaluation.types import Context
+from diffusion_jax.evaluation.types import Context, FeatureSet
 from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from diffusion_jax.runtime.mesh import make_mesh
 from tests.data.sources import digits
@@ -108,6 +111,105 @@ def test_features_are_kept_by_content(data, tmp_path):
     path.write_bytes(path.read_bytes()[:-50])
   mended = other(Arrays(image, 'a'), np.arange(6), tmp_path)  # Damaged: made again.
   np.testing.assert_array_equal(mended.features, first.features)
+
+
+@pytest.fixture
+def kept(data, tmp_path):
+  """Features of six images as they were computed, and the file that keeps them."""
+  source = Arrays(data['holdout'].read(np.arange(6))['image'], 'a')
+  found = extractor(Counting())(source, np.arange(6), tmp_path)
+  (path,) = tmp_path.iterdir()
+  return source, found, path
+
+
+def rewritten(path, **changes):
+  with np.load(path) as file:
+    content = {**file, **changes}
+  np.savez(path, **{name: x for name, x in content.items() if x is not None})
+
+
+DAMAGE = {
+  'empty': lambda path: path.write_bytes(b''),
+  'one byte': lambda path: path.write_bytes(path.read_bytes()[:-1]),
+  'text': lambda path: path.write_text('not an archive'),
+  'short': lambda path: rewritten(path, features=np.ones((4, 2), np.float32)),
+  'labels short': lambda path: rewritten(path, labels=np.zeros(4, np.int32)),
+  'other values': lambda path: rewritten(path, features=np.ones((6, 2), np.float32)),
+  'NaN': lambda path: rewritten(path, features=np.full((6, 2), np.nan, np.float32)),
+  'NaN with its digest': lambda path: extract._write(
+    path, FeatureSet(np.full((6, 2), np.nan, np.float32), None, np.zeros(6, np.int32))
+  ),
+  'short with its digest': lambda path: extract._write(
+    path, FeatureSet(np.ones((4, 2), np.float32), None, np.zeros(4, np.int32))
+  ),
+  'no digest': lambda path: rewritten(path, digest=None),
+  'no features': lambda path: rewritten(path, features=None),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_kept_features_that_are_not_whole_are_named_and_computed_again(kept, damage, capsys):
+  source, expected, path = kept
+  DAMAGE[damage](path)
+  for read_again in (False, True):
+    network = Counting()
+    found = extractor(network)(source, np.arange(6), path.parent)
+    assert (network.traces == 0) == read_again
+    assert (str(path) in capsys.readouterr().out) != read_again
+    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_array_equal(found.logits, expected.logits)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+  assert list(path.parent.iterdir()) == [path]
+
+
+class Broken(Counting):
+  def apply(self, params, images):
+    features, logits = super().apply(params, images)
+    return features * np.nan, logits
+
+
+def test_features_that_are_not_finite_are_an_error(data, tmp_path):
+  with pytest.raises(DamagedError, match='counting'):
+    extractor(Broken())(data['holdout'], np.arange(6), tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+class Interrupted(Arrays):
+  """Interrupted once after three readings, as by Ctrl-C; counts what is read."""
+
+  def read(self, indices):
+    counts = self.__dict__.setdefault('counts', [])
+    if len(counts) == 3 and not self.__dict__.get('goes_on'):
+      self.__dict__['goes_on'] = True
+      raise KeyboardInterrupt('SIGINT')
+    counts.append(len(indices))
+    return super().read(indices)
+
+
+def test_an_interruption_keeps_the_features_that_are_done(data, tmp_path):
+  image = data['holdout'].read(np.arange(11))['image']
+  expected = extractor(Counting(), 2)(Arrays(image, 'a'), np.arange(11))
+  source = Interrupted(image, 'a')
+  with pytest.raises(KeyboardInterrupt):
+    extractor(Counting(), 2)(source, np.arange(11), tmp_path)
+  found = extractor(Counting(), 2)(source, np.arange(11), tmp_path)
+  assert len(source.counts) == 6  # Eleven images in pairs, none of them twice.
+  np.testing.assert_array_equal(found.features, expected.features)
+  np.testing.assert_array_equal(found.labels, expected.labels)
+  (path,) = tmp_path.iterdir()
+  assert '.part' not in path.name
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(data, tmp_path, monkeypatch):
+  def cut_short(stream, **arrays):
+    stream.write(b'some')
+    raise OSError('4096 requested and 12 written')  # As NumPy says it, without a number.
+
+  monkeypatch.setattr(np, 'savez', cut_short)
+  with pytest.raises(OSError) as caught:
+    extractor(Counting())(data['holdout'], np.arange(6), tmp_path)
+  assert caught.value.errno == errno.ENOSPC and caught.value.filename.endswith('.npz')
+  assert not list(tmp_path.iterdir())
 
 
 def test_classifier_is_trained_once_and_kept(build, tmp_path, capsys):
