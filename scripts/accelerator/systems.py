@@ -1,0 +1,301 @@
+"""What the report measures, built directly from the package's parts, at full size and tiny.
+
+Full sizes are those of the published DiTs on 32x32x4 latents, of configs/ddpm_cfg.py and of
+configs/vae.py; a config cannot be read here, because that needs ml-collections.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.diffusion.generate import Generator
+from diffusion_jax.diffusion.losses import DenoisingLoss
+from diffusion_jax.diffusion.process import Process
+from diffusion_jax.diffusion.samplers import ddim
+from diffusion_jax.diffusion.schedules import cosine
+from diffusion_jax.models import dit, unet
+from diffusion_jax.models.discriminator import PatchDiscriminator
+from diffusion_jax.models.latents import Scaling
+from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.training.autoencoder import AutoencoderTrainer
+from diffusion_jax.training.optimizer import make_optimizer
+from diffusion_jax.training.state import create_state
+from diffusion_jax.training.step import Trainer
+from diffusion_jax.types import Array, PyTree
+
+SEED = 0
+UNET = dict(
+  channels=128,
+  channel_mult=(1, 2, 2, 4),
+  num_res_blocks=2,
+  attention_resolutions=(32, 16),
+  num_heads=4,
+  head_channels=64,
+  dropout=0.1,
+  scale_shift_norm=True,
+  resample='conv',
+  frequency_shift=0,
+  norm_epsilon=1e-5,
+)
+VAE = dict(channels=128, channel_mult=(1, 2, 4), num_res_blocks=2, z_channels=3, embed_channels=3)
+DIT_SIZES = {'s': (384, 12, 6), 'b': (768, 12, 12), 'l': (1024, 24, 16), 'xl': (1152, 28, 16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """dit: name -> (hidden_size, depth, num_heads). Batch sizes are halved until they fit."""
+
+  dit: Mapping[str, tuple[int, int, int]]
+  latent_shape: tuple[int, int, int]
+  unet: Mapping[str, Any]
+  vae: Mapping[str, Any]
+  discriminator: tuple[int, int]  # Channels and layers.
+  image_size: int
+  dit_batch: int
+  unet_batch: int
+  vae_batch: int
+  sample_batch: int
+  sample_steps: int
+  repeats: int
+  steps: int  # A repeat.
+  matmul: int  # Side of the matrices.
+  # Of the checks that also run in float64 on the CPU.
+  check_dit: str
+  check_batch: int
+  check_unet: Mapping[str, Any]
+  check_image_size: int
+  attention: tuple[int, int, int, int]  # Batch, tokens, heads, channels a head.
+  photos: tuple[int, int]  # Images for the FID network, and their side.
+
+
+CHECK_UNET = dict(UNET, channels=64, channel_mult=(1, 2), attention_resolutions=(16,))
+FULL = Sizes(
+  dit=DIT_SIZES,
+  latent_shape=(32, 32, 4),
+  unet=UNET,
+  vae=VAE,
+  discriminator=(64, 3),
+  image_size=128,
+  dit_batch=256,
+  unet_batch=256,
+  vae_batch=32,
+  sample_batch=64,
+  sample_steps=50,
+  repeats=5,
+  steps=4,
+  matmul=8192,
+  check_dit='b',
+  check_batch=4,
+  check_unet=CHECK_UNET,
+  check_image_size=32,
+  attention=(8, 256, 16, 72),
+  photos=(4, 128),
+)
+SMALL_UNET = dict(
+  UNET,
+  channels=32,
+  channel_mult=(1, 1),
+  num_res_blocks=1,
+  attention_resolutions=(4,),
+  head_channels=16,
+)
+TINY = Sizes(
+  dit={'s': (32, 2, 2)},
+  latent_shape=(8, 8, 4),
+  unet=SMALL_UNET,
+  vae=dict(VAE, channels=32, channel_mult=(1, 1), num_res_blocks=1),
+  discriminator=(8, 1),
+  image_size=8,
+  dit_batch=4,
+  unet_batch=4,
+  vae_batch=2,
+  sample_batch=2,
+  sample_steps=2,
+  repeats=2,
+  steps=1,
+  matmul=64,
+  check_dit='s',
+  check_batch=2,
+  check_unet=SMALL_UNET,
+  check_image_size=8,
+  attention=(1, 16, 2, 8),
+  photos=(1, 16),
+)
+SIZES = {'full': FULL, 'tiny': TINY}
+NUM_CLASSES = {'dit': 1000, 'unet': 100}
+PROCESS = Process(
+  cosine.build(
+    num_timesteps=1000,
+    offset=0.008,
+    max_beta=0.999,
+    time_distribution='uniform',
+    logit_mean=0.0,
+    logit_std=1.0,
+  ),
+  'v',
+)
+
+
+def make_dit(sizes: Sizes, name: str, attention: str, dtype: jnp.dtype) -> nn.Module:
+  """The published DiT of this size, predicting as many channels as it sees."""
+  hidden_size, depth, num_heads = sizes.dit[name]
+  return dit.build(
+    patch_size=2,
+    hidden_size=hidden_size,
+    depth=depth,
+    num_heads=num_heads,
+    mlp_ratio=4.0,
+    frequency_shift=0,
+    attention=attention,
+    remat=False,
+    out_channels=sizes.latent_shape[-1],
+    num_classes=NUM_CLASSES['dit'],
+    dtype=dtype,
+  )
+
+
+def make_unet(
+  options: Mapping[str, Any], attention: str, dtype: jnp.dtype, *, remat: bool
+) -> nn.Module:
+  """A UNet on RGB images."""
+  classes = NUM_CLASSES['unet']
+  return unet.build(
+    **options, attention=attention, remat=remat, out_channels=3, num_classes=classes, dtype=dtype
+  )
+
+
+def make_vae(sizes: Sizes, dtype: jnp.dtype) -> AutoencoderKL:
+  """The autoencoder on RGB images."""
+  return make_autoencoder(**sizes.vae, image_channels=3, dtype=dtype)
+
+
+def optimizer():
+  """AdamW as configs/base.py has it, without the decay of the learning rate."""
+  return make_optimizer(
+    learning_rate=1e-4,
+    warmup_steps=100,
+    decay='constant',
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip_norm=1.0,
+    total_steps=100_000,
+  )
+
+
+def make_trainer(module: nn.Module, num_classes: int) -> Trainer:
+  """The loss with a tenth of the labels hidden, the average, no mirroring."""
+  loss = DenoisingLoss(PROCESS, num_classes, 0.1, 'none', 5.0, 0.0)
+  return Trainer(
+    module=module, loss=loss, optimizer=optimizer(), ema_decay=0.9999, flip=False, seed=SEED
+  )
+
+
+def init_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
+  """The parameters of a backbone for x0 of this shape; call it inside jit."""
+  time, labels = jnp.zeros(1), jnp.zeros(1, jnp.int32)
+  return module.init(jax.random.key(SEED), jnp.zeros((1, *shape)), time, labels)['params']
+
+
+def perturbed(params: PyTree) -> PyTree:
+  """params with noise of deviation 0.02: gates and last layers of zero would hide what lies behind."""
+  leaves, structure = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(SEED + 1), len(leaves))
+  noise = [0.02 * jax.random.normal(k, p.shape, jnp.float32) for k, p in zip(keys, leaves)]
+  return structure.unflatten([p + n for p, n in zip(leaves, noise)])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Training:
+  """init() -> state and step(state, batch) -> (state, metrics), neither compiled.
+
+  make_batch: size -> random examples, inside jit. flops: of one example, forward and backward.
+  """
+
+  init: Callable[[], PyTree]
+  step: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
+  make_batch: Callable[[int], PyTree]
+  batch_size: int
+  flops: int
+
+
+def make_generator(
+  shape: tuple[int, int, int], num_classes: int, num_steps: int, cfg_scale: float
+) -> Generator:
+  """DDIM without noise, trailing steps, nothing clipped."""
+  return Generator(
+    PROCESS,
+    ddim.build(schedule=PROCESS.schedule, eta=0.0),
+    PROCESS.schedule.grid(num_steps, 'trailing'),
+    shape,
+    seed=SEED,
+    null_label=num_classes,
+    cfg_scale=cfg_scale,
+    clip_x0=False,
+  )
+
+
+def diffusion_training(
+  module: nn.Module, shape: tuple[int, int, int], kind: str, batch_size: int, forward_flops: int
+) -> Training:
+  """kind 'dit' trains on moments of latents, 'unet' on images."""
+  num_classes = NUM_CLASSES[kind]
+  trainer = make_trainer(module, num_classes)
+  channels = shape[-1]
+  scaling = Scaling(jnp.zeros(channels), jnp.ones(())) if kind == 'dit' else None
+
+  def make_batch(size: int) -> dict[str, Array]:
+    label = jnp.arange(size, dtype=jnp.int32) % num_classes
+    if kind == 'dit':
+      moments = jax.random.normal(jax.random.key(SEED), (size, *shape[:2], 2 * channels))
+      return {'moments': moments.astype(jnp.float16), 'label': label}
+    return {'image': random_images(size, shape), 'label': label}
+
+  return Training(
+    lambda: create_state(init_params(module, shape), trainer.optimizer, scaling),
+    trainer.train_step,
+    make_batch,
+    batch_size,
+    3 * forward_flops,
+  )
+
+
+def autoencoder_training(
+  sizes: Sizes, dtype: jnp.dtype, adversarial: bool, forward: int, judge: int
+) -> Training:
+  """KL-f4 without LPIPS, whose weights cannot be had here; forward, judge: operations an image."""
+  trainer = AutoencoderTrainer(
+    module=make_vae(sizes, dtype),
+    discriminator=PatchDiscriminator(*sizes.discriminator, dtype),
+    optimizer=optimizer(),
+    ema_decay=0.999,
+    flip=True,
+    seed=SEED,
+    kl_weight=1e-6,
+    perceptual_weight=0.0,
+    discriminator_weight=0.5,
+  )
+  shape = (sizes.image_size, sizes.image_size, 3)
+
+  def make_batch(size: int) -> dict[str, Array]:
+    return {'image': random_images(size, shape), 'label': jnp.zeros(size, jnp.int32)}
+
+  # The discriminator judges made images and passes the gradient on (2), then learns from two (2 x 3).
+  return Training(
+    lambda: trainer.create_state(shape),
+    lambda state, batch: trainer.train_step(state, batch, adversarial=adversarial),
+    make_batch,
+    sizes.vae_batch,
+    3 * forward + (8 * judge if adversarial else 0),
+  )
+
+
+def random_images(count: int, shape: tuple[int, int, int]) -> Array:
+  """(count, H, W, C) uint8."""
+  values = jax.random.randint(jax.random.key(SEED + 2), (count, *shape), 0, 256, jnp.int32)
+  return values.astype(jnp.uint8)

@@ -1,0 +1,151 @@
+"""scripts/accelerator_report.py at tiny sizes, as on a machine without TensorFlow, clu and ml-collections."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / 'scripts' / 'accelerator_report.py'
+BLOCKED = ('tensorflow', 'clu', 'ml_collections', 'tensorflow_datasets', 'torch')
+# Python runs a sitecustomize of its path at start: in the script's own processes too.
+SITECUSTOMIZE = f"""
+import sys
+
+class Blocked:
+  def find_spec(self, name, path=None, target=None):
+    if name.split('.')[0] in {BLOCKED}:
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(tmp_path, *arguments):
+  (tmp_path / 'path').mkdir(exist_ok=True)
+  (tmp_path / 'path' / 'sitecustomize.py').write_text(SITECUSTOMIZE)
+  environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'path'), 'JAX_PLATFORMS': 'cpu'}
+  command = [sys.executable, str(SCRIPT), '--size=tiny', f'--out={tmp_path / "out"}', *arguments]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+  path = tmp_path / 'out' / 'accelerator-cpu-tiny.json'
+  return done, json.loads(path.read_text()) if path.exists() else None
+
+
+@pytest.fixture(scope='module')
+def accelerator():
+  sys.path.insert(0, str(SCRIPT.parent))
+  try:
+    yield importlib.import_module
+  finally:
+    sys.path.remove(str(SCRIPT.parent))
+
+
+def test_a_second_call_goes_on_where_the_budget_ended_and_a_third_does_nothing(tmp_path):
+  few = '--only=check.attention|time.matmul'
+  done, record = run(tmp_path, few, '--budget=0')
+  assert done.returncode == 75 and record['pieces'] == {}, done.stderr
+  done, record = run(tmp_path, few)
+  assert done.returncode == 0, done.stderr + done.stdout
+  assert set(record['pieces']) == {'check.attention', 'time.matmul'}
+  rows = record['pieces']['check.attention']['result']
+  assert [row['passed'] for row in rows] == [True, True, None]
+  again, unchanged = run(tmp_path, few)
+  assert again.returncode == 0 and unchanged['pieces'] == record['pieces']
+  text = (tmp_path / 'out' / 'accelerator-cpu-tiny.md').read_text()
+  for word in (record['machine']['jax'], '--size=tiny', record['pieces']['time.matmul']['date']):
+    assert word in text
+
+
+@pytest.mark.slow
+def test_every_piece_runs_and_every_check_passes_on_the_cpu(tmp_path, accelerator):
+  done, record = run(tmp_path, '--budget=1100')
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert list(record['pieces']) == accelerator('accelerator.pieces').names_of('tiny')
+  for name, piece in record['pieces'].items():
+    if name.startswith('check.'):
+      assert any(row['passed'] for row in piece['result']), name
+      assert not any(row['passed'] is False for row in piece['result']), piece['result']
+    elif '.cudnn' in name:
+      assert piece['result'] == {'skipped': 'needs an NVIDIA GPU'}
+    else:
+      assert piece['result']['flops_per_s'] > 0, name
+
+
+def test_a_failing_piece_is_recorded_and_the_others_go_on(accelerator, tmp_path, monkeypatch):
+  script, pieces = accelerator('accelerator_report'), accelerator('accelerator.pieces')
+
+  def fails():
+    raise RuntimeError('no such kernel')
+
+  monkeypatch.setattr(pieces, 'pieces', lambda size: {'a': fails, 'b': lambda: {'x': 1}})
+  script.work('tiny', ['a', 'b'], tmp_path, 10.0)
+  a, b = (json.loads((tmp_path / f'{name}.json').read_text()) for name in 'ab')
+  assert a['error'] == 'RuntimeError: no such kernel' and b['result'] == {'x': 1}
+
+
+def test_full_sizes_are_those_of_the_configs(accelerator):
+  from configs import ddpm_cfg, dit_cfg, dit_xl, vae
+
+  systems = accelerator('accelerator.systems')
+  unet = ddpm_cfg.get_config()
+  assert {**systems.FULL.unet, 'attention': 'xla', 'remat': True} == unet.model.unet.to_dict()
+  assert (systems.NUM_CLASSES['unet'], systems.FULL.image_size) == (100, unet.data.image_size)
+  assert systems.FULL.unet_batch == unet.train.batch_size
+  first_stage = vae.get_config()
+  assert systems.FULL.vae.items() <= first_stage.vae.to_dict().items()
+  assert systems.FULL.vae_batch == first_stage.train.batch_size
+  for name, config in (('b', dit_cfg.get_config()), ('xl', dit_xl.get_config())):
+    dit = config.model.dit
+    assert systems.FULL.dit[name] == (dit.hidden_size, dit.depth, dit.num_heads)
+
+
+def test_operations_are_those_of_the_published_networks(accelerator):
+  """FLOP an image forward: 12.1 G of DiT-S/2 and 46.0 G of DiT-B/2; 79.9 + 161.2 G of KL-f4 at 128 px."""
+  import jax.numpy as jnp
+
+  systems, speeds = accelerator('accelerator.systems'), accelerator('accelerator.speeds')
+  for name, expected in (('s', 12.1e9), ('b', 46.0e9)):
+    module = systems.make_dit(systems.FULL, name, 'xla', jnp.float32)
+    found = speeds.forward_flops(module, systems.FULL.latent_shape)
+    assert found == pytest.approx(expected, rel=0.01)
+  found, _ = speeds.autoencoder_flops(systems.FULL, jnp.float32)
+  assert found == pytest.approx(79.9e9 + 161.2e9, rel=0.01)
+
+
+def test_batches_are_halved_until_they_fit(accelerator):
+  speeds = accelerator('accelerator.speeds')
+
+  def measure(batch_size):
+    if batch_size > 40:
+      raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate')
+    return {'batch_size': batch_size}
+
+  assert speeds.fit(measure, 256) == {'batch_size': 32}
+  with pytest.raises(ZeroDivisionError):
+    speeds.fit(lambda size: 1 / 0, 256)
+
+
+def test_a_wrong_value_and_a_nan_fail_a_check(accelerator):
+  checks, markdown = accelerator('accelerator.checks'), accelerator('accelerator.markdown')
+  rows = [
+    checks.row('a', 1e-6, 1e-5),
+    checks.row('b', 1e-4, 1e-5),
+    checks.row('c', float('nan'), 1),
+  ]
+  record = {'pieces': {'check.x': {'result': rows}, 'train.y': {'error': 'killed'}}}
+  assert markdown.failures(record) == ['check.x: b', 'check.x: c', 'train.y']
+
+
+def test_paper_peaks_tell_the_chips_apart(accelerator):
+  peak_of = accelerator('accelerator.markdown').peak_of
+  assert peak_of('NVIDIA H100 80GB HBM3') == peak_of('NVIDIA H200') == 989e12
+  assert peak_of('NVIDIA H100 PCIe') == 756e12 and peak_of('cpu') is None
+
+
+def test_a_folder_without_wheels_is_refused(accelerator, tmp_path):
+  with pytest.raises(SystemExit, match='--wheels'):
+    accelerator('accelerator.wheels').use(tmp_path)
