@@ -121,6 +121,8 @@ def run_worker(
       environment['JAX_PLATFORMS'] += ',cpu'  # References are computed there.
     if args.size == 'full':
       environment.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.92')
+    else:
+      environment.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')  # Soon compiled.
     waiting, ends = list(names), time.monotonic() + limit
     with (folder / 'log').open('w+') as log:
       process = subprocess.Popen(

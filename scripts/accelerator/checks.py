@@ -5,13 +5,7 @@ the row says so: the same code and parameters, so that only arithmetic differs. 
 wrong by about 3e-4, float32 proper by 1e-6, bfloat16 by 4e-3 an operation: tolerances lie between.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -19,16 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from accelerator import systems
+from accelerator import arrays, systems
 from accelerator.systems import NUM_CLASSES, Sizes
 from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.models import inception
-from diffusion_jax.runtime.checkpoint import Checkpoints, checksums
 from diffusion_jax.types import PyTree
 
 FLOAT32 = 2e-5  # Sums of thousands of products in another order.
 BFLOAT16 = 5e-2  # A dozen blocks, each of a dozen roundings of 2^-9.
-RESUME_STEPS = 6
 Rows = list[dict[str, Any]]
 
 
@@ -47,7 +39,7 @@ def error(found: PyTree, reference: PyTree) -> float:
   return float(np.linalg.norm(found - reference) / np.linalg.norm(reference))
 
 
-def in_float64(function: Callable, *args) -> PyTree:
+def in_float64(function: Callable, *args, jit: bool = True) -> PyTree:
   """function of the arguments, their float arrays widened, on the CPU: NumPy arrays."""
 
   def widened(x):
@@ -56,7 +48,7 @@ def in_float64(function: Callable, *args) -> PyTree:
 
   args = jax.tree.map(widened, jax.device_get(args))
   with jax.enable_x64(True), jax.default_device(jax.devices('cpu')[0]):
-    return jax.device_get(jax.jit(function)(*args))
+    return jax.device_get((jax.jit(function) if jit else function)(*args))
 
 
 def groups(tree: PyTree) -> dict[str, PyTree]:
@@ -75,9 +67,9 @@ def gradient_of(module: nn.Module) -> Callable:
 
 
 def backbone_inputs(module: nn.Module, shape: tuple, batch: int, classes: int) -> tuple:
-  """Perturbed parameters and random inputs for gradient_of, on the device."""
-  params = jax.jit(lambda: systems.perturbed(systems.init_params(module, shape)))()
-  x, target = jax.random.normal(jax.random.key(3), (2, batch, *shape), jnp.float32)
+  """Random parameters and random inputs for gradient_of, on the device."""
+  params = systems.backbone_params(module, shape)
+  x, target = arrays.normal(3, 2, batch, *shape)
   time = jnp.linspace(0.0, 999.0, batch)
   return params, x, time, jnp.arange(batch, dtype=jnp.int32) % classes, target
 
@@ -98,15 +90,16 @@ def gradients(sizes: Sizes) -> Rows:
   for title, (make, shape, kind) in backbones.items():
     args = backbone_inputs(make(jnp.float32), shape, sizes.check_batch, NUM_CLASSES[kind])
     low = jax.jit(gradient_of(make(jnp.bfloat16)))(*args)
-    default = jax.jit(gradient_of(make(jnp.float32)))(*args)
     with jax.default_matmul_precision('float32'):
       single = jax.jit(gradient_of(make(jnp.float32)))(*args)
     double = in_float64(gradient_of(make(jnp.float64)), *args)
     rows.append(
       row(f'{title}: float32 gradient, TF32 off, to float64', error(single, double), FLOAT32)
     )
-    note = 'information: what float32 comes to by default, with TF32 where the device has it'
-    rows.append(row(f'{title}: float32 gradient as by default', error(default, double), None, note))
+    if jax.default_backend() != 'cpu':
+      default = jax.jit(gradient_of(make(jnp.float32)))(*args)
+      note = 'for information: with TF32 where the device has it'
+      rows.append(row(f'{title}: float32 gradient by default', error(default, double), None, note))
     whole = groups(single)
     for name, part in groups(low).items():
       rows.append(row(f'{title}: bfloat16 gradient of {name}', error(part, whole[name]), BFLOAT16))
@@ -115,8 +108,8 @@ def gradients(sizes: Sizes) -> Rows:
 
 def attention(sizes: Sizes) -> Rows:
   """XLA's and cuDNN's attention in bfloat16, forward and gradient, against each other and float64."""
-  qkv = jax.random.normal(jax.random.key(4), (3, *sizes.attention), jnp.bfloat16)
-  weights = jax.random.normal(jax.random.key(5), sizes.attention, jnp.float32)
+  qkv = arrays.normal(4, 3, *sizes.attention).astype(jnp.bfloat16)
+  weights = arrays.normal(5, *sizes.attention)
 
   def both(implementation):
     def weighted(qkv, weights):
@@ -144,11 +137,11 @@ def attention(sizes: Sizes) -> Rows:
 def float32(sizes: Sizes) -> Rows:
   """Matrix products and convolutions with TF32 off, and the autoencoder, against float64."""
   n = min(sizes.matmul, 1024)
-  a, b = jax.random.normal(jax.random.key(6), (2, n, n), jnp.float32)
+  a, b = arrays.normal(6, 2, n, n)
   side = sizes.check_image_size
-  x = jax.random.normal(jax.random.key(7), (sizes.check_batch, side, side, 64), jnp.float32)
-  kernel = jax.random.normal(jax.random.key(8), (3, 3, 64, 64), jnp.float32)
-  images = jax.random.uniform(jax.random.key(9), (sizes.check_batch, side, side, 3), minval=-1)
+  x = arrays.normal(7, sizes.check_batch, side, side, 64)
+  kernel = arrays.normal(8, 3, 3, 64, 64)
+  images = arrays.random_images(sizes.check_batch, (side, side, 3)) / 127.5 - 1
 
   def convolution(x, kernel):
     return jax.lax.conv_general_dilated(
@@ -167,7 +160,8 @@ def float32(sizes: Sizes) -> Rows:
   module, whole = autoencoder(jnp.float32)
   latent = side // module.factor
   noise = jnp.zeros((1, latent, latent, module.embed_channels))
-  params = jax.jit(module.init)(jax.random.key(0), images[:1], noise)['params']
+  abstract = jax.eval_shape(module.init, jax.random.key(0), images[:1], noise)['params']
+  params = arrays.random_params(abstract)
   cases = {
     'matrix product': (jnp.matmul, jnp.matmul, (a, b)),
     'convolution': (convolution, convolution, (x, kernel)),
@@ -207,23 +201,38 @@ def condition(sizes: Sizes) -> Rows:
 def fid(sizes: Sizes) -> Rows:
   """InceptionV3 with random weights on random images."""
   count, side = sizes.photos
-  images = systems.random_images(count, (side, side, 3))
+  images = arrays.random_images(count, (side, side, 3))
   module = inception.InceptionV3()
-  params = jax.jit(module.init)(jax.random.key(0), images[:1])['params']
+  abstract = jax.eval_shape(module.init, jax.random.key(0), images[:1])['params']
+  params = arrays.random_params(abstract, gain=2.0)
 
   def reference(params, images):
     def widen(call, args, kwargs, context):
       if isinstance(context.module, inception.Convolution):
-        args = [x.astype(jnp.float64) for x in args]
+        return convolved_in_float64(context.module, *args)
       return call(*args, **kwargs)
 
     with nn.intercept_methods(widen):
       return module.apply({'params': params}, images)
 
   found = jax.jit(module.apply)({'params': params}, images)
-  double = in_float64(reference, params, images)
+  double = in_float64(reference, params, images, jit=False)
   names = ('features', 'logits')
   return [row(n, error(f, d), FLOAT32) for n, f, d in zip(names, found, double)]
+
+
+def convolved_in_float64(module: inception.Convolution, x) -> np.ndarray:
+  """The convolution, bias and ReLU in NumPy, tap by tap: XLA has no fast one in float64 on a CPU."""
+  params, stride = module.variables['params'], module.stride
+  kernel = np.asarray(params['kernel'])  # (height, width, in, out)
+  pad = [(n // 2, n // 2) if module.padding == 'SAME' else (0, 0) for n in kernel.shape[:2]]
+  x = np.pad(np.asarray(x, np.float64), ((0, 0), *pad, (0, 0)))
+  height, width = ((n - k) // stride + 1 for n, k in zip(x.shape[1:3], kernel.shape[:2]))
+  out = np.zeros((len(x) * height * width, kernel.shape[-1]))
+  for i, j in np.ndindex(*kernel.shape[:2]):
+    ends = (i + (height - 1) * stride + 1, j + (width - 1) * stride + 1)
+    out += x[:, i : ends[0] : stride, j : ends[1] : stride].reshape(len(out), -1) @ kernel[i, j]
+  return np.maximum(out + np.asarray(params['bias']), 0).reshape(len(x), height, width, -1)
 
 
 def samples(sizes: Sizes) -> Rows:
@@ -231,7 +240,7 @@ def samples(sizes: Sizes) -> Rows:
   shape, classes, count = sizes.latent_shape, NUM_CLASSES['dit'], sizes.check_batch
   module = systems.make_dit(sizes, 's', 'xla', jnp.float32)
   generator = systems.make_generator(shape, classes, 10, 4.0)
-  params = jax.jit(lambda: systems.perturbed(systems.init_params(module, shape)))()
+  params = systems.backbone_params(module, shape)
 
   def generate(params, indices, labels):
     return generator(lambda *x: module.apply({'params': params}, *x), indices, labels)[0]
@@ -250,58 +259,3 @@ def samples(sizes: Sizes) -> Rows:
     row('largest difference in levels of 255', float(differ.max()), 1.0, note),
     row('share of values that differ', float(np.mean(differ > 0)), 1e-2, note),
   ]
-
-
-def resume(size: str) -> Rows:
-  """A run, and another process that goes on from its checkpoint, with deterministic kernels.
-
-  Opens no device itself: both processes need it.
-  """
-  flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_deterministic_ops=true'
-  environment = {**os.environ, 'XLA_FLAGS': flags, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
-  with tempfile.TemporaryDirectory() as folder:
-    found = []
-    for start in (0, RESUME_STEPS // 2):
-      command = [sys.executable, *resume_command(size, folder, start)]
-      done = subprocess.run(command, env=environment, capture_output=True, text=True)
-      if done.returncode:
-        raise RuntimeError(f'steps from {start} on failed: {done.stderr.strip()[-1500:]}')
-      found.append(json.loads((Path(folder) / f'{start}.json').read_text()))
-  whole, resumed = found
-  wrong = [name for name in whole if whole[name] != resumed.get(name)]
-  note = f'{len(whole)} arrays, {RESUME_STEPS} steps' + (f'; first {wrong[0]}' if wrong else '')
-  return [row('arrays that differ after a resume', float(len(wrong)), 0.0, note)]
-
-
-def resume_command(size: str, folder: str, start: int) -> list[str]:
-  """Arguments of Python for run_for_resume in a process of its own, with this one's sys.path."""
-  code = (
-    'import json, sys; sys.path[:] = json.loads(sys.argv[1]); from accelerator import checks; '
-    'checks.run_for_resume(sys.argv[2], sys.argv[3], int(sys.argv[4]))'
-  )
-  return ['-c', code, json.dumps(sys.path), size, folder, str(start)]
-
-
-def run_for_resume(size: str, folder: str, start: int) -> None:
-  """From step 0 with a checkpoint half way, or from that one; writes the checksums of the last state."""
-  sizes = systems.SIZES[size]
-  dtype = jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
-  module = systems.make_dit(sizes, 's', 'xla', dtype)
-  training = systems.diffusion_training(module, sizes.latent_shape, 'dit', 8, 0)
-  step = jax.jit(training.step, donate_argnums=0)
-  batch = jax.jit(lambda: training.make_batch(8))()
-  state = jax.jit(training.init)()
-  checkpoints = Checkpoints(Path(folder) / 'checkpoints')
-  if start:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
-    )
-    state = checkpoints.restore(abstract, start).state
-  for number in range(start, RESUME_STEPS):
-    if number == RESUME_STEPS // 2 and not start:
-      checkpoints.save(number, state, {})
-      checkpoints.wait()
-    state, _ = step(state, batch)
-  (Path(folder) / f'{start}.json').write_text(json.dumps(checksums(state)))
-  checkpoints.close()

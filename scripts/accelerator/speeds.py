@@ -25,7 +25,7 @@ def activation_dtype() -> jnp.dtype:
 
 def forward_flops(module, shape: tuple[int, int, int]) -> int:
   """Operations of one example forward; the module must not use cuDNN, whose kernels have no count."""
-  params = jax.eval_shape(lambda: systems.init_params(module, shape))
+  params = systems.abstract_params(module, shape)
   inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
   return cost.flops(lambda p, *x: module.apply({'params': p}, *x), params, *inputs)
 
@@ -90,8 +90,8 @@ def compiled(function: Callable, *args, **options) -> tuple[Callable, float]:
 
 def measure_training(training: Training, sizes: Sizes, batch_size: int) -> dict[str, Any]:
   """Steps of the compiled train_step with its state donated."""
-  state = jax.jit(training.init)()
-  batch = jax.jit(functools.partial(training.make_batch, batch_size))()
+  state = training.init()
+  batch = training.make_batch(batch_size)
   parameters = cost.num_parameters(state.params)
   step, compile_s = compiled(training.step, state, batch, donate_argnums=0)
 
@@ -118,7 +118,7 @@ def measure_sampling(
   def generate(params, indices, labels):
     return generator(lambda *x: module.apply({'params': params}, *x), indices, labels)[0]
 
-  params = jax.jit(lambda: systems.init_params(module, shape))()
+  params = systems.backbone_params(module, shape)
   indices = jnp.arange(batch_size, dtype=jnp.uint32)
   labels = jnp.arange(batch_size, dtype=jnp.int32) % num_classes
   program, compile_s = compiled(generate, params, indices, labels)
@@ -151,8 +151,7 @@ def facts(
 def time_matmul(sizes: Sizes) -> dict[str, Any]:
   """Operations a second of one large matrix product of random bfloat16 numbers: the practical ceiling."""
   n = sizes.matmul
-  keys = jax.random.split(jax.random.key(0))
-  a, b = (jax.random.normal(key, (n, n), activation_dtype()) for key in keys)
+  a, b = (systems.normal(i, n, n).astype(activation_dtype()) for i in range(2))
   program, _ = compiled(jnp.matmul, a, b)
 
   def several():

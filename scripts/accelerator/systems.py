@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from accelerator import arrays
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
@@ -27,7 +28,7 @@ from diffusion_jax.training.state import create_state
 from diffusion_jax.training.step import Trainer
 from diffusion_jax.types import Array, PyTree
 
-SEED = 0
+SEED = arrays.SEED
 UNET = dict(
   channels=128,
   channel_mult=(1, 2, 2, 4),
@@ -72,7 +73,8 @@ class Sizes:
   photos: tuple[int, int]  # Images for the FID network, and their side.
 
 
-CHECK_UNET = dict(UNET, channels=64, channel_mult=(1, 2), attention_resolutions=(16,))
+# Small: XLA has no fast convolutions in float64 on a CPU.
+CHECK_UNET = dict(UNET, channels=64, channel_mult=(1, 2), attention_resolutions=(8,))
 FULL = Sizes(
   dit=DIT_SIZES,
   latent_shape=(32, 32, 4),
@@ -91,7 +93,7 @@ FULL = Sizes(
   check_dit='b',
   check_batch=4,
   check_unet=CHECK_UNET,
-  check_image_size=32,
+  check_image_size=16,
   attention=(8, 256, 16, 72),
   photos=(4, 128),
 )
@@ -120,7 +122,7 @@ TINY = Sizes(
   matmul=64,
   check_dit='s',
   check_batch=2,
-  check_unet=SMALL_UNET,
+  check_unet=dict(SMALL_UNET, channel_mult=(1,), attention_resolutions=(8,)),
   check_image_size=8,
   attention=(1, 16, 2, 8),
   photos=(1, 16),
@@ -196,25 +198,22 @@ def make_trainer(module: nn.Module, num_classes: int) -> Trainer:
   )
 
 
-def init_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
-  """The parameters of a backbone for x0 of this shape; call it inside jit."""
-  time, labels = jnp.zeros(1), jnp.zeros(1, jnp.int32)
-  return module.init(jax.random.key(SEED), jnp.zeros((1, *shape)), time, labels)['params']
+def abstract_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
+  """Shapes of the parameters of a backbone for x0 of this shape."""
+  inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  return jax.eval_shape(module.init, jax.random.key(SEED), *inputs)['params']
 
 
-def perturbed(params: PyTree) -> PyTree:
-  """params with noise of deviation 0.02: gates and last layers of zero would hide what lies behind."""
-  leaves, structure = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(SEED + 1), len(leaves))
-  noise = [0.02 * jax.random.normal(k, p.shape, jnp.float32) for k, p in zip(keys, leaves)]
-  return structure.unflatten([p + n for p, n in zip(leaves, noise)])
+def backbone_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
+  """arrays.random_params of a backbone, on the device."""
+  return jax.tree.map(jnp.asarray, arrays.random_params(abstract_params(module, shape)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-  """init() -> state and step(state, batch) -> (state, metrics), neither compiled.
+  """init() -> state on the device and step(state, batch) -> (state, metrics), to be compiled.
 
-  make_batch: size -> random examples, inside jit. flops: of one example, forward and backward.
+  make_batch: size -> random examples. flops: of one example, forward and backward.
   """
 
   init: Callable[[], PyTree]
@@ -252,12 +251,17 @@ def diffusion_training(
   def make_batch(size: int) -> dict[str, Array]:
     label = jnp.arange(size, dtype=jnp.int32) % num_classes
     if kind == 'dit':
-      moments = jax.random.normal(jax.random.key(SEED), (size, *shape[:2], 2 * channels))
-      return {'moments': moments.astype(jnp.float16), 'label': label}
-    return {'image': random_images(size, shape), 'label': label}
+      return {
+        'moments': arrays.normal(0, size, *shape[:2], 2 * channels).astype(jnp.float16),
+        'label': label,
+      }
+    return {'image': arrays.random_images(size, shape), 'label': label}
+
+  def init() -> PyTree:
+    return create_state(backbone_params(module, shape), trainer.optimizer, scaling)
 
   return Training(
-    lambda: create_state(init_params(module, shape), trainer.optimizer, scaling),
+    init,
     trainer.train_step,
     make_batch,
     batch_size,
@@ -283,19 +287,23 @@ def autoencoder_training(
   shape = (sizes.image_size, sizes.image_size, 3)
 
   def make_batch(size: int) -> dict[str, Array]:
-    return {'image': random_images(size, shape), 'label': jnp.zeros(size, jnp.int32)}
+    return {'image': arrays.random_images(size, shape), 'label': jnp.zeros(size, jnp.int32)}
+
+  def init() -> PyTree:
+    abstract = jax.eval_shape(lambda: trainer.create_state(shape))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    params, judge_params = (
+      jax.tree.map(jnp.asarray, arrays.random_params(part))
+      for part in (abstract.params, abstract.discriminator)
+    )
+    averaged = jax.tree.map(jnp.copy, params)
+    return zeros.replace(params=params, ema_params=averaged, discriminator=judge_params)
 
   # The discriminator judges made images and passes the gradient on (2), then learns from two (2 x 3).
   return Training(
-    lambda: trainer.create_state(shape),
+    init,
     lambda state, batch: trainer.train_step(state, batch, adversarial=adversarial),
     make_batch,
     sizes.vae_batch,
     3 * forward + (8 * judge if adversarial else 0),
   )
-
-
-def random_images(count: int, shape: tuple[int, int, int]) -> Array:
-  """(count, H, W, C) uint8."""
-  values = jax.random.randint(jax.random.key(SEED + 2), (count, *shape), 0, 256, jnp.int32)
-  return values.astype(jnp.uint8)
