@@ -3,23 +3,18 @@
 import os
 import signal
 import sys
+from traceback import walk_stack
 
 ADVICE = 'the same command goes on from what is finished'
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
 def stop(number, frame) -> None:
-  """Handles a signal: KeyboardInterrupt where work is done, the end at once within an import.
-
-  An exception within an import may be lost, or leave a package half loaded. Nothing is written there.
-  """
-  name = signal.Signals(number).name
-  while frame:
-    if frame.f_code.co_filename.startswith('<frozen importlib'):
-      os.write(2, f'main.py: {name}: {ADVICE}\n'.encode())
-      os._exit(EXIT_CODES[number])
-    frame = frame.f_back
-  raise KeyboardInterrupt(name)
+  """Raises KeyboardInterrupt; within an import, which may lose an exception, it ends at once."""
+  if any(f.f_code.co_filename.startswith('<frozen importlib') for f, _ in walk_stack(frame)):
+    os.write(2, f'main.py: {signal.Signals(number).name}: {ADVICE}\n'.encode())
+    os._exit(EXIT_CODES[number])
+  raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 if __name__ == '__main__':  # Not in the processes that decode images: they import this file.
@@ -29,9 +24,9 @@ if __name__ == '__main__':  # Not in the processes that decode images: they impo
 from absl import flags  # noqa: E402 (A signal may arrive during these.)
 from ml_collections import config_flags  # noqa: E402
 
-CONFIG = config_flags.DEFINE_config_file(
-  'config', None, 'A file of configs/, or the config.json of a run.'
-)
+from diffusion_jax.usage import help_text  # noqa: E402
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py, or DIR/config.json.')
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
 MODE = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
 JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
@@ -40,16 +35,12 @@ JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.'
 def main() -> int:
   """The exit code: 0 done, 2 bad input, 3 damaged files, 4 diverged, 75 interrupted."""
   if {'-h', '--help'} & set(sys.argv):
-    from diffusion_jax.usage import help_text
-
     print(help_text())
     return 0
   from diffusion_jax.command import run_mode  # Here: other processes import this file again, and
   from diffusion_jax.errors import Stop  # start faster without.
   from diffusion_jax.parsing import parse
 
-  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
     run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)
@@ -59,9 +50,8 @@ def main() -> int:
   except BrokenPipeError:  # As by `| head`: nobody reads on.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt as interrupt:
-    name = str(interrupt) or 'SIGINT'
-    print(f'main.py: {name}: {ADVICE}', file=sys.stderr)
-    return EXIT_CODES[signal.Signals[name]]
+    print(f'main.py: {interrupt}: {ADVICE}', file=sys.stderr)
+    return EXIT_CODES[signal.Signals[str(interrupt)]]
   return 0
 
 
