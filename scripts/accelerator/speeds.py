@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from accelerator import systems
+from accelerator import arrays, systems
 from accelerator.systems import NUM_CLASSES, Sizes, Training
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.runtime import cost
@@ -151,7 +151,7 @@ def facts(
 def time_matmul(sizes: Sizes) -> dict[str, Any]:
   """Operations a second of one large matrix product of random bfloat16 numbers: the practical ceiling."""
   n = sizes.matmul
-  a, b = (systems.normal(i, n, n).astype(activation_dtype()) for i in range(2))
+  a, b = (arrays.normal(i, n, n).astype(activation_dtype()) for i in range(2))
   program, _ = compiled(jnp.matmul, a, b)
 
   def several():
