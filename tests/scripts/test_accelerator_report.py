@@ -16,12 +16,19 @@ BLOCKED = ('tensorflow', 'clu', 'ml_collections', 'tensorflow_datasets', 'torch'
 SITECUSTOMIZE = f"""
 import sys
 
-class Blocked:
+class Without:
+  def __init__(self, finder):
+    self.finder = finder
+
+  def __getattr__(self, name):
+    return getattr(self.finder, name)
+
   def find_spec(self, name, path=None, target=None):
     if name.split('.')[0] in {BLOCKED}:
-      raise ModuleNotFoundError(name)
+      return None  # As of a package that is not installed: some look without importing.
+    return self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocked())
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 
@@ -42,6 +49,16 @@ def accelerator():
     yield importlib.import_module
   finally:
     sys.path.remove(str(SCRIPT.parent))
+
+
+def test_the_packages_are_not_there_in_the_processes_of_these_tests(tmp_path):
+  run(tmp_path, '--budget=0')
+  code = f'import importlib.util as u; print([u.find_spec(name) for name in {BLOCKED}], u.find_spec("jax"))'
+  environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'path')}
+  done = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True, text=True
+  )
+  assert done.stdout.startswith(f'[{", ".join(["None"] * len(BLOCKED))}] ModuleSpec'), done.stderr
 
 
 def test_a_second_call_goes_on_where_the_budget_ended_and_a_third_does_nothing(tmp_path):
