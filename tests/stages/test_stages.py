@@ -202,7 +202,7 @@ def test_evaluate_makes_the_samples_and_writes_every_number_with_its_protocol(tr
   assert result['metrics']['frechet_distance'] > real > 0
 
 
-def test_a_stored_set_is_evaluated_whatever_the_newest_checkpoint_is(tmp_path, capsys):
+def test_the_set_of_the_checkpoint_that_is_asked_for_is_evaluated(tmp_path, capsys):
   flags = {'optimizer.clip_norm': 0.0, 'train.num_steps': 2, 'optimizer.warmup_steps': 1}
   run('train', tmp_path / 'run', tmp_path, **flags)
   run('sample', tmp_path / 'run', tmp_path, **flags)
@@ -210,15 +210,18 @@ def test_a_stored_set_is_evaluated_whatever_the_newest_checkpoint_is(tmp_path, c
   run('train', tmp_path / 'run', tmp_path, **longer)
   assert 'changed since the checkpoint: config.optimizer.clip_norm' in capsys.readouterr().out
   run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'eval.metrics': ('fid',)})
-  assert 'evaluating 20 samples of step 2' in capsys.readouterr().out
-  with pytest.raises(InputError, match='step: 2, asked 3'):
-    run('sample', tmp_path / 'run', tmp_path, **longer)
+  assert 'evaluating 20 samples of step 3' in capsys.readouterr().out
+  run('sample', tmp_path / 'run', tmp_path, **longer)
+  assert '0 of 20 samples to make' in capsys.readouterr().out
   run('evaluate', tmp_path / 'run', tmp_path, **longer)  # Beside a result with fewer metrics.
   stored = sorted((tmp_path / 'run' / 'eval').glob('ddim3-cfg1*.json'))
   assert sorted(len(json.loads(path.read_text())['metrics']) for path in stored) == [1, 4]
-  for other in ('3', 'best'):  # But never as those of a checkpoint that was asked for by name.
-    with pytest.raises(InputError, match='step: 2, asked 3'):
-      run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'sample.checkpoint': other})
+  capsys.readouterr()
+  for asked, step in (('3', 3), ('2', 2)):
+    run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'sample.checkpoint': asked})
+    assert f'evaluating 20 samples of step {step}' in capsys.readouterr().out
+  sets = {path.name for path in (tmp_path / 'run' / 'samples').iterdir()}
+  assert sets == {'ddim3-cfg1', 'ddim3-cfg1-step3'}
   before = (tmp_path / 'run' / 'config.json').read_text()
   run('train', tmp_path / 'run', tmp_path, **{**longer, 'optimizer.learning_rate': 5.0})
   assert 'nothing to do' in capsys.readouterr().out
