@@ -286,12 +286,11 @@ def test_a_damaged_copy_is_told_with_its_remedy_and_written_again(trained):
 
 
 def test_prepare_reads_the_source_that_is_given(trained, tmp_path):
-  """Another folder is another set, though one of that name is there; then both can be chosen."""
+  """Another folder is another set, though one of that name is there, and the given one is taken."""
   other = write_tree(
     tmp_path / 'others', {'train/ant': 2, 'train/bee': 2, 'val/ant': 1, 'val/bee': 1}
   )
-  with pytest.raises(InputError, match=r'holds 2 prepared sets'):
-    run('prepare', tmp_path / 'run', trained, **{'data.source': str(other), 'num_classes': 2})
+  run('prepare', tmp_path / 'run', trained, **{'data.source': str(other), 'num_classes': 2})
   with pytest.raises(InputError, match=r'nowhere'):
     run('prepare', tmp_path / 'run', trained, **{'data.source': str(tmp_path / 'nowhere')})
   (made,) = (
@@ -333,7 +332,7 @@ def test_latents_are_made_by_training_itself_once(trained, tmp_path, capsys):
   changes = {'data.dir': str(tmp_path / 'data'), 'train.num_steps': 2}
   run('train', tmp_path / 'run', trained, **changes)
   out = capsys.readouterr().out
-  assert 'preparing them first' in out and 'encoding them first' in out
+  assert 'preparing them from' in out and 'encoding them first' in out
   (folder,) = (tmp_path / 'data').glob('pets-*')
   assert len(latents.existing(folder)) == 1
   run('prepare', tmp_path / 'run', trained, **changes)
