@@ -1,7 +1,6 @@
 """The autoencoder's trainer from a config."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 
@@ -9,11 +8,10 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.sections import Config
 from diffusion_jax.interop import lpips
 from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.lpips import LPIPS
 from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
 from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.types import Array
+from diffusion_jax.types import PyTree
 
 
 def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
@@ -25,18 +23,17 @@ def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
 
 
 def make_autoencoder_trainer(config: Config, dtype: jnp.dtype) -> AutoencoderTrainer:
-  """Without the perceptual loss, whose weights only training needs: perceptual_of has it.
+  """Without the perceptual loss, whose weights only training needs: perceptual_params has them.
 
   Raises: InputError for sizes that do not fit each other.
   """
   vae = config.vae
-  optimizer = make_optimizer(
-    **dataclasses.asdict(config.optimizer), total_steps=config.train.num_steps
-  )
+  settings = {**dataclasses.asdict(config.optimizer), 'total_steps': config.train.num_steps}
   return AutoencoderTrainer(
     module=module_of(config, dtype),
     discriminator=PatchDiscriminator(vae.discriminator_channels, vae.discriminator_layers, dtype),
-    optimizer=optimizer,
+    optimizer=make_optimizer(**settings),
+    discriminator_optimizer=make_optimizer(**settings, first_step=vae.discriminator_start),
     ema_decay=config.train.ema_decay,
     flip=config.data.flip,
     seed=config.seed,
@@ -46,12 +43,11 @@ def make_autoencoder_trainer(config: Config, dtype: jnp.dtype) -> AutoencoderTra
   )
 
 
-def perceptual_of(config: Config) -> Callable[[Array, Array], Array] | None:
-  """LPIPS with the user's weights, or None without a perceptual loss.
+def perceptual_params(config: Config) -> PyTree | None:
+  """The user's weights of LPIPS, or None without a perceptual loss.
 
   Raises: InputError that says which files are needed.
   """
   if not config.vae.perceptual_weight:
     return None
-  params = lpips.load(config.vae.perceptual_weights, allow_pickle=config.allow_pickle)
-  return lambda a, b: LPIPS().apply({'params': params}, a, b)
+  return lpips.load(config.vae.perceptual_weights, allow_pickle=config.allow_pickle)

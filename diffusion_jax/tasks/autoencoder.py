@@ -12,9 +12,10 @@ from tqdm import tqdm
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import from_uint8, to_uint8
 from diffusion_jax.evaluation.types import FeatureSet
-from diffusion_jax.experiment.autoencoder import perceptual_of
+from diffusion_jax.experiment.autoencoder import perceptual_params
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.models.lpips import LPIPS
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared
@@ -44,8 +45,8 @@ class Autoencoder:
     _ = self._perceptual
 
   @functools.cached_property
-  def _perceptual(self) -> Callable | None:
-    return perceptual_of(self.experiment.config)
+  def _perceptual(self) -> PyTree | None:
+    return perceptual_params(self.experiment.config)
 
   def init_state(self) -> AutoencoderState:
     return self.experiment.init_state()
@@ -54,13 +55,21 @@ class Autoencoder:
     """Two programs, chosen by the step's number: the discriminator's part is not paid for before."""
     config = self.experiment.config
     begins = config.vae.discriminator_start
-    trainer = dataclasses.replace(self.trainer, perceptual=self._perceptual)
+    copies = mesh.replicated(self.experiment.mesh)
+    frozen = {} if self._perceptual is None else mesh.to_devices(self._perceptual, copies)
+
+    def train_step(state, batch, frozen, *, adversarial):
+      distance = (lambda a, b: LPIPS().apply({'params': frozen}, a, b)) if frozen else None
+      trainer = dataclasses.replace(self.trainer, perceptual=distance)
+      return trainer.train_step(state, batch, adversarial=adversarial)
+
     wanted = {number > begins for number in (start + 1, config.train.num_steps)}
     programs = {
       adversarial: shared.compile_step(
         self.experiment,
-        functools.partial(trainer.train_step, adversarial=adversarial),
+        functools.partial(train_step, adversarial=adversarial),
         self.abstract_state,
+        frozen,
       )
       for adversarial in wanted
     }

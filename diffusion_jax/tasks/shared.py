@@ -18,10 +18,13 @@ def step_input(experiment: Experiment) -> DataSource:
   return Numbers(source) if experiment.config.data.device_resident else source
 
 
-def compile_step(experiment: Experiment, train_step: Callable, state: PyTree) -> Callable:
+def compile_step(
+  experiment: Experiment, train_step: Callable, state: PyTree, *frozen: PyTree
+) -> Callable:
   """(state, batch) -> (state, metrics) of train_step, compiled ahead of time, its state donated.
 
-  state: abstract, with shardings.
+  state: abstract, with shardings. frozen: further arguments of train_step, on the devices, which
+  would be copied into the program if they were constants.
   """
   devices = experiment.mesh
   shardings = jax.tree.map(lambda x: x.sharding, state)
@@ -34,14 +37,14 @@ def compile_step(experiment: Experiment, train_step: Callable, state: PyTree) ->
   }
   data = experiment.resident_data
 
-  def step(state, batch, data):
+  def step(state, batch, data, *frozen):
     if data:
       batch = resident.gather(data, batch['number'], devices)
-    return train_step(state, batch)
+    return train_step(state, batch, *frozen)
 
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
-  compiled = jitted.lower(state, batch, data).compile()
-  return lambda state, batch: compiled(state, batch, data)
+  compiled = jitted.lower(state, batch, data, *frozen).compile()
+  return lambda state, batch: compiled(state, batch, data, *frozen)
 
 
 def sum_over_holdout(experiment: Experiment, evaluate: Callable) -> PyTree:

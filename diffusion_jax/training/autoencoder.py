@@ -45,6 +45,7 @@ class AutoencoderTrainer:
   module: AutoencoderKL
   discriminator: PatchDiscriminator
   optimizer: optax.GradientTransformation
+  discriminator_optimizer: optax.GradientTransformation
   ema_decay: float
   flip: bool
   seed: int
@@ -69,7 +70,7 @@ class AutoencoderTrainer:
       ema_params=jax.tree.map(jnp.copy, params),
       opt_state=self.optimizer.init(params),
       discriminator=discriminator,
-      discriminator_opt_state=self.optimizer.init(discriminator),
+      discriminator_opt_state=self.discriminator_optimizer.init(discriminator),
       skipped=jnp.zeros((), jnp.int32),
     )
 
@@ -78,7 +79,7 @@ class AutoencoderTrainer:
   ) -> tuple[AutoencoderState, dict[str, Array]]:
     """Updates the autoencoder and, if adversarial, then the discriminator (static: two programs).
 
-    A non-finite loss or gradient leaves all as it was.
+    A non-finite loss, gradient or result leaves all as it was.
     Returns: the next state; () float32 loss, reconstruction, kl, grad_norm, psnr and with adversarial
     discriminator_loss and adaptive_weight; () int32 skipped.
     """
@@ -101,9 +102,11 @@ class AutoencoderTrainer:
       opt_state=opt_state,
     )
     finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(grad_norm)
+    finite &= jnp.isfinite(optax.tree.norm(params))
     if adversarial:
       new, judged, norm = self._update_discriminator(new, images, jax.lax.stop_gradient(made))
       finite &= jnp.isfinite(judged) & jnp.isfinite(norm)
+      finite &= jnp.isfinite(optax.tree.norm(new.discriminator))
       metrics = {**metrics, 'discriminator_loss': judged}
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
     skipped = jnp.where(finite, 0, state.skipped + 1)
@@ -191,7 +194,7 @@ class AutoencoderTrainer:
       return 0.5 * (jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)))
 
     loss, grads = jax.value_and_grad(hinge)(state.discriminator)
-    updates, opt_state = self.optimizer.update(
+    updates, opt_state = self.discriminator_optimizer.update(
       grads, state.discriminator_opt_state, state.discriminator
     )
     discriminator = optax.apply_updates(state.discriminator, updates)

@@ -42,10 +42,15 @@ def make_optimizer(
   weight_decay: float,
   clip_norm: float,
   total_steps: int,
+  first_step: int = 0,
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); clip_norm 0 does not clip."""
+  """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101); clip_norm 0 does not clip.
+
+  first_step: of the run at which this optimizer takes its first; the learning rate is that of the run.
+  """
+  rate = learning_rate_schedule(learning_rate, warmup_steps, total_steps, decay)
   adamw = optax.adamw(
-    learning_rate_schedule(learning_rate, warmup_steps, total_steps, decay),
+    lambda count: rate(count + first_step),
     b1=b1,
     b2=b2,
     eps=eps,

@@ -40,7 +40,7 @@ class Trainer:
     return apply
 
   def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-    """Loss, gradient, update, average. A non-finite loss or gradient leaves all of them as they were.
+    """Loss, gradient, update, average. A non-finite loss, gradient or result leaves all of them as they were.
 
     Returns: the next state, and () float32 loss and grad_norm, () int32 skipped.
     """
@@ -60,7 +60,7 @@ class Trainer:
     decay = ema_decay_at(state.step, self.ema_decay)
     ema_params = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), state.ema_params, params)
 
-    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    good = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     params, ema_params, opt_state = jax.tree.map(
       lambda new, old: jnp.where(good, new, old),
       (params, ema_params, opt_state),

@@ -1,5 +1,7 @@
 """The autoencoder's step against its losses written out, and what it does over steps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,7 @@ def make_trainer(**changes):
     module=module,
     discriminator=PatchDiscriminator(8, 1),
     optimizer=optax.adam(1e-3),
+    discriminator_optimizer=optax.adam(1e-3),
     ema_decay=0.999,
     flip=False,
     seed=0,
@@ -174,3 +177,16 @@ def test_discriminator_judges_patches_of_each_image_alone():
   np.testing.assert_allclose(apply({'params': params}, x.at[0].set(0))[1:], out[1:], atol=1e-5)
   right = apply({'params': params}, x.at[:, :, 16:].set(0))  # A patch sees 34 pixels at most.
   assert not np.allclose(right, out)
+
+
+@pytest.mark.parametrize('name', ['', 'discriminator_'])
+def test_a_step_to_parameters_that_are_not_finite_changes_nothing(trainer, state, name):
+  """Of the autoencoder, or of the discriminator alone; all gradients are finite."""
+  optimizer = optax.sgd(jnp.inf)
+  diverging = dataclasses.replace(trainer, **{f'{name}optimizer': optimizer})
+  before = state.replace(**{f'{name}opt_state': optimizer.init({})})
+  step = jax.jit(diverging.train_step, static_argnames='adversarial')
+  after, metrics = step(before, make_batch(), adversarial=True)
+  assert np.isfinite(metrics['grad_norm']) and int(after.skipped) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+  jax.tree.map(np.testing.assert_array_equal, after.discriminator, before.discriminator)

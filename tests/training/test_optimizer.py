@@ -46,3 +46,12 @@ def test_weight_decay_shrinks_kernels_and_tables_only():
   np.testing.assert_allclose(updates['label']['embedding'], 1e-2 * 0.1, rtol=1e-6)
   np.testing.assert_array_equal(updates['layer']['bias'], 0)
   np.testing.assert_array_equal(updates['norm']['scale'], 0)
+
+
+def test_an_optimizer_that_starts_late_has_the_rate_of_the_run():
+  """Adam's first step moves by the learning rate: that of step 4 of the warm-up."""
+  options = {**OPTIONS, 'warmup_steps': 10, 'weight_decay': 0.0, 'clip_norm': 0.0}
+  optimizer = make_optimizer(**options, first_step=4)
+  params = {'kernel': jnp.ones(3)}
+  updates, _ = optimizer.update({'kernel': jnp.full(3, 0.7)}, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['kernel'], -0.5e-2, rtol=1e-5)

@@ -90,6 +90,18 @@ def test_a_non_finite_loss_changes_nothing_but_the_counters(experiment):
   assert int(healthy.skipped) == 0
 
 
+def test_a_step_to_parameters_that_are_not_finite_changes_nothing(experiment):
+  """As with weight_decay=inf: loss and gradient are finite."""
+  trainer, state, _ = recorded(experiment)
+  diverging = dataclasses.replace(trainer, optimizer=optax.sgd(jnp.inf))
+  state = state.replace(opt_state=diverging.optimizer.init(state.params))
+  after, metrics = diverging.train_step(state, batch_of(experiment))
+  assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
+  assert int(after.skipped) == 1
+  for name in ('params', 'ema_params'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
 def test_a_finite_loss_with_a_non_finite_gradient_changes_nothing(experiment):
   """The root of 0 is 0, its derivative infinite."""
 
