@@ -277,6 +277,7 @@ def autoencoder_training(
     module=make_vae(sizes, dtype),
     discriminator=PatchDiscriminator(*sizes.discriminator, dtype),
     optimizer=optimizer(),
+    discriminator_optimizer=optimizer(),
     ema_decay=0.999,
     flip=True,
     seed=SEED,
