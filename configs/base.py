@@ -139,6 +139,7 @@ def get_config() -> ConfigDict:
   config.train.log_every_steps = 50
   config.train.holdout_every_steps = 500  # Held-out loss of the EMA parameters.
   config.train.preview_every_steps = 500
+  config.train.preview_steps = 50  # Of the sampler, in previews: sample.num_steps if that is fewer.
   config.train.eval_every_steps = 0  # Metrics of config.eval on a few samples; 0: never.
   config.train.eval_num_samples = 500  # How many; the metrics say so: 'frechet_distance@500'.
   config.train.max_skipped = 10  # Non-finite steps in a row after which training stops.

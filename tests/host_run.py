@@ -3,7 +3,7 @@
     python -m tests.host_run FOLDER NUM_PROCESSES PROCESS PORT MESH
 
 Writes FOLDER/hosts-NUM-MESH.npz (process 0 only): what the step was given in three steps, two SGD steps
-with flips, and an evaluation pass over 1,003 images in batches of 16.
+with flips, an evaluation pass over 1,003 images in batches of 16, and a preview.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import mesh
-from diffusion_jax.tasks import shared
+from diffusion_jax.tasks import shared, task_of
 from tests.conftest import tiny_mapping
 
 MESHES = {'data': {}, 'tensor': {'mesh.data': 1, 'mesh.tensor': -1}}
@@ -66,6 +66,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
     for batch in evaluation_batches(some, batch_size=16, rows=rows)
   ]
   found['times'], found['evaluation_loss'], found['evaluated'] = map(sum, zip(*counted))
+  found['preview'] = task_of(experiment).preview(state)
   if process == 0:
     np.savez(folder / f'hosts-{num_processes}-{axes}.npz', rows=rows, **found)
 

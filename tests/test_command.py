@@ -44,6 +44,27 @@ CASES = {
     [QUICK, '--workdir={dir}', '--config.sample.labels=("a",)'],
     ['config.sample.labels', "('a',)"],
   ),
+  'seed': (
+    [QUICK, '--workdir={dir}', f'--config.seed={2**63}'],
+    ['config.seed', str(2**63), '2^63'],
+  ),
+  'width of no network': (
+    [QUICK, '--workdir={dir}', '--config.model.dit.hidden_size=4000000'],
+    ['config.model.dit.hidden_size', '4000000', '65,536'],
+  ),
+  'timesteps of no table': (
+    [QUICK, '--workdir={dir}', '--config.schedule.cosine.num_timesteps=1000000000'],
+    ['config.schedule.cosine.num_timesteps', '1000000000', '1..100000'],
+  ),
+  'discriminator of larger images': (
+    [
+      '--config=configs/cifar10_vae.py',
+      '--workdir={dir}',
+      '--config.vae.discriminator_layers=4',
+      '--config.vae.discriminator_start=100',
+    ],
+    ['config.vae.discriminator_layers', 'got 4', '1..3'],
+  ),
   'patch': (
     [QUICK, '--workdir={dir}', '--config.model.dit.patch_size=3'],
     ['config.model.dit.patch_size', 'got 3', '[1, 2, 4, 8]'],

@@ -85,6 +85,8 @@ def test_two_hosts_with_two_devices_each(folder, one, axes):
   assert one['evaluated'] == two['evaluated'] == 1003
   np.testing.assert_array_equal(one['times'], 1)
   np.testing.assert_array_equal(two['times'], 1)
+  assert one['preview'].std() > 10
+  np.testing.assert_allclose(two['preview'].astype(int), one['preview'], atol=1)  # Of 255.
 
 
 @pytest.fixture(scope='module')

@@ -107,6 +107,15 @@ def _task_problems(config) -> list[str]:
         f'config.data.image_size: got {config.data.image_size}, allowed multiples of '
         f'{module.factor}: config.vae.channel_mult {config.vae.channel_mult} halves it that often'
       )
+  layers = config.vae.discriminator_layers
+  # Each layer and conv_in but the last halve the image; two more convolutions take a pixel each.
+  most = int(math.log2(max(config.data.image_size, 6) / 3))
+  judges = config.task == 'autoencoder' and config.vae.discriminator_start < config.train.num_steps
+  if judges and layers > most:
+    problems.append(
+      f'config.vae.discriminator_layers: got {layers}, allowed 1..{most} for images of '
+      f'{config.data.image_size} px: of more, no patch is left to judge'
+    )
   return problems
 
 

@@ -267,20 +267,26 @@ class Experiment:
     own = name in TASK_METRICS[config.task]
     return name if own else f'{name}@{config.train.eval_num_samples}'
 
-  def generator(self, num_frames: int = 0, frame_examples: int = 0) -> Generator:
-    """The sampling process of config.sample, with animation frames of the first examples."""
+  def generator(
+    self, num_frames: int = 0, frame_examples: int = 0, num_steps: int = 0
+  ) -> Generator:
+    """The sampling process of config.sample, with animation frames of the first examples.
+
+    num_steps: 0 takes those of config.sample.
+    """
     sample = self.config.sample
+    num_steps = num_steps or sample.num_steps
     return Generator(
       self.process,
       self.sampler,
-      self.schedule.grid(sample.num_steps, sample.spacing),
+      self.schedule.grid(num_steps, sample.spacing),
       self.x0_shape,
       seed=sample.seed,
       null_label=self.config.num_classes,
       cfg_scale=sample.cfg_scale,
       clip_x0=sample.clip_x0,
       guide_channels=sample.guide_channels,
-      num_frames=min(num_frames, sample.num_steps + 1),
+      num_frames=min(num_frames, num_steps + 1),
       frame_examples=frame_examples,
     )
 

@@ -8,6 +8,7 @@ from diffusion_jax.experiment.fields import Choice, choice, one_of, where
 
 COUNT = (lambda n: n >= 1, '>= 1')
 NOT_NEGATIVE = (lambda x: x >= 0, '>= 0')
+SEED = (lambda n: 0 <= n < 2**63, '0..2^63 - 1')  # What a random key can hold.
 FILE_NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = (lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
 SPLITS = ('holdout', 'train')  # Of prepared images.
@@ -29,7 +30,7 @@ class Data:
   class_list: str = where(bool, "'all', 'cmc', 'kaggle' or a file")
   label_order: str = one_of('sorted', 'file')
   holdout: int = where(lambda n: n >= -1, '>= -1')
-  split_seed: int = where(*NOT_NEGATIVE)
+  split_seed: int = where(lambda n: 0 <= n < 2**32, '0..2^32 - 1')
   fingerprint: str = where(*FINGERPRINT)
   flip: bool
   device_resident: bool
@@ -109,6 +110,7 @@ class Train:
   log_every_steps: int = where(*COUNT)
   holdout_every_steps: int = where(*COUNT)
   preview_every_steps: int = where(*COUNT)
+  preview_steps: int = where(*COUNT)
   eval_every_steps: int = where(*NOT_NEGATIVE)
   eval_num_samples: int = where(lambda n: n >= 2, '>= 2')
   max_skipped: int = where(*COUNT)
@@ -142,7 +144,7 @@ class Sample:
   clip_x0: bool
   labels: tuple[int, ...]
   label_counts: tuple[int, ...]
-  seed: int = where(*NOT_NEGATIVE)
+  seed: int = where(*SEED)
   ema: bool
   grid_columns: int = where(*COUNT)
   gif_frames: int = where(lambda n: n >= 2, '>= 2')
@@ -213,7 +215,7 @@ class Config:
   """The whole config."""
 
   task: str = one_of('diffusion', 'autoencoder')
-  seed: int = where(*NOT_NEGATIVE)
+  seed: int = where(*SEED)
   init_from: str
   allow_pickle: bool
   space: str = one_of('pixel', 'latent')

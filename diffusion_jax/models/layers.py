@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_jax.types import Array
 
+MAX_SIZE = 65_536  # Of a width, a depth, a number of heads: beyond it even shapes take for ever.
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
@@ -129,7 +130,7 @@ def require_divisible(name: str, value: int, by_name: str, by: int) -> None:
 
 
 def require_positive(**values: int | float) -> None:
-  """Raises: ValueError that names the first field whose value is not above 0."""
+  """Raises: ValueError that names the first field that is not above 0, or larger than any network's."""
   for name, value in values.items():
-    if value <= 0:
-      raise ValueError(f'{name}: got {value}, allowed > 0')
+    if not 0 < value <= MAX_SIZE:
+      raise ValueError(f'{name}: got {value}, allowed > 0 and up to {MAX_SIZE:,}')

@@ -1,11 +1,12 @@
 """--mode=train: trains a work directory from where it stands to config.train.num_steps."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
@@ -16,13 +17,14 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
-from diffusion_jax.runtime import logging, mesh
+from diffusion_jax.runtime import hosts, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.stages import describe, prepare
 from diffusion_jax.tasks import shared, task_of
 from diffusion_jax.training.loop import Action, run_loop
+from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree
 
 NEXT = '--mode=sample or evaluate'
@@ -127,7 +129,8 @@ def train(
 
   def preview(step, state):
     picture = task.preview(state)
-    images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
+    if hosts.is_first():
+      images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
     writer.write_images(step, {'preview': picture[None]})
     writer.flush()
 
@@ -160,6 +163,7 @@ def train(
     stop=config.train.num_steps,
     batch_size=config.train.batch_size,
     log_every_steps=config.train.log_every_steps,
+    learning_rate=learning_rates(experiment, start),
     write=writer.write_scalars,
     actions=(
       Action(config.train.holdout_every_steps, measure),
@@ -178,6 +182,16 @@ def train(
       f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
       'the same command goes on from there'
     )
+
+
+def learning_rates(experiment: Experiment, start: int) -> Callable[[int], float]:
+  """Step, from `start` on -> its learning rate, on the host: the loop must not wait for the device."""
+  optimizer, stop = experiment.config.optimizer, experiment.config.train.num_steps
+  rate = learning_rate_schedule(
+    optimizer.learning_rate, optimizer.warmup_steps, stop, optimizer.decay
+  )
+  rates = jax.device_get(jax.vmap(rate)(np.arange(start, stop)) * np.ones(stop - start))
+  return lambda step: rates[step - start]
 
 
 def get_ready(evaluator: Evaluator, num_samples: int) -> None:

@@ -59,18 +59,20 @@ class Diffusion:
     num_classes = experiment.config.num_classes
     rows, columns = min(max(num_classes, 1), MAX_ROWS), experiment.config.sample.grid_columns
     labels = np.repeat(np.arange(rows, dtype=np.int32), columns)
-    generator, trainer = experiment.generator(), experiment.trainer
+    steps = min(experiment.config.train.preview_steps, experiment.config.sample.num_steps)
+    generator, trainer = experiment.generator(num_steps=steps), experiment.trainer
     padding = (0, mesh.round_up(len(labels), experiment.mesh) - len(labels))
     inputs = (np.pad(np.arange(len(labels), dtype=np.uint32), padding), np.pad(labels, padding))
     sharding = mesh.batch_sharding(experiment.mesh)
+    local = mesh.local_rows(experiment.mesh, len(inputs[0]))
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=mesh.replicated(experiment.mesh))
     def generate(params, scaling, decoder, indices, labels):
       x_0, _ = generator(trainer.network(params), indices, labels)
       return experiment.to_images(decoder, scaling, x_0)
 
     def draw(state) -> np.ndarray:
-      placed = mesh.to_devices(inputs, sharding)
+      placed = mesh.to_devices(tuple(x[local] for x in inputs), sharding)
       made = generate(state.ema_params, state.scaling, experiment.decoder, *placed)
       made = jax.device_get(made)
       made = made[: len(labels)].reshape(rows, columns, *made.shape[1:])

@@ -43,6 +43,7 @@ def run_loop(
   stop: int,
   batch_size: int,
   log_every_steps: int,
+  learning_rate: Callable[[int], float],
   write: Callable[[int, dict[str, float]], None],
   actions: Sequence[Action],
   max_skipped: int,
@@ -54,7 +55,7 @@ def run_loop(
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
-  since_log, lap_start, paused = [], time.perf_counter(), 0.0
+  since_log, lap_start, paused, waited = [], time.perf_counter(), 0.0, 0.0
   bar = tqdm(
     total=stop,
     initial=start,
@@ -64,29 +65,35 @@ def run_loop(
   )
 
   def report(pending):
-    nonlocal lap_start, paused
+    nonlocal lap_start, paused, waited
     step, metrics = pending
     metrics = jax.device_get(metrics)  # Returns when `step` is done: the time to stop the clock.
     now = time.perf_counter()
-    images_per_s = len(metrics) * batch_size / (now - lap_start - paused)
-    lap_start, paused = now, 0.0
+    step_time = (now - lap_start - paused) / len(metrics)
+    images_per_s, data_wait = batch_size / step_time, waited / (step_time * len(metrics))
+    lap_start, paused, waited = now, 0.0, 0.0
     skipped = max(int(m['skipped']) for m in metrics)
     if skipped >= max_skipped:
       raise DivergedError(
-        f'training diverged: no finite loss or gradient in {skipped} steps in a row, up to step '
-        f'{step} or shortly before. Those steps changed nothing, and the checkpoints are good. '
-        'Lower config.optimizer.learning_rate or config.optimizer.clip_norm.'
+        f'training diverged: no finite loss, gradient or update in {skipped} steps in a row, up to '
+        f'step {step} or shortly before. Those steps changed nothing, but what came before them may be '
+        'spoilt: look at the loss in metrics.jsonl before you use a checkpoint. Lower '
+        'config.optimizer.learning_rate, config.optimizer.clip_norm or config.optimizer.weight_decay.'
       )
     names = [name for name in metrics[-1] if name != 'skipped']
     means = {name: _finite_mean([m[name] for m in metrics if name in m]) for name in names}
-    values = {**means, 'skipped': skipped, 'images_per_s': images_per_s}
-    write(step, values)
+    values = {**means, 'skipped': skipped, 'images_per_s': images_per_s, 'step_time': step_time}
+    values |= {'data_wait': data_wait, 'learning_rate': float(learning_rate(step - 1))}
+    write(step, values | device_memory())
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 
   step = start
   with bar:
-    for batch in batches:
-      if interruption.requested:
+    while not interruption.requested:
+      asked = time.perf_counter()
+      batch = next(batches, None)
+      waited += time.perf_counter() - asked
+      if batch is None:
         break
       step += 1
       state, metrics = train_step(step, state, batch)
@@ -110,6 +117,12 @@ def run_loop(
     if pending:
       report(pending)
   return Outcome(state, step)
+
+
+def device_memory() -> dict[str, float]:
+  """{'device_memory'}: bytes in use at the peak on this host's first device, where it counts them."""
+  stats = jax.local_devices()[0].memory_stats() or {}  # None on CPU.
+  return {'device_memory': stats['peak_bytes_in_use']} if 'peak_bytes_in_use' in stats else {}
 
 
 def _finite_mean(values: Sequence[float]) -> float:

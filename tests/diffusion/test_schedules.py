@@ -1,6 +1,7 @@
 """Schedules against their definitions, and the contract that all of them keep."""
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -115,3 +116,17 @@ def test_any_number_of_steps(spacing, num_steps):
 def test_more_steps_than_timesteps_are_refused():
   with pytest.raises(ValueError, match=r'got 1001, allowed 1\.\.1000 \(nearest 1000\)'):
     index_grid(1000, 1001, 'trailing')
+
+
+@pytest.mark.parametrize('num_steps', [3, 7, 30, 999])
+def test_trailing_times_are_rounded_to_the_nearest(num_steps):
+  """T - k T / N in exact fractions (Lin et al. 2024, Table 2)."""
+  exact = [round(Fraction(1000 * k, num_steps)) for k in range(num_steps, -1, -1)]
+  np.testing.assert_array_equal(index_grid(1000, num_steps, 'trailing'), exact)
+
+
+@pytest.mark.parametrize('num_timesteps', [0, -1, 10**9])
+@pytest.mark.parametrize('name', DISCRETE)
+def test_a_table_has_a_size_that_can_be_one(name, num_timesteps):
+  with pytest.raises(ValueError, match='num_timesteps'):
+    build(name, num_timesteps=num_timesteps)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.tasks import task_of
 from diffusion_jax.tasks.diffusion import spread_labels
 
@@ -45,3 +46,16 @@ def test_evaluation_during_training_covers_all_classes(tiny):
     found = task.features(task.init_state(), Recorded(), 5)
     assert found.features.shape == (5, 64)
     np.testing.assert_array_equal(found.labels, [0, 2, 4, 6, 8])
+
+
+@pytest.mark.parametrize('given, expected', [(2, 2), (50, 3)])
+def test_a_preview_takes_its_own_number_of_steps(tiny, monkeypatch, given, expected):
+  """Of train.preview_steps, but never more than the samples of the run take: 3 here."""
+  asked = []
+  generator = Experiment.generator
+  monkeypatch.setattr(
+    Experiment, 'generator', lambda self, **k: asked.append(generator(self, **k)) or asked[-1]
+  )
+  task = task_of(tiny(**{'train.preview_steps': given, 'sampler.name': 'ddpm'}))
+  assert task.preview(task.init_state()).ndim == 3
+  assert [len(made.times) - 1 for made in asked] == [expected]

@@ -206,6 +206,7 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, **options):
     start=0,
     stop=stop,
     batch_size=4,
+    learning_rate=lambda step: 0.5 * step,
     write=write,
     actions=actions,
     max_skipped=max_skipped,
@@ -273,3 +274,38 @@ def test_too_many_skipped_steps_end_the_run():
 
   with pytest.raises(DivergedError, match='in 5 steps in a row, up to step 5'):
     loop(train_step, 20, lambda *_: None)
+
+
+def test_the_log_has_learning_rate_step_time_and_the_wait_for_data(monkeypatch):
+  """Two steps of 3 s, of which 1 s is the wait for the batch: by a clock that the test moves."""
+  clock, written = [100.0], []
+  monkeypatch.setattr('diffusion_jax.training.loop.time.perf_counter', lambda: clock[0])
+
+  def batches():
+    for number in range(2):
+      clock[0] += 1
+      yield number
+
+  def train_step(number, state, batch):
+    clock[0] += 2
+    return state, {'loss': 1.0, 'skipped': 0}
+
+  state = create_state({'kernel': jnp.zeros(())}, optax.identity())
+  run_loop(
+    train_step,
+    state,
+    batches(),
+    start=0,
+    stop=2,
+    batch_size=6,
+    log_every_steps=2,
+    learning_rate=lambda step: 0.1 * (step + 1),
+    write=lambda step, values: written.append((step, values)),
+    actions=(),
+    max_skipped=3,
+    interruption=Interruption(),
+  )
+  ((step, values),) = written
+  assert step == 2 and values['step_time'] == pytest.approx(3)
+  assert values['images_per_s'] == pytest.approx(2) and values['data_wait'] == pytest.approx(1 / 3)
+  assert values['learning_rate'] == pytest.approx(0.2)  # Of the second step.

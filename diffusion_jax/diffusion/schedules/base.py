@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax.types import Array, NoiseLevel
 
 SPACINGS = ('trailing', 'leading', 'linspace')
+MAX_TIMESTEPS = 100_000  # Of a table; publications have 1,000 to 4,000.
 TIME_DISTRIBUTIONS = ('uniform', 'logit_normal')
 
 
@@ -64,6 +65,15 @@ def index_grid(num_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
   else:
     raise ValueError(f'spacing: got {spacing!r}, allowed {SPACINGS}')
   return np.append(indices.astype(np.int64), 0)
+
+
+def require_num_timesteps(num_timesteps: int) -> None:
+  """Raises: ValueError for a table without entries, or too large to be one."""
+  if not 1 <= num_timesteps <= MAX_TIMESTEPS:
+    nearest = min(max(num_timesteps, 1), MAX_TIMESTEPS)
+    raise ValueError(
+      f'num_timesteps: got {num_timesteps}, allowed 1..{MAX_TIMESTEPS} (nearest {nearest})'
+    )
 
 
 def require_beta_range(beta_start: float, beta_end: float) -> None:

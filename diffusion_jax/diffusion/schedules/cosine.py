@@ -2,7 +2,11 @@
 
 import numpy as np
 
-from diffusion_jax.diffusion.schedules.base import DiscreteSchedule, TimeDistribution
+from diffusion_jax.diffusion.schedules.base import (
+  DiscreteSchedule,
+  TimeDistribution,
+  require_num_timesteps,
+)
 
 
 def build(
@@ -15,6 +19,7 @@ def build(
   logit_std: float,
 ) -> DiscreteSchedule:
   """f(i) = cos^2((i/T + offset) / (1 + offset) * pi/2); beta_i = min(1 - f(i)/f(i-1), max_beta)."""
+  require_num_timesteps(num_timesteps)
   if offset < 0:
     raise ValueError(f'offset: got {offset}, allowed >= 0')
   if not 0 < max_beta < 1:

@@ -6,6 +6,7 @@ from diffusion_jax.diffusion.schedules.base import (
   DiscreteSchedule,
   TimeDistribution,
   require_beta_range,
+  require_num_timesteps,
 )
 
 
@@ -19,6 +20,7 @@ def build(
   logit_std: float,
 ) -> DiscreteSchedule:
   """beta evenly spaced from beta_start to beta_end over num_timesteps."""
+  require_num_timesteps(num_timesteps)
   require_beta_range(beta_start, beta_end)
   betas = np.linspace(beta_start, beta_end, num_timesteps)
   return DiscreteSchedule.from_betas(

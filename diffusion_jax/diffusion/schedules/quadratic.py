@@ -6,6 +6,7 @@ from diffusion_jax.diffusion.schedules.base import (
   DiscreteSchedule,
   TimeDistribution,
   require_beta_range,
+  require_num_timesteps,
 )
 
 
@@ -19,6 +20,7 @@ def build(
   logit_std: float,
 ) -> DiscreteSchedule:
   """sqrt(beta) evenly spaced from sqrt(beta_start) to sqrt(beta_end) over num_timesteps."""
+  require_num_timesteps(num_timesteps)
   require_beta_range(beta_start, beta_end)
   betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
   return DiscreteSchedule.from_betas(
