@@ -197,6 +197,7 @@ def get_config() -> ConfigDict:
   config.eval.features.dataset_classifier.batch_size = 128
   config.eval.features.dataset_classifier.learning_rate = 2e-3
   config.eval.features.dataset_classifier.seed = 0
+  config.eval.features.dataset_classifier.max_seconds = 120.0  # As many steps as fit; 0: all.
   config.eval.features.pixels = ConfigDict(dict(pixel_range=255.0))  # Pixels scaled to 0..range.
   config.eval.metrics = ('fid', 'inception_score', 'label_accuracy')  # Of diffusion_jax/evaluation.
   config.eval.inception_score = ConfigDict(dict(splits=10))

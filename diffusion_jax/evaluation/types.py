@@ -53,7 +53,7 @@ class Context(NamedTuple):
 class FeatureNetwork(Protocol):
   """Images to features, a pure function to be compiled by whoever calls it.
 
-  name, digest (of the weights), resize and notes go into every result. params: of apply.
+  name, digest (of the weights), resize, notes and warnings go into every result. params: of apply.
   knows_labels: whether the logits are of the classes of the data.
   """
 
@@ -62,6 +62,7 @@ class FeatureNetwork(Protocol):
   resize: str
   knows_labels: bool
   notes: Mapping[str, float]
+  warnings: Sequence[str]
   params: PyTree
 
   def apply(self, params: PyTree, images: Array) -> tuple[Array, Array | None]:

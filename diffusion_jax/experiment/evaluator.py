@@ -104,7 +104,7 @@ class Evaluator:
     """
     shape, reference = self.experiment.image_shape, self.reference
     size = num_features(self.network, shape)
-    warnings, problems = [], []
+    warnings, problems = list(self.network.warnings), []
     for name, metric in self.metrics.items():
       try:
         warnings += metric.check(Sizes(num_samples, reference.size, size))

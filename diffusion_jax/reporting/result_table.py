@@ -9,7 +9,7 @@ from diffusion_jax.reporting.tables import table
 
 
 def results_table(folder: Path, result: Mapping[str, Any]) -> str:
-  """This result, the others in the folder under the same protocol, and the real images."""
+  """This result, the others in the folder under the same protocol, the real images; its warnings."""
   others = [read_result(path) for path in sorted(folder.glob('*.json'))]
   comparable = [other for other in others if other.get('protocol') == result['protocol']]
   names = [name for name in result['metrics'] if not name.endswith('_std')]
@@ -25,7 +25,8 @@ def results_table(folder: Path, result: Mapping[str, Any]) -> str:
     f'features: {protocol["features"]} {protocol["features_digest"][:8]}, {protocol["backend"]}'
   )
   header = ['samples', *(name.replace('_', ' ') for name in names), 'images/s']
-  return f'\n{title}\n\n{table(header, rows)}\n'
+  warnings = ''.join(f'\nwarning: {text}' for text in result.get('warnings', ()))
+  return f'\n{title}\n\n{table(header, rows)}\n{warnings}'
 
 
 def read_result(path: Path) -> dict[str, Any]:

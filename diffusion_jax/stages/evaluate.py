@@ -210,7 +210,7 @@ def checked(evaluator: Evaluator, count: int) -> list[str]:
   for warning in warnings:
     hosts.say(f'warning: {warning}')
   for name, value in evaluator.network.notes.items():
-    hosts.say(f'{evaluator.network.name}: {name.replace("_", " ")} {value:.4f}')
+    hosts.say(f'{evaluator.network.name}: {name.replace("_", " ")} {round(value, 4)}')
   return warnings
 
 

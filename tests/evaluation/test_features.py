@@ -2,15 +2,17 @@
 
 import errno
 
+import jax
 import numpy as np
 import pytest
 
 from configs import base
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.evaluation import extract
+from diffusion_jax.evaluation import classifier_training, extract
+from diffusion_jax.evaluation.classifier_training import affordable, shifted
 from diffusion_jax.evaluation.extract import Extractor, num_features
-from diffusion_jax.evaluation.features.dataset_classifier import shifted
+from diffusion_jax.evaluation.features import dataset_classifier
 from diffusion_jax.evaluation.types import Context, FeatureSet
 from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from diffusion_jax.runtime.mesh import make_mesh
@@ -221,6 +223,100 @@ def test_classifier_is_trained_once_and_kept(build, tmp_path, capsys):
   assert len(list((tmp_path / 'features').iterdir())) == 1
   build('dataset_classifier', tmp_path, seed=1)
   assert len(list((tmp_path / 'features').iterdir())) == 2
+
+
+class Reads:
+  """A source that is interrupted at its n-th reading, as by Ctrl-C, and counts them."""
+
+  def __init__(self, source, stop=None):
+    self.source, self.stop, self.count = source, stop, 0
+
+  def __getattr__(self, name):
+    return getattr(self.source, name)
+
+  def read(self, indices):
+    self.count += 1
+    if self.count == self.stop:
+      raise KeyboardInterrupt('SIGINT')
+    return self.source.read(indices)
+
+
+def classifier(train, holdout, folder, **changes):
+  options = {**base.get_config().eval.features.dataset_classifier, **SHORT['dataset_classifier']}
+  sources = {'train': train, 'holdout': holdout}
+  context = Context(sources.get, folder, '', False)
+  return dataset_classifier.build(context=context, **options, **changes)
+
+
+def test_an_interrupted_classifier_is_gone_on_with(data, tmp_path):
+  whole = classifier(data['train'], data['holdout'], tmp_path / 'whole')
+  first, again = Reads(data['train'], stop=22), Reads(data['train'])
+  with pytest.raises(KeyboardInterrupt):
+    classifier(first, data['holdout'], tmp_path / 'parts')
+  found = classifier(again, data['holdout'], tmp_path / 'parts')
+  assert found.digest == whole.digest and found.notes == whole.notes
+  # One reading for the shape and one for the time; 19 steps; the other 11.
+  assert again.count == 1 + 30 - (22 - 1 - 2)
+  (path,) = (tmp_path / 'parts' / 'features').iterdir()
+  assert path.suffix == '.safetensors'
+
+
+def test_damaged_progress_is_named_and_trained_again(data, tmp_path, capsys):
+  whole = classifier(data['train'], data['holdout'], tmp_path / 'whole')
+  with pytest.raises(KeyboardInterrupt):
+    classifier(Reads(data['train'], stop=22), data['holdout'], tmp_path / 'parts')
+  (path,) = (tmp_path / 'parts' / 'features').iterdir()
+  path.write_bytes(path.read_bytes()[:-3])
+  assert classifier(data['train'], data['holdout'], tmp_path / 'parts').digest == whole.digest
+  assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('seconds, expected', [(1000.0, 600), (40.0, 80), (1.0, 50)])
+def test_steps_are_as_many_as_fit(monkeypatch, seconds, expected):
+  """A step of half a second by the clock; compiling does not count."""
+  clock = iter([100.0, 100.0 + 0.5 * classifier_training.TIMED_STEPS])
+  monkeypatch.setattr(classifier_training.time, 'perf_counter', lambda: next(clock))
+  state = classifier_training.Progress(0, 600, {}, {})
+  batch = {'image': np.zeros(1), 'label': np.zeros(1)}
+  assert affordable(lambda *arguments: np.zeros(1), state, batch, seconds) == expected
+
+
+def test_a_reduced_budget_is_told_and_kept(data, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(classifier_training, 'affordable', lambda *arguments: 7)
+  found = classifier(data['train'], data['holdout'], tmp_path)
+  assert found.notes['num_steps'] == 7 and '7 of 30 steps' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  'num_classes, accuracy, warns',
+  [
+    (10, 0.19, 1),
+    (10, 0.2, 0),
+    (2, 0.74, 1),
+    (2, 0.76, 0),
+    (100, 0.019, 1),
+    (100, 0.03, 0),
+    (1, 1, 1),
+  ],
+)
+def test_a_classifier_near_chance_warns(num_classes, accuracy, warns):
+  module = dataset_classifier.CNN((8,), 8, num_classes)
+  network = dataset_classifier.DatasetClassifier(module, {}, '', {'holdout_accuracy': accuracy})
+  assert len(network.warnings) == warns
+
+
+@pytest.mark.parametrize(
+  'side, inner', [(8, 8), (32, 32), (33, 17), (47, 24), (64, 16), (128, 16), (100, 17)]
+)
+def test_large_images_are_reduced_by_the_first_convolution(side, inner):
+  """So that a step costs about the same at all sizes; every pixel counts."""
+  assert -(-side // dataset_classifier.first_stride(side)) == inner
+  module = dataset_classifier.CNN((4, 4), 4, 3)
+  shapes = jax.eval_shape(
+    lambda x: module.init(jax.random.key(0), x)['params'], np.zeros((1, side, side, 3), np.uint8)
+  )
+  width, stride = shapes['Conv_0']['kernel'].shape[0], dataset_classifier.first_stride(side)
+  assert width >= stride and (stride > 1 or width == 3)
 
 
 def test_a_damaged_cache_is_made_again(build, tmp_path):

@@ -1,13 +1,13 @@
 """A small CNN trained on the data set itself: features for data that is not natural photographs.
 
-Trained once on the train split, in seconds for small images, and kept beside the data by the
-fingerprint of the data and of its own settings. Needs no download.
+Trained once on the train split and kept beside the data by the fingerprint of the data and of its own
+settings. Needs no download. Training takes as many of num_steps as fit into max_seconds on this machine,
+and goes on where it was interrupted.
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,19 +15,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-from tqdm import trange
+from safetensors.numpy import save
 
+from diffusion_jax.evaluation.classifier_training import train_params
 from diffusion_jax.evaluation.types import Context
-from diffusion_jax.randomness import purpose_key
+from diffusion_jax.runtime import hosts
+from diffusion_jax.runtime.replacing import replacing
 from diffusion_jax.types import Array, DataSource, PyTree
+
+LARGEST = 32  # Pixels a side that the first level sees at their own size.
+REDUCED = 16  # To which larger images are reduced: a step costs a fourth of one at 32.
 
 
 class CNN(nn.Module):
-  """Two convolutions a level, halved between levels, mean pool, one hidden layer."""
+  """Two convolutions a level, halved between levels, mean pool, one hidden layer.
+
+  Images of more than 32 px are reduced to 16..24 px by the stride of the first convolution, which sees
+  every pixel.
+  """
 
   channels: tuple[int, ...]
   feature_size: int
@@ -37,9 +44,12 @@ class CNN(nn.Module):
   def __call__(self, images: Array, *, train: bool = False) -> tuple[Array, Array]:
     """images (B,H,W,C) uint8 -> features (B, feature_size), logits (B, num_classes)."""
     h = images.astype(jnp.float32) / 127.5 - 1
+    stride = first_stride(images.shape[1])
     for level, channels in enumerate(self.channels):
-      for _ in range(2):
-        h = nn.Conv(channels, (3, 3))(h)
+      for number in range(2):
+        by = stride if level == number == 0 else 1
+        size = 3 if by == 1 else 2 * by
+        h = nn.Conv(channels, (size, size), (by, by))(h)
         h = nn.relu(nn.LayerNorm()(h))
       if level < len(self.channels) - 1:
         h = nn.max_pool(h, (2, 2), (2, 2))  # (B, H/2, W/2, C)
@@ -47,6 +57,11 @@ class CNN(nn.Module):
     features = nn.relu(nn.Dense(self.feature_size)(h))
     h = nn.Dropout(0.3, deterministic=not train)(features)
     return features, nn.Dense(self.num_classes)(h)
+
+
+def first_stride(side: int) -> int:
+  """Of the first convolution, for images of `side` pixels."""
+  return 1 if side <= LARGEST else side // REDUCED
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +75,19 @@ class DatasetClassifier:
   name: str = 'dataset_classifier'
   resize: str = 'none'
   knows_labels: bool = True
+
+  @property
+  def warnings(self) -> list[str]:
+    """One if the features are worth little: the classifier hardly tells the classes apart."""
+    count, accuracy = self.module.num_classes, self.notes['holdout_accuracy']
+    chance = 1 / max(count, 1)
+    if count > 1 and accuracy >= min(2 * chance, (1 + chance) / 2):
+      return []
+    return [
+      f'dataset_classifier gets {accuracy:.1%} of held-out images right, chance is {chance:.1%} of '
+      f'{count} classes: numbers of its features say little; train it longer '
+      '(config.eval.features.dataset_classifier) or use other features'
+    ]
 
   def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
     """images (B,H,W,C) uint8 -> features (B, feature_size), logits (B, num_classes)."""
@@ -76,44 +104,6 @@ def accuracy(module: CNN, params: PyTree, source: DataSource, batch_size: int) -
     agree = np.asarray(predict(params, batch['image'])) == batch['label']
     right += int(agree[: count - start].sum())
   return right / count
-
-
-def train_params(
-  module: CNN, source: DataSource, num_steps: int, batch_size: int, learning_rate: float, seed: int
-) -> PyTree:
-  """Adam with a cosine rate on random batches of `source`, images shifted by up to a tenth."""
-  sample = source.read(np.arange(1))['image']
-  key = purpose_key(seed, 'dataset_classifier')
-  params = module.init(key, sample)['params']
-  optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-  reach = max(1, sample.shape[1] // 10)
-
-  def loss(params, images, labels, key):
-    _, logits = module.apply({'params': params}, images, train=True, rngs={'dropout': key})
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-  @jax.jit
-  def step(params, opt_state, images, labels, key):
-    grads = jax.grad(loss)(params, images, labels, key)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), opt_state
-
-  rng, opt_state = np.random.default_rng(seed), optimizer.init(params)
-  for number in trange(num_steps, desc='training the evaluation classifier', mininterval=5):
-    batch = source.read(rng.integers(source.num_examples, size=batch_size))
-    shift = tuple(rng.integers(-reach, reach + 1, size=2))
-    images = shifted(batch['image'], shift)
-    step_key = jax.random.fold_in(key, number)
-    params, opt_state = step(params, opt_state, images, batch['label'], step_key)
-  return params
-
-
-def shifted(images: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
-  """Images moved by whole pixels, the edge repeated: (N,H,W,C) -> (N,H,W,C)."""
-  reach = max(abs(int(d)) for d in shift)
-  padded = np.pad(images, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode='edge')
-  top, left = reach + int(shift[0]), reach + int(shift[1])
-  return padded[:, top : top + images.shape[1], left : left + images.shape[2]]
 
 
 def _digest(params: PyTree) -> str:
@@ -144,24 +134,36 @@ def build(
   batch_size: int,
   learning_rate: float,
   seed: int,
+  max_seconds: float,
 ) -> DatasetClassifier:
-  """The cached network of this data set and these settings, trained first if there is none."""
+  """The cached network of this data set and these settings, trained first if there is none.
+
+  The first host trains; the others wait for its file.
+  """
   train, holdout = context.images('train'), context.images('holdout')
   module = CNN(tuple(channels), feature_size, len(train.label_names))
   settings = [tuple(channels), feature_size, num_steps, batch_size, learning_rate, seed]
+  stride = first_stride(train.element['image'].shape[0])
+  settings += [f'stride {stride}'] if stride > 1 else []
   identity = json.dumps([train.fingerprint, holdout.fingerprint, *settings])
   name = hashlib.sha256(identity.encode()).hexdigest()[:16]
   path = context.cache_dir / 'features' / f'dataset_classifier-{name}.safetensors'
-  cached = _load(path)
-  if cached:
-    params, notes = cached
-  else:
-    params = train_params(module, train, num_steps, batch_size, learning_rate, seed)
-    params = jax.device_get(params)
+
+  def ensure():
+    if _load(path):
+      return
+    kept = path.with_suffix('.part')
+    found = train_params(
+      *(module, train, num_steps, batch_size, learning_rate, seed, max_seconds, kept)
+    )
+    params, taken = jax.device_get(found[0]), found[1]
     notes = {'holdout_accuracy': accuracy(module, params, holdout, batch_size)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f'.{os.getpid()}.tmp')
+    notes |= {'num_steps': taken} if taken < num_steps else {}
     metadata = {'digest': _digest(params), 'notes': json.dumps(notes), 'identity': identity}
-    save_file(flatten_dict(params, sep='/'), temporary, metadata)
-    os.replace(temporary, path)
+    with replacing(path) as stream:
+      stream.write(save(flatten_dict(params, sep='/'), metadata))
+    kept.unlink(missing_ok=True)
+
+  hosts.from_first(ensure)
+  params, notes = _load(path)
   return DatasetClassifier(module, params, _digest(params), notes)

@@ -1,7 +1,7 @@
 """The network of FID and Inception Score as published: InceptionV3 of 2015-12-05, in float32."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from diffusion_jax.evaluation.types import Context
 from diffusion_jax.interop import inception as interop
@@ -22,6 +22,10 @@ class Inception:
   @property
   def notes(self) -> Mapping[str, float]:
     return {}
+
+  @property
+  def warnings(self) -> Sequence[str]:
+    return ()
 
   def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
     """images (B,H,W,1 or 3) uint8 -> features (B, 2048), logits without bias (B, 1008)."""

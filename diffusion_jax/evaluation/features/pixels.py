@@ -1,7 +1,7 @@
 """Raw pixels as features, in units of 0..pixel_range: exact, and only meaningful for tiny images."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
@@ -25,6 +25,10 @@ class Pixels:
   @property
   def notes(self) -> Mapping[str, float]:
     return {}
+
+  @property
+  def warnings(self) -> Sequence[str]:
+    return ()
 
   @property
   def params(self) -> PyTree:

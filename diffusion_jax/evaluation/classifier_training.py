@@ -1,0 +1,149 @@
+"""Training the dataset classifier: as many steps as fit into a given time, resumable."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from flax import serialization
+from tqdm import tqdm
+
+from diffusion_jax.randomness import purpose_key
+from diffusion_jax.runtime.replacing import replacing
+from diffusion_jax.types import DataSource, PyTree
+
+TIMED_STEPS = 3
+MIN_STEPS = 50  # However slow the machine.
+SAVED_EVERY_SECONDS = 20
+
+
+class Progress(NamedTuple):
+  """Training after `step` of `num_steps` steps."""
+
+  step: int
+  num_steps: int
+  params: PyTree
+  opt_state: PyTree
+
+
+def train_params(
+  module: nn.Module,
+  source: DataSource,
+  num_steps: int,
+  batch_size: int,
+  learning_rate: float,
+  seed: int,
+  max_seconds: float,
+  kept: Path,
+) -> tuple[PyTree, int]:
+  """Adam with a cosine rate on random batches of `source`, images shifted by up to a tenth.
+
+  kept: a file for what is done when this is interrupted, and for what was done before.
+  Returns: the parameters and the number of steps, of which max_seconds allows as many as fit (0: all).
+  """
+  key = purpose_key(seed, 'dataset_classifier')
+  sample = source.read(np.arange(1))['image']
+  reach = max(1, sample.shape[1] // 10)
+
+  def begun(num_steps: int) -> tuple[Callable, Progress]:
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    params = module.init(key, sample)['params']
+    return step_of(module, optimizer), Progress(0, num_steps, params, optimizer.init(params))
+
+  step, state = begun(num_steps)
+  before = _read_progress(kept, state)
+  if before:
+    step, state = begun(before.num_steps)[0], before
+  elif max_seconds:
+    allowed = affordable(
+      step, state, source.read(np.arange(batch_size) % source.num_examples), max_seconds
+    )
+    if allowed < num_steps:
+      print(
+        f'evaluation classifier: {allowed:,} of {num_steps:,} steps, which take {max_seconds:g} s',
+        flush=True,
+      )
+      step, state = begun(allowed)
+  rng, first, saved_at = np.random.default_rng(seed), state.step, time.monotonic()
+  bar = tqdm(
+    total=state.num_steps, initial=first, desc='training the evaluation classifier', mininterval=1
+  )
+  try:
+    with bar:
+      for number in range(state.num_steps):
+        indices = rng.integers(source.num_examples, size=batch_size)
+        shift = tuple(rng.integers(-reach, reach + 1, size=2))
+        if number < first:
+          continue  # Done before; only the draws are repeated.
+        batch = source.read(indices)
+        images, step_key = shifted(batch['image'], shift), jax.random.fold_in(key, number)
+        made = step(state.params, state.opt_state, images, batch['label'], step_key)
+        state = Progress(number + 1, state.num_steps, *made)
+        bar.update()
+        if time.monotonic() - saved_at > SAVED_EVERY_SECONDS:
+          _write_progress(kept, state)
+          saved_at = time.monotonic()
+  except KeyboardInterrupt:
+    _write_progress(kept, state)
+    raise
+  return state.params, state.num_steps
+
+
+def step_of(module: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
+  """(params, opt_state, images, labels, key) -> (params, opt_state), compiled."""
+
+  def loss(params, images, labels, key):
+    _, logits = module.apply({'params': params}, images, train=True, rngs={'dropout': key})
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+  @jax.jit
+  def step(params, opt_state, images, labels, key):
+    grads = jax.grad(loss)(params, images, labels, key)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  return step
+
+
+def affordable(
+  step: Callable, state: Progress, batch: Mapping[str, np.ndarray], seconds: float
+) -> int:
+  """How many steps fit into `seconds` as measured here, MIN_STEPS at least and num_steps at most."""
+  arguments = (state.params, state.opt_state, batch['image'], batch['label'], jax.random.key(0))
+  jax.block_until_ready(step(*arguments))  # Compiles.
+  began = time.perf_counter()
+  for _ in range(TIMED_STEPS):
+    jax.block_until_ready(step(*arguments))
+  fitting = int(seconds * TIMED_STEPS / (time.perf_counter() - began))
+  return min(max(fitting, MIN_STEPS), state.num_steps)
+
+
+def _write_progress(path: Path, state: Progress) -> None:
+  content = serialization.to_bytes(jax.device_get(state))
+  with replacing(path) as stream:
+    stream.write(hashlib.sha256(content).digest() + content)
+
+
+def _read_progress(path: Path, like: Progress) -> Progress | None:
+  """What was kept, or None if there is nothing whole; `like` has its structure."""
+  try:
+    content = path.read_bytes()
+  except OSError:
+    return None
+  if hashlib.sha256(content[32:]).digest() != content[:32]:
+    print(f'{path}: damaged; the evaluation classifier is trained from the start', flush=True)
+    return None
+  return Progress(*serialization.from_bytes(like, content[32:]))
+
+
+def shifted(images: np.ndarray, shift: tuple[int, int]) -> np.ndarray:
+  """Images moved by whole pixels, the edge repeated: (N,H,W,C) -> (N,H,W,C)."""
+  reach = max(abs(int(d)) for d in shift)
+  padded = np.pad(images, [(0, 0), (reach, reach), (reach, reach), (0, 0)], mode='edge')
+  top, left = reach + int(shift[0]), reach + int(shift[1])
+  return padded[:, top : top + images.shape[1], left : left + images.shape[2]]
