@@ -15,11 +15,12 @@ PARALLEL = -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_systems.py 
 $(VENV)/installed: requirements.txt
 	@echo "building $(VENV) from requirements.txt: a few minutes, about 8 GB"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # The first with a bar while it installs.
+	@$(BIN)/pip install -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
-	@$(BIN)/pip install -qq --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/pip install --quiet -r requirements-dev.txt
 	@touch $@
 
 quickstart: $(VENV)/installed

@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 
 FIELDS: dict[str, str] = {}  # Config fields: REF's name -> the name here; '' where it is gone.
-HOLDOUT_METRICS: dict[str, str] = {}  # Held-out metrics: REF's name -> the name here.
+HOLDOUT_METRICS = {  # Held-out metrics: REF's name -> the name here.
+  'psnr': 'holdout_psnr',
+  'reconstruction': 'holdout_reconstruction',
+  'kl': 'holdout_kl',
+}
 ARRAYS: list[tuple[str, str]] = []  # (regular expression in REF's path, replacement here).
 RESHAPED: list[tuple[str, Callable]] = []  # (expression in the path here, REF's array -> here).
 CLOCK = {'images_per_s', 'step_time', 'data_wait', 'device_memory'}  # Logged, never the same.
