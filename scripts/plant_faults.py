@@ -47,9 +47,8 @@ def applies(fault: Fault) -> bool:
 
 def run_tests(tree: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
   """pytest, until the first failure."""
-  flags = os.environ.get('XLA_FLAGS', '--xla_backend_optimization_level=0')
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'xla'))
-  environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_COMPILATION_CACHE_DIR': cache}
+  environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache}
   environment['PYTHONDONTWRITEBYTECODE'] = '1'  # A file changed twice in a second looks unchanged.
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-m', 'not slow', *tests]
   return subprocess.run(

@@ -55,6 +55,18 @@ TRAINING = _faults(
     "batch['label'], keys, train=True)",
   ),
   (
+    'an infinite gradient norm is not a reason to skip',
+    'step.py',
+    'jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ',
+    'jnp.isfinite(loss) & ',
+  ),
+  (
+    'an update to infinite parameters is taken',
+    'step.py',
+    ' & jnp.isfinite(optax.tree.norm(params))',
+    '',
+  ),
+  (
     'weight decay acts on biases and norms too',
     'optimizer.py',
     "return path[-1].key in ('kernel', 'embedding')",
@@ -161,8 +173,8 @@ PROCESS = _faults(
   (
     'guidance takes the variance of the unlabelled row',
     'guidance.py',
-    'cond.variance,',
-    'uncond.variance,',
+    'guided(cond.eps, uncond.eps), cond.variance',
+    'guided(cond.eps, uncond.eps), uncond.variance',
   ),
   (
     'eps is not derived again from the clipped x0',
@@ -171,10 +183,10 @@ PROCESS = _faults(
     'prediction.eps, prediction.variance)',
   ),
   (
-    'pixels are rounded instead of floored',
+    'pixels are floored instead of rounded',
     'pixels.py',
     'jnp.floor(127.5 * x + 128)',
-    'jnp.round(127.5 * x + 127.5)',
+    'jnp.floor(127.5 * x + 127.5)',
   ),
 )
 MODELS = _faults(
@@ -185,6 +197,37 @@ MODELS = _faults(
     'layers.py',
     'angles = time.astype(jnp.float32)[:, None]',
     'angles = time.astype(jnp.bfloat16).astype(jnp.float32)[:, None]',
+  ),
+  (
+    'LayerNorm takes its statistics in bfloat16',
+    'dit.py',
+    'use_scale=False, dtype=dtype)',
+    'use_scale=False, dtype=dtype, force_float32_reductions=False)',
+  ),
+  (
+    'the UNet’s GroupNorm takes its statistics in bfloat16',
+    'unet_blocks.py',
+    'epsilon=epsilon, dtype=dtype, name=name)',
+    'epsilon=epsilon, dtype=dtype, name=name, force_float32_reductions=False)',
+  ),
+  (
+    'the autoencoder’s GroupNorm takes its statistics in bfloat16',
+    'vae.py',
+    'epsilon=1e-6, dtype=dtype, name=name)',
+    'epsilon=1e-6, dtype=dtype, name=name, force_float32_reductions=False)',
+  ),
+  (
+    'softmax is taken in bfloat16',
+    'layers.py',
+    'h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)',
+    "logits = jnp.einsum('bnhd,bmhd->bhnm', q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)\n"
+    "  h = jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(logits, axis=-1), v)",
+  ),
+  (
+    'gradients of biases are summed in bfloat16',
+    'layers.py',
+    'accumulator = jnp.promote_types(like.dtype, jnp.float32)',
+    'accumulator = like.dtype',
   ),
   (
     'the row takes the half of the positions that is the column’s',
@@ -323,6 +366,18 @@ RUNTIME = _faults(
     'checkpoint.py',
     'jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)',
     'jnp.sum(bits, dtype=jnp.uint32)',
+  ),
+  (
+    'the worst checkpoints are kept where higher is better',
+    'checkpoint.py',
+    "          reverse=best_mode == 'min',",
+    '          reverse=True,',
+  ),
+  (
+    'the best step is the lowest where higher is better',
+    'checkpoint.py',
+    "self._best = min if best_mode == 'min' else max",
+    'self._best = min',
   ),
   (
     'the last sharding rule wins',
