@@ -163,7 +163,7 @@ def get_config() -> ConfigDict:
   config.sample.name = ''  # Folder below DIR/samples; '' is made from sampler, steps and scale.
   config.sample.checkpoint = 'latest'  # 'latest', 'best' or a step.
   config.sample.num_samples = 1000
-  config.sample.batch_size = 250  # Does not change the images.
+  config.sample.batch_size = 250  # At most; does not change the images.
   config.sample.num_steps = 50  # Up to the schedule's num_timesteps.
   config.sample.spacing = 'trailing'  # 'trailing', 'leading', 'linspace'.
   config.sample.cfg_scale = 1.0  # 1: no guidance.

@@ -20,6 +20,15 @@ def params_of(weights: dict[str, Any]) -> PyTree:
   return weights.get('ema_params', weights.get('params'))
 
 
+def size_of_batches(experiment: Experiment, count: int) -> int:
+  """The samples of a batch for `count` samples: as few as give no more batches than sample.batch_size.
+
+  A sample does not depend on it, so little is computed that nobody asked for.
+  """
+  batches = -(-count // experiment.config.sample.batch_size)
+  return mesh.round_up(-(-count // batches), experiment.mesh)
+
+
 def generate_parts(
   experiment: Experiment,
   folder: Path,
@@ -29,7 +38,7 @@ def generate_parts(
 ) -> float:
   """Writes this process's part of every batch. Returns: images/s of all, compiling aside."""
   sample, sharding = experiment.config.sample, mesh.batch_sharding(experiment.mesh)
-  size = mesh.round_up(sample.batch_size, experiment.mesh)
+  size = size_of_batches(experiment, sample.num_samples)
   rows = mesh.local_rows(experiment.mesh, size)
   picture = picture_indices(experiment, limit=size)
   wanted = np.zeros(sample.num_samples, bool)
@@ -86,7 +95,7 @@ def compile_generate(
 
   Images lie where their samples were made; of the frames every device has a copy.
   """
-  size = mesh.round_up(experiment.config.sample.batch_size, experiment.mesh)
+  size = size_of_batches(experiment, experiment.config.sample.num_samples)
   generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
   trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
 

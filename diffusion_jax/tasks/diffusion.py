@@ -12,6 +12,7 @@ from diffusion_jax.evaluation.extract import fetched
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.generation import size_of_batches
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared
@@ -100,7 +101,7 @@ class Diffusion:
     """Of samples 0..count - 1, labelled by spread_labels; the images stay on the devices."""
     experiment = self.experiment
     classes = max(experiment.config.num_classes, 1)
-    size = mesh.round_up(min(experiment.config.sample.batch_size, count), experiment.mesh)
+    size = size_of_batches(experiment, count)
     rows, sharding = mesh.local_rows(experiment.mesh, size), mesh.batch_sharding(experiment.mesh)
     fixed, parts = (state.ema_params, state.scaling, experiment.decoder), []
     for start in range(0, count, size):

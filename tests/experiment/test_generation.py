@@ -1,0 +1,44 @@
+"""Batches of samples: how large they are, and that a sample does not depend on its batch."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.experiment.generation import compile_generate, size_of_batches
+
+
+@pytest.mark.parametrize(
+  'count, batch_size, expected',
+  [(2, 250, 2), (250, 250, 250), (260, 250, 130), (20, 7, 7), (9, 4, 3)],
+)
+def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expected):
+  experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': count})
+  assert size_of_batches(experiment, count) == expected
+  if count == 2:
+    weights = {'params': experiment.init_params()}
+    images, _ = compile_generate(experiment, weights, 2)(
+      np.arange(2, dtype=np.uint32), np.zeros(2, np.int32)
+    )
+    assert images.shape == (2, 8, 8, 1)
+
+
+@pytest.mark.parametrize('sampler', ['ddim', 'ddpm'])
+def test_a_sample_does_not_depend_on_its_batch(tiny, sampler):
+  """To 1e-5 before it is quantised, guided, from parameters that are not those of the start."""
+  experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0})
+  leaves, tree = jax.tree.flatten(experiment.init_params())
+  keys = jax.random.split(jax.random.key(3), len(leaves))
+  noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+  params = jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
+  network, generator = experiment.trainer.network(params), experiment.generator()
+
+  def made(size):
+    index, labels = np.arange(12, dtype=np.uint32), np.arange(12, dtype=np.int32) % 10
+    parts = [slice(start, start + size) for start in range(0, 12, size)]
+    generate = jax.jit(lambda i, y: generator(network, i, y)[0])
+    return np.concatenate([generate(index[part], labels[part]) for part in parts])
+
+  whole = made(12)
+  assert whole.std() > 0.1
+  for size in (2, 3):
+    np.testing.assert_allclose(made(size), whole, rtol=0, atol=1e-5)
