@@ -12,7 +12,7 @@ PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
   {'types', 'errors', 'usage'},
-  {'randomness'},
+  {'randomness', 'replacing'},
   {'diffusion', 'models', 'data', 'reporting', 'runtime'},
   {'interop', 'training'},
   {'evaluation'},

@@ -6,7 +6,6 @@ labels; mu (D,) and sigma (D, D) the mean and the covariance of features. Other 
 
 import hashlib
 import math
-import os
 import struct
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.replacing import replacing
 from diffusion_jax.types import DataSource
 
 ALLOWED = "'arr_0' (images, uint8 (N, H, W, 3)), 'mu' (D,) with 'sigma' (D, D), or all three"
@@ -129,10 +129,8 @@ def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.n
 
 def write_moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
   """mean (D,) and covariance (D, D) as mu and sigma, written beside and renamed."""
-  temporary = path.with_name(path.name + '.tmp')
-  with open(temporary, 'wb') as file:
-    np.savez(file, mu=mean, sigma=covariance)
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    np.savez(stream, mu=mean, sigma=covariance)
 
 
 def write_images(path: Path, source: DataSource, comment: str = '') -> None:
@@ -143,10 +141,9 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
   """
   height, width, _ = source.element['image'].shape
   count, size = source.num_examples, source.num_examples * height * width * 3
-  temporary = path.with_name(path.name + '.tmp')
   labels = np.zeros(count, np.int64)
   bar = tqdm(total=count, unit='image', desc=path.name, disable=size < SHOWN_BYTES)
-  with bar, zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as archive:
+  with bar, replacing(path) as stream, zipfile.ZipFile(stream, 'w', zipfile.ZIP_STORED) as archive:
     archive.comment = comment.encode()
     with _member(archive, 'arr_0', (count, height, width, 3), np.dtype(np.uint8)) as file:
       for index, batch in _batches(source):
@@ -156,7 +153,6 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
         bar.update(len(index))
     with _member(archive, 'arr_1', labels.shape, labels.dtype) as file:
       file.write(labels.tobytes())
-  os.replace(temporary, path)
 
 
 def _batches(source: DataSource) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:

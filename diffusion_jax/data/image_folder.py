@@ -17,6 +17,7 @@ from tqdm import tqdm
 from diffusion_jax.data.decode import READ, BadImage, decode
 from diffusion_jax.data.readers.base import is_hidden, printable
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.replacing import replacing
 from diffusion_jax.types import DataSource
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
@@ -195,6 +196,5 @@ def _write_png(path: Path, image: np.ndarray) -> None:
   """Gray images as such; written beside and renamed."""
   content = io.BytesIO()
   Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format='PNG')
-  temporary = path.with_suffix('.tmp')
-  temporary.write_bytes(content.getbuffer())
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    stream.write(content.getbuffer())

@@ -23,6 +23,7 @@ from diffusion_jax.data import packed
 from diffusion_jax.data.packing import disk_error, sync
 from diffusion_jax.data.prepare import locked
 from diffusion_jax.errors import InputError, Stop
+from diffusion_jax.replacing import replacing
 
 DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
@@ -238,10 +239,10 @@ def _rows_done(path: Path) -> int:
 def _note(moments: np.memmap, path: Path, rows: int) -> None:
   """First the rows, then the note that they are there."""
   moments.flush()
-  temporary = path.with_name(DONE + '.tmp')
-  temporary.write_text(str(rows))
-  sync(temporary)
-  os.replace(temporary, path.with_name(DONE))
+  with replacing(path.with_name(DONE)) as stream:
+    stream.write(str(rows).encode())
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def _batches(

@@ -14,7 +14,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from diffusion_jax.randomness import purpose_key
-from diffusion_jax.runtime.replacing import replacing
+from diffusion_jax.replacing import replacing
 from diffusion_jax.types import DataSource, PyTree
 
 TIMED_STEPS = 3

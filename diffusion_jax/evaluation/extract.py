@@ -15,8 +15,8 @@ from tqdm import tqdm
 from diffusion_jax.errors import DamagedError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
 from diffusion_jax.models.latents import in_batches
+from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime import mesh as devices
-from diffusion_jax.runtime.replacing import replacing
 from diffusion_jax.runtime.sample_set import UNREADABLE
 from diffusion_jax.types import Array, DataSource
 

@@ -18,6 +18,7 @@ from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.sections import Config
 from diffusion_jax.interop import compvis, diffusers, weights
 from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.types import PyTree
 
@@ -180,10 +181,9 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
     'fingerprint': first.fingerprint,
     'origin': first.origin,
   }
-  temporary = path.with_suffix('.tmp')
   try:
-    save_file(_flat(first.params), temporary, metadata)
-    temporary.rename(path)
+    with replacing(path) as stream:
+      save_file(_flat(first.params), stream.name, metadata)
   except (OSError, SafetensorError) as error:
     raise InputError(f'{path}: cannot be written ({error})') from error
 

@@ -5,7 +5,6 @@ first samples), frames (F, R, H, W, C) uint8 from noise to result, labels (R,) i
 (the samples' numbers) and t (F,) float32, the times of the frames.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.base import frame_slots
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.models.latents import Scaling
+from diffusion_jax.replacing import replacing
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import hosts, mesh, sample_set
 from diffusion_jax.types import Array
@@ -109,13 +109,11 @@ def save_frames(experiment: Experiment, path: Path, made: np.ndarray, picture: n
     index, frames = picture.reshape(-1)[:MAX_ROWS], flat[:, :MAX_ROWS]
   times = experiment.schedule.grid(sample.num_steps, sample.spacing)
   shown = frame_slots(sample.num_steps, len(made)) < len(made)
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'wb') as file:
+  with replacing(path) as stream:
     np.savez(
-      file,
+      stream,
       frames=frames,
       labels=experiment.sample_labels(index),
       index=index,
       t=times[shown].astype(np.float32),
     )
-  os.replace(temporary, path)

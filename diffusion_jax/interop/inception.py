@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.interop import weights
 from diffusion_jax.models.inception import InceptionV3
+from diffusion_jax.replacing import replacing
 from diffusion_jax.types import PyTree
 
 FILE = 'weights-inception-2015-12-05-6726825d.pth'
@@ -118,11 +119,9 @@ def _converted(cache_dir: Path, sha256: str) -> Path:
 def keep(cache_dir: Path, content: InceptionWeights) -> Path:
   """Writes the .safetensors file that `load` finds. Returns: its path."""
   path = _converted(cache_dir, content.sha256)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(f'.{os.getpid()}.tmp')
   state = {name: np.ascontiguousarray(array) for name, array in content.state.items()}
-  save_file(state, temporary, {'sha256': content.sha256, 'content': _content_digest(state)})
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    save_file(state, stream.name, {'sha256': content.sha256, 'content': _content_digest(state)})
   return path
 
 

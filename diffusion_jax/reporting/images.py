@@ -1,11 +1,12 @@
 """Grids and animations of images."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from diffusion_jax.replacing import replacing
 
 MIN_SIDE = 48  # Smaller images are enlarged in pictures, so that a person can read them.
 MIN_SIDE_ANIMATED = 32  # Noise does not compress.
@@ -77,23 +78,21 @@ def captioned(images: np.ndarray, names: Sequence[str], columns: int = 10) -> np
 
 
 def save_png(path: Path, picture: np.ndarray) -> None:
-  """Writes beside and renames: a picture is whole or absent."""
-  temporary = path.with_suffix('.tmp')
-  Image.fromarray(picture).save(temporary, format='PNG')
-  os.replace(temporary, path)
+  """The picture is whole or absent. Raises: OSError that names path."""
+  with replacing(path) as stream:
+    Image.fromarray(picture).save(stream, format='PNG')
 
 
 def save_gif(path: Path, pictures: Sequence[np.ndarray], seconds: float = 3.0) -> None:
   """An endless animation over `seconds`, the last picture held for 1.5 more."""
   frames = [Image.fromarray(p).convert('P', palette=Image.Palette.ADAPTIVE) for p in pictures]
   durations = [int(1000 * seconds / len(frames))] * (len(frames) - 1) + [1500]
-  temporary = path.with_suffix('.tmp')
-  frames[0].save(
-    temporary,
-    format='GIF',
-    save_all=True,
-    append_images=frames[1:],
-    duration=durations,
-    loop=0,
-  )
-  os.replace(temporary, path)
+  with replacing(path) as stream:
+    frames[0].save(
+      stream,
+      format='GIF',
+      save_all=True,
+      append_images=frames[1:],
+      duration=durations,
+      loop=0,
+    )

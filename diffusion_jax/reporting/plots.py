@@ -7,12 +7,12 @@ objects; nothing global is touched.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax.replacing import replacing
 from diffusion_jax.reporting.tables import shortened
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
@@ -179,9 +179,10 @@ def save(figure, stem: Path) -> list[Path]:
   paths = []
   for kind, undated in (('png', {'Software': None}), ('pdf', {'CreationDate': None})):
     path = stem.with_name(f'{stem.name}.{kind}')
-    temporary = path.with_name(path.name + '.tmp')
-    with matplotlib.rc_context({'pdf.fonttype': 42}):  # Letters stay letters.
-      figure.savefig(temporary, format=kind, dpi=200, metadata=undated)
-    os.replace(temporary, path)
+    with (
+      matplotlib.rc_context({'pdf.fonttype': 42}),
+      replacing(path) as stream,
+    ):  # Letters stay letters.
+      figure.savefig(stream, format=kind, dpi=200, metadata=undated)
     paths.append(path)
   return paths

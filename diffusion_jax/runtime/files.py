@@ -3,8 +3,9 @@
 import errno
 import os
 import re
-import secrets
 from pathlib import Path
+
+from diffusion_jax.replacing import replacing
 
 ROOM = 'make room and repeat the command, which goes on from what is finished'
 ADVICE = {
@@ -24,21 +25,11 @@ CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes beside, under a name that no other process takes, and renames.
-
-  Raises: OSError that names path, also where the system names no file (a full disk).
-  """
-  temporary = path.with_name(f'.{path.name}-{secrets.token_hex(8)}.tmp')
-  try:
-    with temporary.open('x', encoding='utf-8') as stream:
-      stream.write(text)
-      stream.flush()
-      os.fsync(stream.fileno())
-    os.replace(temporary, path)
-  except OSError as error:
-    raise OSError(error.errno, error.strerror, str(path)) from error
-  finally:
-    temporary.unlink(missing_ok=True)
+  """Writes the file whole or not at all, and to the disk itself. Raises: OSError that names path."""
+  with replacing(path) as stream:
+    stream.write(text.encode())
+    stream.flush()
+    os.fsync(stream.fileno())
 
 
 def message(error: OSError) -> str | None:

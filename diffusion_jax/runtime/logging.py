@@ -3,12 +3,19 @@
 import hashlib
 import json
 import os
+import shutil
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.errors import InputError
+from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files, hosts
+
+KEPT_RUNS = 3  # Former runs of a work directory whose metrics stay.
+RECORD_HEADER, CHECKSUM = 12, 4  # Bytes around each event: its length with a checksum, and its own.
 
 
 class JsonLines:
@@ -56,33 +63,91 @@ class WeightsAndBiases:
     self._run.finish()
 
 
-def keep_metrics_until(path: Path, step: int) -> None:
-  """Drops the lines of steps after `step`, which a resumed run writes again; a torn last line too.
+def keep_until(workdir: Path, step: int) -> None:
+  """Drops what metrics.jsonl and logs/ hold of steps after `step`, which a resumed run writes again.
 
-  At step 0 the whole file belongs to another run: it is renamed.
+  At step 0 all of it belongs to another run, see _set_aside.
   """
-  if not path.exists():
-    return
+  path = workdir / 'metrics.jsonl'
   if step == 0:
-    path.rename(path.with_stem(f'{path.stem}-until-{int(path.stat().st_mtime)}'))
+    _set_aside(path, workdir / 'logs')
     return
-  kept = []
-  for line in path.read_text().splitlines():
+  if path.exists():
+    lines = path.read_text(errors='replace').splitlines()
+    files.write_text(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
+  for events in (workdir / 'logs').glob('events.out.tfevents.*'):
+    _keep_events_until(events, step)
+  for left in (workdir / 'logs').glob(
+    '.events.out.tfevents.*.tmp'
+  ):  # By a process killed just here.
+    left.unlink()
+
+
+def _is_until(line: str, step: int) -> bool:
+  """False for a line that a killed process left unfinished, too."""
+  try:
+    return json.loads(line)['step'] <= step
+  except (ValueError, KeyError, TypeError):
+    return False
+
+
+def _set_aside(path: Path, logs: Path) -> None:
+  """Renames the files of a former run to metrics-until-TIME.jsonl and logs-until-TIME.
+
+  Of former runs the KEPT_RUNS longest stay; one that wrote no line leaves nothing.
+  """
+  if not path.exists() or not path.stat().st_size:
+    shutil.rmtree(logs, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    return
+  time = int(path.stat().st_mtime)
+  while _aside(path, time).exists() or (logs.exists() and _aside(logs, time).exists()):
+    time += 1
+  if logs.exists():  # First: killed in between, the next start finds the metrics and the same TIME.
+    logs.rename(_aside(logs, time))
+  path.rename(_aside(path, time))
+  former = path.parent.glob(_aside(path, '*').name)
+  for old in sorted(former, key=lambda old: old.stat().st_size)[:-KEPT_RUNS]:
+    shutil.rmtree(_aside(logs, old.stem.rsplit('-', 1)[-1]), ignore_errors=True)
+    old.unlink()
+
+
+def _aside(path: Path, time: int | str) -> Path:
+  return path.with_stem(f'{path.stem}-until-{time}')
+
+
+def _keep_events_until(path: Path, step: int) -> None:
+  """Drops the events of steps after `step` from a TensorBoard file, and a torn end.
+
+  A restart could be marked instead, but readers do not agree on which events that voids.
+  """
+  from google.protobuf.message import DecodeError
+  from tensorboard.compat.proto.event_pb2 import Event
+
+  content, kept, start = path.read_bytes(), [], 0
+  while start + RECORD_HEADER < len(content):
+    (length,) = struct.unpack_from('<Q', content, start)
+    data, end = start + RECORD_HEADER, start + RECORD_HEADER + length + CHECKSUM
+    if end > len(content):
+      break
     try:
-      if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
-    except (json.JSONDecodeError, KeyError, TypeError):
-      continue
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(''.join(kept))
-  os.replace(temporary, path)
+      if Event.FromString(content[data : end - CHECKSUM]).step <= step:
+        kept.append(content[start:end])
+    except DecodeError:
+      break
+    start = end
+  if sum(map(len, kept)) < len(content):
+    with replacing(path) as stream:
+      stream.writelines(kept)
 
 
 def create_writer(workdir: Path, *, wandb_project: str, config: dict):
-  """A clu MultiWriter over all destinations; wandb_project '' leaves W&B out."""
+  """A clu MultiWriter over all destinations, on the first host; wandb_project '' leaves W&B out."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   from clu import metric_writers
 
+  if not hosts.is_first():
+    return metric_writers.MultiWriter([])
   writers = [
     JsonLines(workdir / 'metrics.jsonl'),
     metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / 'logs'))),

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.runtime.replacing import replacing
+from diffusion_jax.replacing import replacing
 
 AT_ONCE = 64  # Images, when all are read.
 SHOWN_BYTES = 2**30  # From here on, reading all is shown.

@@ -1,6 +1,5 @@
 """--mode=report: every run below a folder in tables, plots and a panel, from the files they left."""
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
 from diffusion_jax.reporting.panel import Denoising
 from diffusion_jax.reporting.records import Record
 from diffusion_jax.reporting.runs import REPORT, Run, collect, denoising_of, records_of
+from diffusion_jax.runtime import files
 
 OUTPUTS = ('table.*', 'scatter*.*', 'curves-*.*', 'panel*.*')
 
@@ -113,8 +113,6 @@ def draw_panels(
 
 
 def write_text(path: Path, text: str) -> Path:
-  """Beside and renamed."""
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  """Writes the file whole or not at all. Returns: the path."""
+  files.write_text(path, text)
   return path

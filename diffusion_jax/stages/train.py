@@ -57,7 +57,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     stored.save_meta(workdir, experiment.meta)
     if experiment.is_latent:
       first_stage.save_copy(workdir, experiment.first_stage, replace=start == 0)
-    logging.keep_metrics_until(workdir / 'metrics.jsonl', start)
+    hosts.from_first(lambda: logging.keep_until(workdir, start))
     writer = logging.create_writer(
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
     )

@@ -51,7 +51,8 @@ def run_loop(
 ) -> Outcome:
   """Steps start + 1..stop of train_step(step, state, batch) -> (state, metrics).
 
-  A requested interruption ends it between two steps.
+  A requested interruption ends it between two steps. A line of the log averages the steps since the
+  last one, or since `start`: averaged_steps says how many, where they are fewer than log_every_steps.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
@@ -84,6 +85,8 @@ def run_loop(
     means = {name: _finite_mean([m[name] for m in metrics if name in m]) for name in names}
     values = {**means, 'skipped': skipped, 'images_per_s': images_per_s, 'step_time': step_time}
     values |= {'data_wait': data_wait, 'learning_rate': float(learning_rate(step - 1))}
+    if len(metrics) < log_every_steps:
+      values['averaged_steps'] = len(metrics)
     write(step, values | device_memory())
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 

@@ -24,9 +24,9 @@ def steps_of(path):
 def test_lines_that_a_resumed_run_writes_again_are_dropped(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   write(path, [10, 20, 30])
-  with open(path, 'a') as file:
-    file.write('{"step": 40, "lo')  # Killed in the middle of a line.
-  logging.keep_metrics_until(path, 20)
+  with open(path, 'ab') as file:
+    file.write(b'[]\n\xff\n{"step": 40, "lo')  # Killed in the middle of a line.
+  logging.keep_until(tmp_path, 20)
   write(path, [30])
   assert steps_of(path) == [10, 20, 30]
   assert json.loads(path.read_text().splitlines()[0]) == {'step': 10, 'loss': 5.0}
@@ -40,14 +40,53 @@ def test_what_is_not_finite_is_null(tmp_path):
   assert path.read_text() == '{"step": 1, "loss": null, "skipped": 3.0}\n'
 
 
-def test_a_fresh_start_keeps_the_metrics_of_the_run_before(tmp_path):
-  path = tmp_path / 'metrics.jsonl'
-  logging.keep_metrics_until(path, 0)
-  write(path, [10])
-  logging.keep_metrics_until(path, 0)
-  assert not path.exists()
-  (old,) = tmp_path.glob('metrics-until-*.jsonl')
-  assert steps_of(old) == [10]
+def test_a_fresh_start_keeps_the_longest_of_the_runs_before(tmp_path):
+  path, logs = tmp_path / 'metrics.jsonl', tmp_path / 'logs'
+  for count in (5, 1, 3, 4, 0, 2):  # All within a second: no run takes the place of another.
+    logging.keep_until(tmp_path, 0)
+    assert not path.exists() and not logs.exists()
+    write(path, range(1, count + 1))
+    logs.mkdir()
+    (logs / 'events').write_text(str(count))
+  logging.keep_until(tmp_path, 0)
+  kept = sorted(tmp_path.glob('metrics-until-*.jsonl'))
+  assert sorted(len(steps_of(old)) for old in kept) == [3, 4, 5]
+  for old in kept:
+    events = old.with_name(f'{old.stem.replace("metrics", "logs")}') / 'events'
+    assert int(events.read_text()) == len(steps_of(old))
+  assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_tensorboard_shows_no_step_of_a_killed_run_twice(tmp_path):
+  for start, end in ((0, 50), (20, 40), (30, 60)):  # Twice killed after its last checkpoint.
+    logging.keep_until(tmp_path, start)
+    writer = logging.create_writer(tmp_path, wandb_project='', config={})
+    for step in range(start + 10, end, 10):
+      writer.write_scalars(step, {'loss': step + start / 100})
+      writer.write_images(step, {'preview': np.zeros((1, 2, 2, 3), np.uint8)})
+    writer.close()
+    torn = max((tmp_path / 'logs').iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    torn.write_bytes(torn.read_bytes() + b'\x10\x00\x00')
+  (tmp_path / 'logs' / '.events.out.tfevents.1.tmp').touch()
+  logging.keep_until(tmp_path, 50)
+
+  from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+  from tensorboard.util.tensor_util import make_ndarray
+
+  found = EventAccumulator(str(tmp_path / 'logs')).Reload()
+  losses = {event.step: float(make_ndarray(event.tensor_proto)) for event in found.Tensors('loss')}
+  assert losses == pytest.approx({10: 10, 20: 20, 30: 30.2, 40: 40.3, 50: 50.3})
+  for name in ('loss', 'preview'):
+    assert [event.step for event in found.Tensors(name)] == [10, 20, 30, 40, 50]
+  assert not list((tmp_path / 'logs').glob('.*'))
+
+
+def test_only_the_first_host_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr('diffusion_jax.runtime.hosts.is_first', lambda: False)
+  writer = logging.create_writer(tmp_path, wandb_project='', config={})
+  writer.write_scalars(1, {'loss': 1.0})
+  writer.close()
+  assert not list(tmp_path.iterdir())
 
 
 def test_wandb_is_asked_for_but_missing(monkeypatch):

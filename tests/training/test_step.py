@@ -197,13 +197,13 @@ def test_flip_mirrors_about_half_of_the_images(experiment):
   assert np.all(same | mirrored) and 16 < same.sum() < 48
 
 
-def loop(train_step, stop, write, actions=(), max_skipped=3, **options):
+def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options):
   state = create_state({'kernel': jnp.zeros(())}, optax.identity())
   return run_loop(
     train_step,
     state,
-    iter(range(stop)),
-    start=0,
+    iter(range(start, stop)),
+    start=start,
     stop=stop,
     batch_size=4,
     learning_rate=lambda step: 0.5 * step,
@@ -239,6 +239,18 @@ def test_metrics_are_read_only_when_logged_and_one_step_late(monkeypatch):
   assert written == [(5, 3.0), (10, 8.0), (12, 11.5)]  # Means since the last log.
   assert {at for step, at in reads if step <= 5} == {6}  # After step 6 was handed over.
   assert {at for step, at in reads if 5 < step <= 10} == {11}
+
+
+def test_a_line_says_how_many_steps_it_averages_if_they_are_fewer():
+  """As after a resume between two lines, and at the end."""
+  written = []
+  loop(
+    lambda number, state, batch: (state, {'loss': float(number), 'skipped': 0}),
+    17,
+    lambda step, values: written.append((step, values['loss'], values.get('averaged_steps'))),
+    start=7,
+  )
+  assert written == [(10, 9.0, 3), (15, 13.0, None), (17, 16.5, 2)]
 
 
 def test_no_transfer_to_the_host_between_logs(experiment):

@@ -21,8 +21,8 @@ from safetensors.numpy import save
 
 from diffusion_jax.evaluation.classifier_training import train_params
 from diffusion_jax.evaluation.types import Context
+from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime import hosts
-from diffusion_jax.runtime.replacing import replacing
 from diffusion_jax.types import Array, DataSource, PyTree
 
 LARGEST = 32  # Pixels a side that the first level sees at their own size.
