@@ -11,6 +11,7 @@ import gc
 import inspect
 import logging
 import math
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.mesh import path_name
 from diffusion_jax.types import Array, PyTree
 
@@ -168,14 +170,21 @@ class Checkpoints:
         force=True,
       )
 
+  def check(self) -> None:
+    """Never waits. Raises: InputError if a save that ended since the last call has failed."""
+    if not self._manager.is_saving_in_progress():
+      self.wait()  # Returns at once, and raises what the ended thread met.
+
   @contextlib.contextmanager
   def _writing(self):
     try:
       yield
     except (ValueError, OSError) as error:  # As TensorStore and the file system report it.
+      known = (os.strerror(number) for number in files.ADVICE)
+      reason = next((text for text in known if text in str(error)), f'{str(error)[:200]}...')
       raise InputError(
-        f'{self.directory}: a checkpoint could not be written ({str(error)[:200]}...). Make room, '
-        'then run the same command again: it goes on from the last whole one'
+        f'{self.directory}: a checkpoint could not be written ({reason}). Make room, then run the same '
+        'command again: it goes on from the last whole one'
       ) from error
 
   @property

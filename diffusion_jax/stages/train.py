@@ -121,6 +121,10 @@ def train(
     measured.setdefault(step, {}).update(found)
     writer.write_scalars(step, found)
 
+  def log(step, values):
+    writer.write_scalars(step, values)
+    checkpoints.check()
+
   def measure(step, state):
     nonlocal held_out_at
     if held_out_at != step:
@@ -164,7 +168,7 @@ def train(
     batch_size=config.train.batch_size,
     log_every_steps=config.train.log_every_steps,
     learning_rate=learning_rates(experiment, start),
-    write=writer.write_scalars,
+    write=log,
     actions=(
       Action(config.train.holdout_every_steps, measure),
       Action(config.train.preview_every_steps, preview),

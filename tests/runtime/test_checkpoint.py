@@ -1,5 +1,8 @@
 """Checkpoints come back exactly or not at all."""
 
+import resource
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +79,24 @@ def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
   monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', full)
   with pytest.raises(InputError, match='could not be written'):
     checkpoints.wait()
+
+
+def test_a_save_that_fails_in_the_background_is_noticed_without_another(tmp_path):
+  """As on a full disk: no file may grow beyond 4 kB, and an array has 8."""
+  checkpoints = saved(tmp_path, [1])
+  checkpoints.check()
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+  try:
+    checkpoints.save(2, state(2), {})
+    with pytest.raises(InputError, match='File too large'):
+      for _ in range(500):  # 10 s.
+        checkpoints.check()
+        time.sleep(0.02)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  checkpoints.close()
+  assert Checkpoints(tmp_path).steps() == [1]
 
 
 @pytest.mark.parametrize('content', ['', '{"lo', '[]'])

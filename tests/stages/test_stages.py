@@ -10,7 +10,9 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.stored import has_checkpoint
 from diffusion_jax.runtime import sample_set
+from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import sample
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
@@ -49,6 +51,17 @@ def test_training_leaves_what_the_readme_says(trained):
   assert list((folder / 'logs').glob('events.out.tfevents*'))
   picture = Image.open(folder / 'previews' / 'step_00000004.png')
   assert picture.height > 10 * 48 and picture.width > 2 * 48  # 10 classes, 2 columns, enlarged.
+
+
+def test_a_save_that_failed_ends_training_at_the_next_line_of_the_log(trained, monkeypatch):
+  def failed(self):
+    raise InputError('a checkpoint could not be written')
+
+  monkeypatch.setattr(Checkpoints, 'check', failed)
+  with pytest.raises(InputError, match='could not be written'):
+    run('train', trained / 'failing', trained)
+  (line,) = (trained / 'failing' / 'metrics.jsonl').read_text().splitlines()
+  assert json.loads(line)['step'] == 2 and not has_checkpoint(trained / 'failing')
 
 
 def test_trained_already_does_nothing(trained, capsys):
