@@ -56,10 +56,13 @@ def run_stage(
   mode: str, stage: ModuleType, folder: Path | None, config: Mapping, overrides: Mapping, **options
 ) -> None:
   """Runs the stage on what the work directory holds."""
-  begins = mode in FROM_WEIGHTS and config.get('init_from') and not stored.has_checkpoint(folder)
+  begins = mode in FROM_WEIGHTS and config.get('init_from') and not stored.is_begun(folder)
   if begins:
     require_writable(folder)
-    importlib.import_module('diffusion_jax.stages.train').begin(create(config), folder)
+    restored = importlib.import_module('diffusion_jax.stages.sample').begin(create(config), folder)
+    if mode == 'sample':
+      options['restored'] = restored  # They are read once.
+    del restored
   meta = None
   if mode not in (*BEFORE_TRAINING, *OF_RUNS):
     config, meta = trained(mode, folder, config, overrides)
@@ -73,7 +76,7 @@ def remembered(
 
   Flags come first. Prints what is in force against the config file.
   """
-  if folder is None or not stored.has_checkpoint(folder):
+  if folder is None or not _is_in_force(folder, overrides):
     if config['init_from']:
       config, changes = given_sizes.adopt(config, overrides)
       say('as config.init_from has it', changes)
@@ -87,7 +90,17 @@ def remembered(
   if began.get('init_from') and began.get('task') == 'diffusion':
     sizes = given_sizes.of_workdir(folder, config['space'])
     config, _ = given_sizes.with_sizes(config, sizes, overrides)
+  if not stored.has_checkpoint(folder):
+    config = stored.with_autoencoder(folder, {**config, 'init_from': began['init_from']})
   return stored.with_settings(folder, config, overrides)
+
+
+def _is_in_force(folder: Path, overrides: Mapping[str, Any]) -> bool:
+  """Whether the folder has a checkpoint, or began with weights and no flag gives others."""
+  if stored.has_checkpoint(folder):
+    return True
+  began = stored.began_with(folder)
+  return bool(began) and overrides.get('init_from', began) == began
 
 
 def say(title: str, lines: Sequence[str]) -> None:
@@ -103,7 +116,7 @@ def trained(
 
   Raises: InputError if there is no checkpoint, or a flag contradicts it; `describe` needs none.
   """
-  if folder is None or not stored.has_checkpoint(folder):
+  if folder is None or not stored.is_begun(folder):
     if mode == 'describe':
       return config, None
     weights = ', or give weights: --config.init_from=PATH' if mode in FROM_WEIGHTS else ''

@@ -38,7 +38,7 @@ def open_fields(mapping: Mapping[str, Any]) -> list[str]:
 
 def as_stored(mapping: Mapping[str, Any], workdir: Path | None) -> dict[str, Any]:
   """The mapping with the open fields as a work directory was trained with them."""
-  if workdir is None or not stored.has_checkpoint(workdir):
+  if workdir is None or not stored.is_begun(workdir):
     return dict(mapping)
   trained = stored.load(workdir)
   known = {path: value_at(trained, path) for path in open_fields(mapping)}

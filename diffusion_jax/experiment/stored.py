@@ -44,6 +44,18 @@ def has_checkpoint(workdir: Path) -> bool:
   return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
+def is_begun(workdir: Path) -> bool:
+  """Whether there is a checkpoint, or weights of config.init_from that were sampled untrained."""
+  return has_checkpoint(workdir) or bool(began_with(workdir))
+
+
+def began_with(workdir: Path) -> str:
+  """The config.init_from of DIR/config.json, '' if there is none. Raises: DamagedError as read."""
+  if not (workdir / FILE).exists():
+    return ''
+  return load(workdir).get('init_from', '')
+
+
 def load(workdir: Path) -> dict[str, Any]:
   """The stored mapping, lists as tuples, without fields that no longer exist.
 
@@ -124,10 +136,15 @@ def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
     if not mapping[section]['fingerprint']:
       fingerprint = trained.get(section, {}).get('fingerprint', '')
       mapping = with_value(mapping, f'{section}.fingerprint', fingerprint)
+  return with_autoencoder(workdir, mapping)
+
+
+def with_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with the copy of the autoencoder where the given one is gone."""
   given = mapping['vae']['checkpoint']
-  if not given or not Path(given).expanduser().exists():
-    mapping = with_own_autoencoder(workdir, mapping)
-  return mapping
+  if given and Path(given).expanduser().exists():
+    return dict(mapping)
+  return with_own_autoencoder(workdir, mapping)
 
 
 def with_own_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -157,20 +157,23 @@ def convert(
       problems += [f'missing {name} (for {"/".join(path)})' for name in missing]
       used.update(names)
       if not missing:
-        rows.append(np.concatenate([transform(path, state[n], ndim) for n in names], axis=-1))
+        rows.append([transform(path, state[name], ndim) for name in names])
     if len(rows) < max(source.stacked, 1):
       continue
-    shapes = [row.shape for row in rows]
+    shapes = [(*row[0].shape[:-1], sum(sum(part.shape[-1:]) for part in row)) for row in rows]
     if len(set(shapes)) > 1:
       odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
       problems.append(
         f'{source.names[0].format(odd)} gives {shapes[odd]}, {source.names[0].format(0)} {shapes[0]}'
       )
       continue
-    array = np.stack(rows) if source.stacked else rows[0]
-    if array.shape != wanted.shape:
-      problems.append(f'{source.names[0]} gives {array.shape}, {"/".join(path)} is {wanted.shape}')
-    found[path] = array
+    shape = (len(rows), *shapes[0]) if source.stacked else shapes[0]
+    if shape != wanted.shape:
+      problems.append(f'{source.names[0]} gives {shape}, {"/".join(path)} is {wanted.shape}')
+      continue
+    found[path] = array = np.empty(shape, np.result_type(*rows[0]))  # The only copy.
+    for target, row in zip(array if source.stacked else [array], rows):
+      np.concatenate(row, axis=-1, out=target)
   problems += [f'unexpected {name} {state[name].shape}' for name in sorted(set(state) - used)]
   if problems:
     listed = '\n'.join(f'  {problem}' for problem in problems[:10])

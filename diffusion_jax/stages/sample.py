@@ -21,12 +21,14 @@ import numpy as np
 
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.checks import check_data, check_devices
+from diffusion_jax.experiment import datasets, first_stage, initial, stored
+from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import compile_generate, generate_parts, params_of
 from diffusion_jax.experiment.pictures import draw_grid, is_animated, picture_indices
-from diffusion_jax.runtime import hosts, sample_set
+from diffusion_jax.runtime import hosts, mesh, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints, Restored, checksums
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.stages.train import open_checkpoints
 
 __all__ = [
@@ -44,8 +46,11 @@ __all__ = [
 ]
 
 
-def run(experiment: Experiment, workdir: Path) -> Path:
-  """Makes what is missing of the sample set, its pictures and exports. Returns: its folder."""
+def run(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
+  """Makes what is missing of the sample set, its pictures and exports. Returns: its folder.
+
+  restored: what load_checkpoint gives, where it has been read.
+  """
   require_diffusion(experiment)
   check_devices(experiment)
   check_data(experiment)
@@ -54,18 +59,48 @@ def run(experiment: Experiment, workdir: Path) -> Path:
   if folder and hosts.from_first(lambda: is_complete(experiment, folder) and has_pictures(folder)):
     hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
   else:
-    folder = make(experiment, workdir)
+    folder = make(experiment, workdir, restored)
   hosts.from_first(lambda: export(experiment, folder))
   hosts.say(f'done: grid.png, denoising.gif and {wanted:,} samples in {folder}')
   return folder
 
 
-def make(experiment: Experiment, workdir: Path) -> Path:
+def begin(experiment: Experiment, workdir: Path) -> Restored:
+  """Keeps what sampling the weights of config.init_from needs, once they are known to fit.
+
+  That is config.json, data.json and a copy of the autoencoder: neither data nor training, and the
+  weights stay where they are. Called by every process. Returns: as load_checkpoint.
+  Raises: as initial_weights.
+  """
+  check_devices(experiment)
+  config, mapping = experiment.config, experiment.mapping
+  meta = datasets.meta_without_data(config)
+  if config.data.fingerprint or experiment.datasets.is_prepared():
+    meta = experiment.meta
+    mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
+  if experiment.is_latent:
+    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
+  described = create(mapping, meta)
+  check_data(described)
+  restored = initial_weights(described)
+
+  def save():
+    if experiment.is_latent:
+      first_stage.save_copy(workdir, experiment.first_stage, replace=True)
+    stored.save_meta(workdir, meta)
+    stored.save(workdir, mapping)
+
+  hosts.from_first(save)
+  hosts.say(f'nothing was trained in {workdir}: beginning with config.init_from')
+  return restored
+
+
+def make(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
   """Samples what is missing, and draws. Returns: the folder of the set.
 
   Raises: InputError if there is no such checkpoint, or the folder holds a set of other settings.
   """
-  restored = load_checkpoint(experiment, workdir)
+  restored = restored or load_checkpoint(experiment, workdir)
   sample, weights = experiment.config.sample, restored.state
   _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
   wanted, base = identity(experiment, restored.step, weights), base_folder(experiment, workdir)
@@ -178,9 +213,11 @@ def find(experiment: Experiment, workdir: Path) -> Path | None:
 
   No parameters are read: the checkpoint's own checksums tell which set is of them. A set of
   config.sample.checkpoint=STEP is found after the checkpoint is gone, too.
-  Returns: None where only the parameters themselves can tell.
+  Returns: None where only the parameters themselves can tell, as those of config.init_from.
   Raises: InputError if there is no such checkpoint, or several sets may be meant.
   """
+  if not stored.has_checkpoint(workdir):
+    return None
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
     steps, asked = checkpoints.steps(), experiment.config.sample.checkpoint
@@ -215,7 +252,9 @@ def find(experiment: Experiment, workdir: Path) -> Path | None:
 
 
 def newest_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | None:
-  """`stored_identity` of the newest checkpoint."""
+  """`stored_identity` of the newest checkpoint; None if there is none."""
+  if not stored.has_checkpoint(workdir):
+    return None
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
     step = max(checkpoints.steps(), default=0)
@@ -263,9 +302,12 @@ def chosen_step(experiment: Experiment, checkpoints: Checkpoints) -> int:
 def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
   """Of the checkpoint that config.sample.checkpoint names: 'ema_params' or 'params', and 'scaling'.
 
-  Raises: InputError if it does not exist.
+  Where nothing was trained yet, the weights of config.init_from as step 0.
+  Raises: InputError if it does not exist; as initial.load.
   """
   sample = experiment.config.sample
+  if experiment.config.init_from and not stored.has_checkpoint(workdir):
+    return initial_weights(experiment)
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
     step = chosen_step(experiment, checkpoints)
@@ -280,6 +322,30 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
   for damaged, reason in restored.damaged.items():
     hosts.say(f'checkpoint of step {damaged} is damaged ({reason}); using step {restored.step}')
   return restored
+
+
+def initial_weights(experiment: Experiment) -> Restored:
+  """The weights of config.init_from on the devices, as load_checkpoint gives those of a checkpoint.
+
+  Raises: as initial.load; InputError without a scale of the latents, or another checkpoint is named.
+  """
+  sample = experiment.config.sample
+  if sample.checkpoint not in ('latest', '0'):
+    raise InputError(
+      f"config.sample.checkpoint: got {sample.checkpoint!r}, allowed 'latest' or '0', the weights of "
+      'config.init_from: nothing was trained here'
+    )
+  with alive(f'reading {experiment.config.init_from}'):
+    given, wanted = initial.load(experiment), experiment.abstract_state.params
+  given.require_labels(wanted)
+  if given.scaling is None:
+    initial.require_scaling(experiment)
+  hosts.say('\n  '.join([f'weights of {given.origin}', *given.notes]))
+  scaling = given.scaling or experiment.scaling
+  state = {'ema_params' if sample.ema else 'params': given.on_devices(wanted)}
+  if experiment.is_latent:
+    state['scaling'] = mesh.to_devices(scaling, mesh.replicated(experiment.mesh))
+  return Restored(state, 0, {})
 
 
 def export(experiment: Experiment, folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
-from diffusion_jax.experiment import datasets, first_stage, initial, stored
+from diffusion_jax.experiment import first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -274,32 +274,3 @@ def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
   params = given.on_devices(experiment.abstract_state.params)
   init = jax.jit(lambda params: experiment.init_state(scaling, params), out_shardings=shardings)
   return init(params)
-
-
-def begin(experiment: Experiment, workdir: Path) -> None:
-  """The weights of config.init_from as the checkpoint of step 0: nothing is trained, nor data needed.
-
-  Raises: InputError, DamagedError: as initial.load; InputError without a scale of the latents.
-  """
-  check_devices(experiment)
-  given, config, mapping = initial.load(experiment), experiment.config, experiment.mapping
-  meta = datasets.meta_without_data(config)
-  if config.data.fingerprint or experiment.datasets.is_prepared():
-    meta = experiment.meta
-    mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
-  if experiment.is_latent:
-    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
-  described = create(mapping, meta)
-  check_data(described)
-  given.require_labels(described.abstract_state.params)
-  if given.scaling is None:
-    initial.require_scaling(described)
-  print(f'nothing was trained in {workdir}: beginning with config.init_from')
-  stored.save(workdir, mapping)
-  stored.save_meta(workdir, meta)
-  if experiment.is_latent:
-    first_stage.save_copy(workdir, experiment.first_stage, replace=True)
-  with contextlib.closing(open_checkpoints(described, workdir)) as checkpoints:
-    checkpoints.save(0, new_state(described, given), {})
-    checkpoints.wait()
-  print(f'checkpoint of step 0 written to {checkpoints.directory}')

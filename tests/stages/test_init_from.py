@@ -12,6 +12,8 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.interop import dit
 from diffusion_jax.runtime import sample_set
+from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.stages import train
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.experiment.test_initial import (
@@ -88,8 +90,8 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
   with pytest.raises(InputError, match=r'no checkpoint here.*or give weights: --config\.init_from'):
     run('sample', folder, tmp_path)
   run('sample', folder, tmp_path, path, **{'sample.cfg_scale': 2.0})
-  out = capsys.readouterr().out
-  assert f'nothing was trained in {folder}' in out and 'checkpoint of step 0 written' in out
+  assert f'nothing was trained in {folder}' in capsys.readouterr().out
+  assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'data.json', 'samples']
   made, labels = sample_set.load(folder / 'samples' / 'ddim3-cfg2', 20)
   experiment = make(tmp_path, **{'sample.cfg_scale': 2.0})
   module, params = dit.load(path, num_heads=2)
@@ -111,26 +113,46 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
   assert not (tmp_path / 'data').exists()
   with pytest.raises(InputError, match=r"--config\.init_from: got 'other', but .* began with"):
     run('sample', folder, tmp_path, 'other', **{'sample.name': 'other'})
-  # Again from the checkpoint, without the flag.
+  # Again without the flag: from config.json, as nothing else was kept.
   run('sample', folder, tmp_path, **{'sample.cfg_scale': 2.0, 'sample.name': 'again'})
   np.testing.assert_array_equal(sample_set.load(folder / 'samples' / 'again', 20)[0], made)
+  alone = json.loads((folder / 'config.json').read_text())  # As --workdir without --config.
+  assert alone['init_from'] == str(path)
+  capsys.readouterr()
+  run_mode('sample', alone, {}, folder, as_json=False)
+  assert '0 of 20 samples to make' in capsys.readouterr().out
+  with pytest.raises(
+    InputError, match=r"config\.sample\.checkpoint: got '3', allowed 'latest' or '0'"
+  ):
+    run('sample', folder, tmp_path, **{'sample.checkpoint': '3', 'sample.name': 'three'})
+
+
+def test_sampling_makes_no_state_to_train_with(tmp_path, weights, monkeypatch):
+  """Neither raw parameters beside the averaged ones, nor the optimizer's, nor a checkpoint."""
+
+  def refuse(*args, **kwargs):
+    raise AssertionError('a training state was made')
+
+  monkeypatch.setattr(Checkpoints, 'save', refuse)
+  monkeypatch.setattr(train, 'new_state', refuse)
+  run('sample', tmp_path / 'run', tmp_path, weights[0], **{'sample.num_samples': 2})
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weights, capsys):
-  path, params = weights
+  path, _ = weights
   changes = {'sample.num_samples': 4, 'eval.features.name': 'pixels', 'eval.metrics': ('fid',)}
   with pytest.raises(InputError, match=r"no prepared data 'digits', 8 px.*--mode=prepare"):
     run('evaluate', tmp_path / 'run', tmp_path, path, **changes)
   run('sample', tmp_path / 'run', tmp_path, **changes)
-  assert_same(state_of(tmp_path, tmp_path / 'run', 0).params, params)
   run_mode('describe', tiny_mapping(tmp_path), {}, tmp_path / 'run', as_json=False)
   assert 'not prepared yet' in capsys.readouterr().out
   run('prepare', tmp_path / 'elsewhere', tmp_path)
   run('evaluate', tmp_path / 'run', tmp_path, **changes)  # Of the samples that are there.
   out = capsys.readouterr().out
-  assert 'evaluating 4 samples of step 0' in out and 'samples to make' not in out
+  assert 'evaluating 4 samples of step 0' in out and '0 of 4 samples to make' in out
   run('train', tmp_path / 'run', tmp_path, **STEADY, **{'train.num_steps': 2})
-  assert 'resumed at step 0' in capsys.readouterr().out
+  assert f'weights of {path}\n' in capsys.readouterr().out
   run('train', tmp_path / 'direct', tmp_path, path, **STEADY, **{'train.num_steps': 2})
   assert_same(*(state_of(tmp_path, tmp_path / name) for name in ('run', 'direct')))
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
@@ -173,7 +195,7 @@ def test_latent_samples_without_training(tmp_path, capsys):
   with pytest.raises(InputError, match=r"config\.vae\.scale.*published DiTs: 0\.18215, 'none'"):
     run('sample', tmp_path / 'run', tmp_path, folder, **changes)
   run('sample', tmp_path / 'run', tmp_path, folder, **changes, **{'vae.scale': 0.18215})
-  assert f'weights of {folder}\ncheckpoint of step 0' in capsys.readouterr().out  # No notes.
+  assert f'weights of {folder}\n{tmp_path}' in capsys.readouterr().out  # No notes.
   made, _ = sample_set.load(tmp_path / 'run' / 'samples' / 'ddim3-cfg1', 4)
   assert made.shape == (4, 16, 16, 3) and made.std() > 5
   stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
