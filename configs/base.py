@@ -169,7 +169,7 @@ def get_config() -> ConfigDict:
   config.sample.cfg_scale = 1.0  # 1: no guidance.
   config.sample.guide_channels = 0  # How many of the first channels are guided; 0: all.
   config.sample.clip_x0 = False  # To [-1, 1]; pixel space only.
-  config.sample.labels = ()  # Labels in turn; (): i mod num_classes for sample i.
+  config.sample.labels = ()  # In turn, numbers or class names; (): i mod num_classes for sample i.
   config.sample.label_counts = ()  # Or how many of each class, first all of class 0, and so on.
   config.sample.seed = 0
   config.sample.ema = True  # The averaged parameters, or the raw ones.

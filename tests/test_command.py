@@ -41,8 +41,8 @@ CASES = {
     ['config.train.batch_size', 'many'],
   ),
   'wrong tuple': (
-    [QUICK, '--workdir={dir}', '--config.sample.labels=("a",)'],
-    ['config.sample.labels', "('a',)"],
+    [QUICK, '--workdir={dir}', '--config.sample.labels=(1.5,)'],
+    ['config.sample.labels', '(1.5,)'],
   ),
   'seed': (
     [QUICK, '--workdir={dir}', f'--config.seed={2**63}'],

@@ -153,34 +153,44 @@ def _shown(items: Iterable[Any], what: str, count: int) -> Iterator[Any]:
   return iter(tqdm(items, desc=what, total=count, unit='image', disable=count < SHOWN))
 
 
-def write(folder: Path, source: DataSource) -> int:
-  """000000.png and so on, one an image; those there are left, surplus ones removed.
+def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
+  """CLASS/000000.png and so on, one an image; those there are left, other numbered ones removed.
 
-  If the first one there is another image than the source's, all are written. Returns: how many were.
+  parents: the class folder of each image; without them all files lie in `folder`. If the first one
+  there is another image than the source's, all are written. Returns: how many were.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  there = {int(path.stem): path for path in folder.glob('*.png') if _is_numbered(path)}
-  for number in [n for n in there if n >= source.num_examples]:
-    there.pop(number).unlink()
-  if there and not _is_same(there[min(there)], source.read(np.array([min(there)]))['image'][0]):
-    there = {}
-  absent = np.array([n for n in range(source.num_examples) if n not in there], int)
+  paths = [
+    folder / parent / f'{number:06d}.png'
+    for number, parent in enumerate(parents or [''] * source.num_examples)
+  ]
+  there = set()
+  for path in [*folder.glob('*.png'), *folder.glob('*/*.png')]:
+    number = int(path.stem) if path.stem.isdecimal() else -1
+    if 0 <= number < len(paths) and path == paths[number]:
+      there.add(number)
+    elif number >= 0 and path.name == f'{number:06d}.png':
+      _remove(path, folder)
+  if there and not _is_same(paths[min(there)], source.read(np.array([min(there)]))['image'][0]):
+    there = set()
+  absent = np.array([n for n in range(len(paths)) if n not in there], int)
+  for parent in {paths[number].parent for number in absent}:
+    parent.mkdir(exist_ok=True)
   bar = tqdm(total=len(absent), desc='png', unit='image', disable=len(absent) < SHOWN)
   with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
     for start in range(0, len(absent), AT_ONCE):
       numbers = absent[start : start + AT_ONCE]
       images = source.read(numbers)['image']
-      list(pool.map(_write_png, [_path(folder, number) for number in numbers], images))
+      list(pool.map(_write_png, [paths[number] for number in numbers], images))
       bar.update(len(numbers))
   return len(absent)
 
 
-def _path(folder: Path, number: int) -> Path:
-  return folder / f'{number:06d}.png'
-
-
-def _is_numbered(path: Path) -> bool:
-  return path.stem.isdecimal() and path == _path(path.parent, int(path.stem))
+def _remove(path: Path, root: Path) -> None:
+  """And its class folder, if nothing is left in that: it would be a class without images."""
+  path.unlink()
+  if path.parent != root and not any(path.parent.iterdir()):
+    path.parent.rmdir()
 
 
 def _is_same(path: Path, image: np.ndarray) -> bool:

@@ -204,7 +204,8 @@ def _label_problems(experiment: Experiment) -> list[str]:
       f'config.sample.guide_channels: got {config.sample.guide_channels}, allowed 0 (all) to the '
       f'{channels} channels of what diffuses'
     )
-  wrong = [y for y in config.sample.labels if not 0 <= y < max(config.num_classes, 1)]
+  numbers = [y for y in config.sample.labels if config.num_classes == 0 or isinstance(y, int)]
+  wrong = [y for y in numbers if isinstance(y, str) or not 0 <= y < max(config.num_classes, 1)]
   if wrong:
     allowed = f'0..{config.num_classes - 1}' if config.num_classes else 'none: it has no classes'
     problems.append(f'config.sample.labels: got {wrong}, allowed {allowed}')
@@ -243,6 +244,8 @@ def data_problems(experiment: Experiment) -> list[str]:
       f'config.num_classes: got {config.num_classes}, allowed {count} (classes of the data set '
       f'{meta["name"]!r}) or 0 (unconditional)'
     )
+  else:
+    _attempt(lambda: experiment.chosen_labels, problems)
   if config.data.device_resident:
     latent_shape = experiment.x0_shape if experiment.is_latent else None
     needed = experiment.datasets.train_bytes(latent_shape)

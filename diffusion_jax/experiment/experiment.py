@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data import class_names
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.pixels import to_uint8
@@ -290,12 +291,23 @@ class Experiment:
       frame_examples=frame_examples,
     )
 
+  @functools.cached_property
+  def chosen_labels(self) -> tuple[int, ...]:
+    """config.sample.labels with the label of each class name. Raises: InputError for unknown names."""
+    try:
+      return tuple(
+        class_names.label_of(label, self.label_names) if isinstance(label, str) else label
+        for label in self.config.sample.labels
+      )
+    except ValueError as error:
+      raise InputError(f'config.sample.labels: {error}') from error
+
   def sample_labels(self, indices: np.ndarray) -> np.ndarray:
     """The label of every sample number, int32: i mod num_classes, or the user's in turn or counted."""
     sample, classes = self.config.sample, np.arange(max(self.config.num_classes, 1))
     if sample.label_counts:
       return np.repeat(classes, sample.label_counts)[np.asarray(indices)].astype(np.int32)
-    chosen = np.asarray(sample.labels or classes)
+    chosen = np.asarray(self.chosen_labels or classes)
     return chosen[np.asarray(indices) % len(chosen)].astype(np.int32)
 
   def metrics(self) -> dict[str, Metric]:

@@ -197,6 +197,6 @@ def _fits(value, hint) -> bool:
   if typing.get_origin(hint) is tuple:
     item = typing.get_args(hint)[0]
     return isinstance(value, tuple) and all(_fits(v, item) for v in value)
-  if hint in (int, float) and isinstance(value, bool):
-    return False
+  if isinstance(value, bool):  # Which Python counts among the integers.
+    return hint in (bool, Any)
   return hint is Any or isinstance(value, hint)

@@ -142,7 +142,7 @@ class Sample:
   cfg_scale: float = where(*NOT_NEGATIVE)
   guide_channels: int = where(*NOT_NEGATIVE)
   clip_x0: bool
-  labels: tuple[int, ...]
+  labels: tuple[int | str, ...]
   label_counts: tuple[int, ...]
   seed: int = where(*SEED)
   ema: bool

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.data import adm, image_folder
+from diffusion_jax.data import adm, class_names, image_folder
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import datasets, first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
@@ -188,7 +188,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'cfg_scale': sample.cfg_scale,
     'guide_channels': sample.guide_channels,
     'clip_x0': sample.clip_x0,
-    'labels': counts or list(sample.labels) or 'balanced',
+    'labels': counts or list(experiment.chosen_labels) or 'balanced',
     'data': config.data.fingerprint,
   }
 
@@ -361,5 +361,7 @@ def export(experiment: Experiment, folder: Path) -> None:
       adm.write_images(path, stored, comment)
     print(f'exported: {path}')
   if 'png' in sample.export:
-    written = image_folder.write(folder / 'png', stored)
+    classes = class_names.folder_names(experiment.label_names)
+    parents = [classes[label] for label in stored.labels] if experiment.config.num_classes else ()
+    written = image_folder.write(folder / 'png', stored, parents)
     print(f'exported: {folder / "png"} ({written:,} files written)')

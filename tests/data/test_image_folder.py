@@ -138,6 +138,20 @@ def test_writing_goes_on_where_it_stopped(tmp_path):
   assert image_folder.write(tmp_path, given) == 0
 
 
+def test_files_of_classes_lie_in_their_folders(tmp_path):
+  """Those that lay elsewhere go, with folders that are left empty; the files of others stay."""
+  given, root = source(6, 3), tmp_path / 'png'
+  image_folder.write(root, given)
+  assert image_folder.write(root, given, ['cat', 'dog'] * 3) == 6
+  (root / 'dog' / 'mine.png').write_bytes(b'of somebody else')
+  assert image_folder.write(root, given, ['cat', 'dog'] * 3) == 0
+  assert image_folder.write(root, given, ['cat', 'ant', 'ant', 'ant', 'cat', 'ant']) == 4
+  found = sorted(path.relative_to(root).as_posix() for path in root.rglob('*.png'))
+  ants = [f'ant/{number:06d}.png' for number in (1, 2, 3, 5)]
+  assert found == [*ants, 'cat/000000.png', 'cat/000004.png', 'dog/mine.png']
+  np.testing.assert_array_equal(np.asarray(Image.open(root / ants[3])), given.images[5])
+
+
 def test_what_is_there_of_another_set_is_replaced_and_surplus_removed(tmp_path):
   image_folder.write(tmp_path, source(12, 3, seed=1))
   (tmp_path / 'mine.png').write_bytes(b'of somebody else')

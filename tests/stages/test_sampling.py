@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import folder as folder_config
 from diffusion_jax import command
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import adm, image_folder
@@ -139,6 +140,23 @@ def test_given_counts_of_labels(trained):
   run(trained, 'counted', label_counts=counts, num_samples=13)
 
 
+def test_classes_are_chosen_by_name_and_exported_as_prepare_takes_them(trained):
+  """The digits' names are '0' to '9'; 3 is a number, '3' and '7' are names."""
+  meta = json.loads((trained / 'run' / 'data.json').read_text())
+  assert meta['label_names'][7] == '7'
+  folder = run(trained, 'named', labels=('7', 3), num_samples=5, export=('png',))
+  _, labels = sample_set.load(folder, 5)
+  np.testing.assert_array_equal(labels, [7, 3, 7, 3, 7])
+  run(trained, 'named', labels=(7, '3'), num_samples=5)  # The same set.
+  with pytest.raises(InputError, match=r"config\.sample\.labels: got 'seven', allowed the names"):
+    run(trained, 'other', labels=('seven',))
+  config = folder_config.get_config(str(folder / 'png'))
+  config.update_from_flattened_dict({'data.dir': str(trained / 'again'), 'data.holdout': 1})
+  run_mode('prepare', config.to_dict(), {}, trained / 'again', as_json=False)
+  found = json.loads((trained / 'again' / 'data.json').read_text())
+  assert found['label_names'] == ['3', '7'] and found['num_train'] + found['num_holdout'] == 5
+
+
 @pytest.mark.parametrize(
   'changes, messages',
   [
@@ -176,12 +194,12 @@ def test_a_finished_set_is_exported_without_a_checkpoint(trained, monkeypatch, c
     np.testing.assert_array_equal(file['arr_1'], labels)
     assert file['arr_0'].dtype == np.uint8 and file['arr_1'].dtype == np.int64
   for number in range(20):
-    with Image.open(folder / 'png' / f'{number:06d}.png') as image:
+    with Image.open(folder / 'png' / f'{labels[number]}' / f'{number:06d}.png') as image:
       np.testing.assert_array_equal(np.asarray(image), made[number, ..., 0])
   written = {
-    path: path.stat().st_mtime_ns for path in [folder / 'samples.npz', *folder.glob('png/*')]
+    path: path.stat().st_mtime_ns for path in [folder / 'samples.npz', *folder.glob('png/*/*')]
   }
-  (folder / 'png' / '000007.png').unlink()
+  (folder / 'png' / '7' / '000007.png').unlink()
   run(trained, 'exported', num_samples=20, export=('npz', 'png'))
   again = {path: path.stat().st_mtime_ns for path in written}
   assert [path.name for path in written if again[path] != written[path]] == ['000007.png']
@@ -194,7 +212,9 @@ def test_an_export_follows_the_set(trained):
     made = sample_set.load(folder, count)[0]
     np.testing.assert_array_equal(adm.read(folder / 'samples.npz').images[..., :1], made)
     exported = image_folder.open_folder(folder / 'png', 1)
-    np.testing.assert_array_equal(exported.read(np.arange(exported.num_examples))['image'], made)
+    order = [int(name[-10:-4]) for name in exported.names]  # By class.
+    found = exported.read(np.arange(exported.num_examples))['image']
+    np.testing.assert_array_equal(found, made[order])
 
 
 def test_a_damaged_part_is_not_exported(trained):
