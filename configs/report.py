@@ -15,5 +15,7 @@ from configs import base
 
 
 def get_config():
-  """base; only its `report` section is used."""
-  return base.get_config()
+  """base, of whose sections only `report` is used; by its task --mode=report alone takes it."""
+  config = base.get_config()
+  config.task = 'report'
+  return config

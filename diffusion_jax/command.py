@@ -34,6 +34,13 @@ def run_mode(
     raise InputError(unknown('--mode', mode, modes()))
   if as_json and mode != 'describe':
     raise InputError(f'--json: got --mode={mode}, allowed only with --mode=describe')
+  if config.get('task') == 'report':  # As configs/report.py.
+    if mode not in OF_RUNS:
+      raise InputError(
+        f'--mode={mode}: this config describes a report, not a run; use --mode=report, or give the '
+        'config of a run'
+      )
+    config = {**config, 'task': 'diffusion'}
   stage = importlib.import_module(f'diffusion_jax.stages.{mode}')
   folder = Path(workdir).expanduser().absolute() if workdir else None
   if folder is None and mode != 'describe':

@@ -28,7 +28,8 @@ SIZES = {'cifar10': ('full', 'laptop'), 'dit_cfg': ('12', '8')}
 CONFIGS = [
   f'{path.name}:{size}' if size else path.name
   for path in sorted((ROOT / 'configs').glob('*.py'))
-  if 'def get_config' in path.read_text() and path.stem != 'folder'  # Which needs images.
+  if 'def get_config' in path.read_text()
+  and path.stem not in ('folder', 'report')  # Which need images, and describe no run.
   for size in SIZES.get(path.stem, ('',))
 ]
 H200 = 0.4 * 790e12  # Operations a second that the documented hours assume.

@@ -1,5 +1,6 @@
 """Images -> features: compiled once, over all devices of all hosts, kept where they can be found again."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,6 +18,7 @@ from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
 from diffusion_jax.models.latents import in_batches
 from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime import mesh as devices
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.runtime.sample_set import UNREADABLE
 from diffusion_jax.types import Array, DataSource
 
@@ -109,7 +111,8 @@ class Extractor:
           chosen = indices[start : start + size]
           padded = np.pad(chosen, (0, size - len(chosen)), 'edge')  # One shape, one compilation.
           batch = devices.to_devices(source.read(padded[rows]), sharding)
-          parts.append((self.apply(batch['image'], batch['label']), len(chosen)))
+          with alive(f'compiling {self.network.name}') if not parts else contextlib.nullcontext():
+            parts.append((self.apply(batch['image'], batch['label']), len(chosen)))
           if len(parts) > IN_FLIGHT:  # Work is handed over ahead, but not more than fits.
             jax.block_until_ready(parts[-1 - IN_FLIGHT][0])
           bar.update(len(chosen))

@@ -15,6 +15,7 @@ from diffusion_jax.experiment.evaluation_checks import count_problems, evaluatio
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.fields import read
 from diffusion_jax.experiment.sections import Config
+from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
@@ -249,7 +250,7 @@ def data_problems(experiment: Experiment) -> list[str]:
   if config.data.device_resident:
     latent_shape = experiment.x0_shape if experiment.is_latent else None
     needed = experiment.datasets.train_bytes(latent_shape)
-    limit = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit')  # None on CPU.
+    limit = device_bytes()
     if limit and needed > limit:
       problems.append(
         f'config.data.device_resident: got True, but {needed:,} bytes of examples do not fit into the '

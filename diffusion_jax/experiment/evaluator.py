@@ -25,6 +25,7 @@ from diffusion_jax.evaluation.types import (
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.interop import inception
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import DataSource
 
 CPU_BATCH_SIZE = 8  # More images at once are slower there: their activations leave the caches.
@@ -153,8 +154,10 @@ class Evaluator:
   def measure(self, samples: FeatureSet) -> dict[str, float]:
     """All metrics of config.eval by backend 'jax'."""
     results: dict[str, float] = {}
-    for metric in self.metrics.values():
-      results.update(metric(samples, self.reference_features))
+    for name, metric in self.metrics.items():
+      reference = self.reference_features
+      with alive(f'computing {name}'):
+        results.update(metric(samples, reference))
     return results
 
   def measure_images(

@@ -20,6 +20,7 @@ from diffusion_jax.interop import compvis, diffusers, weights
 from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
 from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import PyTree
 
 KIND = 'diffusion_jax autoencoder'
@@ -49,7 +50,8 @@ def load(config: Config) -> FirstStage:
   if not config.vae.checkpoint:
     raise InputError(f'config.vae.checkpoint is empty; config.space latent needs {ADVICE}')
   path = Path(config.vae.checkpoint).expanduser().absolute()
-  module, params = _read(path, config.allow_pickle)
+  with alive(f'reading the autoencoder {path}'):
+    module, params = _read(path, config.allow_pickle)
   _require_sizes(path, module, module_of(config, jnp.float32), config.data.image_size)
   found = fingerprint_of(params)
   if config.vae.fingerprint not in ('', found):

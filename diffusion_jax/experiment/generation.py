@@ -12,6 +12,7 @@ from tqdm import tqdm
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.pictures import draw_animation, picture_indices
 from diffusion_jax.runtime import hosts, mesh, sample_set
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import PyTree
 
 
@@ -60,11 +61,13 @@ def generate_parts(
       labels = experiment.sample_labels(index)
       new = wanted[index] & (np.arange(size) < len(batch))
       began = time.perf_counter()
-      made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding))
-      own, made = hosts.own_rows(made)
+      with alive(f'sampling a batch of {size:,} in {sample.num_steps:,} steps'):
+        made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding))
+        own, made = hosts.own_rows(made)
       seconds += time.perf_counter() - began
       if not animated:
-        draw_animation(experiment, folder, weights.get('scaling'), frames, picture)
+        with alive('drawing the animation'):
+          draw_animation(experiment, folder, weights.get('scaling'), frames, picture)
         animated = True
       kept = new[own]
       sample_set.save_part(folder, index[own][kept], made[kept], labels[own][kept])
@@ -107,5 +110,6 @@ def compile_generate(
   labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharding)
   fixed = (params_of(weights), weights.get('scaling'), experiment.decoder)
   jitted = jax.jit(generate, out_shardings=(sharding, mesh.replicated(experiment.mesh)))
-  compiled = jitted.lower(*fixed, indices, labels).compile()
+  with alive('compiling the sampler'):
+    compiled = jitted.lower(*fixed, indices, labels).compile()
   return lambda indices, labels: compiled(*fixed, indices, labels)

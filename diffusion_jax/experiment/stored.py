@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment.fields import recognised
 from diffusion_jax.experiment.sections import Config
 from diffusion_jax.runtime import files
@@ -50,10 +50,11 @@ def is_begun(workdir: Path) -> bool:
 
 
 def began_with(workdir: Path) -> str:
-  """The config.init_from of DIR/config.json, '' if there is none. Raises: DamagedError as read."""
-  if not (workdir / FILE).exists():
+  """The config.init_from of DIR/config.json, '' if there is none, or no config that is whole."""
+  try:
+    return load(workdir).get('init_from', '')
+  except Stop:
     return ''
-  return load(workdir).get('init_from', '')
 
 
 def load(workdir: Path) -> dict[str, Any]:
@@ -215,11 +216,6 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
   noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_IF_GIVEN)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
-
-
-def completed(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-  """A stored mapping with the defaults of fields that came after it was stored."""
-  return _filled(mapping, _plain(defaults))
 
 
 def _filled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ floating point operations of matrix products and convolutions, two a multiply-ad
 """
 
 import math
+import os
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,18 @@ def num_parameters(params: PyTree) -> int:
 def num_bytes(tree: PyTree) -> int:
   """Bytes of all arrays."""
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def device_bytes() -> int:
+  """The memory of one of this host's devices; on CPU its part of the host's. 0 if unknown."""
+  device = jax.local_devices()[0]
+  limit = (device.memory_stats() or {}).get('bytes_limit', 0)
+  if limit or device.platform != 'cpu':
+    return limit
+  try:
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // jax.local_device_count()
+  except (ValueError, OSError):
+    return 0
 
 
 def saved_for_backward(function: Callable, *args) -> int:

@@ -6,6 +6,7 @@ main.py imports this first: nothing here takes time to import.
 import contextlib
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from traceback import walk_stack
 KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that go on.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_AFTER = 0.1  # Seconds.
+ANSWERED_WITHIN = 0.3  # Seconds, unless something holds up Python's handlers, as compiling does.
 
 
 def answer() -> None:
@@ -21,6 +23,31 @@ def answer() -> None:
   sys.unraisablehook = _ignored
   for number in SIGNALS:
     signal.signal(number, _stop)
+  _acknowledge()
+
+
+def _acknowledge() -> None:
+  """Says that a signal came where its handler of Python has to wait. Called by the main thread."""
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Written to by the signal itself.
+
+  def tell():
+    while number := os.read(reader, 1):
+      waits = (ANSWERED_WITHIN, 0.05)  # Again, if it was this thread that had to wait.
+      if number[0] in SIGNALS and not any(select.select([reader], [], [], s)[0] for s in waits):
+        name = signal.Signals(number[0]).name
+        os.write(2, f'\n{name}: stopping as soon as what runs now allows it\n'.encode())
+
+  threading.Thread(target=tell, daemon=True).start()
+
+
+def _answered() -> None:
+  """Called by handlers, in the main thread: nothing more has to be said."""
+  writer = signal.set_wakeup_fd(-1)
+  if writer >= 0:
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    os.write(writer, b'\0')
 
 
 def end(number: int) -> None:
@@ -42,6 +69,7 @@ def end(number: int) -> None:
 
 def _stop(number, frame) -> None:
   """Within an import, which may lose an exception, it ends at once."""
+  _answered()
   if any(f.f_code.co_filename.startswith('<frozen importlib') for f, _ in walk_stack(frame)):
     end(number)
   raise KeyboardInterrupt(number)
@@ -70,6 +98,7 @@ class Interruption:
 
   def _note(self, number, frame) -> None:
     del frame
+    _answered()
     self.requested = signal.Signals(number).name
     text = f'\n{self.requested}: stopping after this step, then writing a checkpoint\n'
     os.write(2, text.encode())  # print is not allowed to interrupt itself.

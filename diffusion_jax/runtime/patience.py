@@ -6,19 +6,29 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
+from tqdm import tqdm
+
 FIRST_AFTER = 5.0  # Seconds without a word.
 
 
 @contextlib.contextmanager
 def alive(what: str, *, first_after: float = FIRST_AFTER) -> Iterator[None]:
-  """Prints to stderr how long `what` has taken, after first_after seconds and ever more rarely."""
+  """Prints to stderr how long `what` has taken, after first_after seconds and ever more rarely.
+
+  Above a bar, if there is one; by the first of several processes alone.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
   ended, began = threading.Event(), time.perf_counter()
 
   def tell():
     pause = first_after
     while not ended.wait(pause):
       elapsed = time.perf_counter() - began
-      print(f'{what}: {elapsed:.0f} s so far', file=sys.stderr, flush=True)
+      tqdm.write(f'{what}: {elapsed:.0f} s so far', file=sys.stderr)
+      sys.stderr.flush()
       pause = max(first_after, elapsed / 2)
 
   thread = threading.Thread(target=tell, daemon=True)

@@ -7,13 +7,21 @@ from typing import Any
 
 import jax
 
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import check_data, check_devices
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.interop.compvis import autoencoder_params
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.tasks import task_of
+
+PARTS = ('state', 'gradient', 'activation', 'resident')  # Of the memory that training takes.
+SMALLER_STATE = (
+  'choose a smaller model (config.model), or cut the state over more devices (config.mesh.fsdp with '
+  'config.mesh.rules)'
+)
 
 
 def facts(experiment: Experiment) -> dict:
@@ -48,6 +56,7 @@ def facts(experiment: Experiment) -> dict:
     'state_bytes_per_device': local_bytes(state),
     'gradient_bytes_per_device': local_bytes(params),
     'activation_bytes_per_device': max(saved - cost.num_bytes(params), 0),
+    'device_bytes': cost.device_bytes(),
   }
 
 
@@ -70,6 +79,43 @@ def autoencoder_facts(experiment: Experiment) -> dict:
     'encode_flops_per_image': flops('encode', images),
     'decode_flops_per_image': flops('decode', z),
   }
+
+
+def needed_bytes(f: dict) -> int:
+  """What training takes of one device."""
+  return sum(f[f'{part}_bytes_per_device'] for part in PARTS)
+
+
+def memory_warnings(experiment: Experiment, f: dict) -> list[str]:
+  """What to change where training needs more memory than a device has."""
+  limit, config = f['device_bytes'], experiment.config
+  if not limit or needed_bytes(f) <= limit:
+    return []
+  fixed = f['state_bytes_per_device'] + f['gradient_bytes_per_device']
+  excess = f'{quantity(needed_bytes(f), "B")} are more than the {quantity(limit, "B")} of a device'
+  if fixed > limit:
+    return [f'{excess}, state and gradients alone: {SMALLER_STATE}']
+  shards = batch_shards(experiment.mesh)
+  helps = []
+  if config.train.batch_size > shards:
+    helps.append(f'a smaller --config.train.batch_size than {config.train.batch_size:,}')
+  if config.task == 'diffusion' and config.model.options.get('remat') is False:
+    helps.append(f'--config.model.{config.model.name}.remat=True')
+  if f['dtype'] == 'float32':
+    helps.append('--config.dtype=bfloat16')
+  if f['resident_bytes_per_device']:
+    helps.append('--config.data.device_resident=False')
+  return [f'{excess}; what helps: {", ".join([*helps, "more devices"])}']
+
+
+def require_state_fits(experiment: Experiment) -> None:
+  """Raises: InputError if the state alone is larger than a device, before anything is compiled."""
+  needed, limit = local_bytes(experiment.abstract_state), cost.device_bytes()
+  if limit and needed > limit:
+    raise InputError(
+      f'the training state takes {quantity(needed, "B")} a device, which has {quantity(limit, "B")}: '
+      f'{SMALLER_STATE}'
+    )
 
 
 def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
@@ -120,13 +166,14 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
   check_devices(experiment)
   if meta_if_prepared(experiment):
     check_data(experiment)
-  f = facts(experiment)
+  with alive('counting operations and memory'):
+    f = facts(experiment)
+  warnings = memory_warnings(experiment, f)
   if as_json:
-    print(json.dumps(f))
+    print(json.dumps({**f, 'warnings': warnings}))
     return
   height, width, channels = f['image_shape']
-  parts = ('state', 'gradient', 'activation', 'resident')
-  memory = [f[f'{part}_bytes_per_device'] for part in parts]
+  memory = [f[f'{part}_bytes_per_device'] for part in PARTS]
   classes = f'{f["num_classes"]} classes' if f['num_classes'] else 'unconditional'
   rows = {
     'model': f'{f["model"]}, {f["parameters"]:,} parameters, activations {f["dtype"]}',
@@ -144,4 +191,5 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
   }
   if workdir:
     rows['workdir'] = str(workdir)
-  print('\n'.join(f'{name:<9} {text}' for name, text in rows.items()))
+  lines = [*rows.items(), *(('warning', text) for text in warnings)]
+  print('\n'.join(f'{name:<9} {text}' for name, text in lines))

@@ -316,7 +316,8 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
     wanted = {name: getattr(experiment.abstract_state, name) for name in names}
     # The newest one may be damaged: then it is the one before.
     newest = sample.checkpoint == 'latest'
-    restored = checkpoints.restore(wanted, None if newest else step, partial=True)
+    with alive(f'restoring the checkpoint of step {step}'):
+      restored = checkpoints.restore(wanted, None if newest else step, partial=True)
   finally:
     checkpoints.close()
   for damaged, reason in restored.damaged.items():

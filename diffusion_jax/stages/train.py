@@ -1,6 +1,8 @@
 """--mode=train: trains a work directory from where it stands to config.train.num_steps."""
 
 import contextlib
+import datetime
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
+from diffusion_jax.experiment.sections import Optimizer
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import hosts, logging, mesh
@@ -36,6 +39,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
   check_devices(experiment)
+  describe.require_state_fits(experiment)
   task_of(experiment).require()
   given = None if stored.has_checkpoint(workdir) else initial.load(experiment)
   experiment, changed = with_data(experiment, workdir)
@@ -44,12 +48,15 @@ def run(experiment: Experiment, workdir: Path) -> None:
     logging.require_wandb()
   announce(experiment, workdir)
   checkpoints = open_checkpoints(experiment, workdir)
+  began = time.perf_counter()
   with Interruption() as interruption, contextlib.closing(checkpoints):
     state, start = restore_or_init(experiment, checkpoints, workdir, given)
     if experiment.is_latent:
       print(f'latents are scaled by {float(jax.device_get(state.scaling.scale)):.5f}')
     for change in changed:
       print(f'changed since the checkpoint: config.{change}')
+    if change := changed_learning_rate(experiment, workdir, start):
+      print(change)
     if start >= config.train.num_steps:
       print(f'already trained to step {start}, of {config.train.num_steps}: nothing to do')
       return
@@ -62,9 +69,13 @@ def run(experiment: Experiment, workdir: Path) -> None:
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
     )
     with contextlib.closing(writer):
-      train(experiment, workdir, checkpoints, writer, state, start, interruption)
+      values = train(experiment, workdir, checkpoints, writer, state, start, interruption)
   after = 'config.vae.checkpoint of latent systems' if config.task == 'autoencoder' else NEXT
-  print(f'done: {config.train.num_steps:,} steps in {workdir}; next: {after}')
+  took = datetime.timedelta(seconds=round(time.perf_counter() - began))
+  print(
+    f'done: {config.train.num_steps:,} steps in {workdir}; loss {values["loss"]:.4f}, '
+    f'{values["images_per_s"]:,.0f} images/s, {took} in all; next: {after}'
+  )
 
 
 def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[str]]:
@@ -105,8 +116,11 @@ def train(
   state: PyTree,
   start: int,
   interruption: Interruption,
-) -> None:
-  """The loop with its actions: held-out loss, preview, metrics, checkpoint, in this order."""
+) -> Mapping[str, float]:
+  """The loop with its actions: held-out loss, preview, metrics, checkpoint, in this order.
+
+  Returns: the last line of the log. Raises: Interrupted.
+  """
   config, task = experiment.config, task_of(experiment)
   count, evaluator = config.train.eval_num_samples, Evaluator(experiment)
   evaluates = config.train.eval_every_steps > 0
@@ -128,24 +142,29 @@ def train(
   def measure(step, state):
     nonlocal held_out_at
     if held_out_at != step:
-      note(step, task.measure(state))
+      with alive(f'measuring held-out images at step {step}'):
+        note(step, task.measure(state))
       held_out_at = step
 
   def preview(step, state):
-    picture = task.preview(state)
+    with alive(f'drawing the preview of step {step}'):
+      picture = task.preview(state)
     if hosts.is_first():
       images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
     writer.write_images(step, {'preview': picture[None]})
     writer.flush()
 
   def evaluate(step, state):
-    found = evaluator.measure(task.features(state, evaluator, count))
+    with alive(f'sampling for the metrics of step {step}'):
+      features = task.features(state, evaluator, count)
+    found = evaluator.measure(features)
     note(step, {f'{name}@{count}': value for name, value in found.items()})
 
   def save(step, state):
     nonlocal saved_at
     measure(step, state)
-    checkpoints.save(step, state, measured[step])
+    with alive(f'writing the checkpoint of step {step}'):
+      checkpoints.save(step, state, measured[step])
     saved_at = step
 
   (workdir / 'previews').mkdir(exist_ok=True)
@@ -178,22 +197,46 @@ def train(
     max_skipped=config.train.max_skipped,
     interruption=interruption,
   )
-  if saved_at != outcome.step:  # Interrupted: no time to measure.
-    checkpoints.save(outcome.step, outcome.state, {})
-  checkpoints.wait()
+  with alive(f'writing the checkpoint of step {outcome.step}'):
+    if saved_at != outcome.step:  # Interrupted: no time to measure.
+      checkpoints.save(outcome.step, outcome.state, {})
+    checkpoints.wait()
   if outcome.step < config.train.num_steps:
     raise Interrupted(
       f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
       'the same command goes on from there'
     )
+  return outcome.values
+
+
+def changed_learning_rate(experiment: Experiment, workdir: Path, start: int) -> str:
+  """What another config.train.num_steps than the checkpoint's does to the rate, '' if nothing."""
+  config = experiment.config
+  if not start or config.optimizer.decay != 'cosine':
+    return ''
+  before = stored.value_at(stored.load(workdir), 'train.num_steps')
+  if before == config.train.num_steps:
+    return ''
+  rates = [
+    float(rate_until(config.optimizer, steps)(start)) for steps in (before, config.train.num_steps)
+  ]
+  return (
+    f'learning rate: {rates[0]:.3g} at step {start:,} under the {before:,} steps of the checkpoint, '
+    f'{rates[1]:.3g} under {config.train.num_steps:,} (config.optimizer.decay cosine)'
+  )
+
+
+def rate_until(optimizer: Optimizer, num_steps: int) -> Callable:
+  """Step -> learning rate of a training of num_steps."""
+  return learning_rate_schedule(
+    optimizer.learning_rate, optimizer.warmup_steps, num_steps, optimizer.decay
+  )
 
 
 def learning_rates(experiment: Experiment, start: int) -> Callable[[int], float]:
   """Step, from `start` on -> its learning rate, on the host: the loop must not wait for the device."""
   optimizer, stop = experiment.config.optimizer, experiment.config.train.num_steps
-  rate = learning_rate_schedule(
-    optimizer.learning_rate, optimizer.warmup_steps, stop, optimizer.decay
-  )
+  rate = rate_until(optimizer, stop)
   rates = jax.device_get(jax.vmap(rate)(np.arange(start, stop)) * np.ones(stop - start))
   return lambda step: rates[step - start]
 
@@ -207,7 +250,8 @@ def get_ready(evaluator: Evaluator, num_samples: int) -> None:
 
 def announce(experiment: Experiment, workdir: Path) -> None:
   """What is about to happen, in a few lines."""
-  config, f = experiment.config, describe.facts(experiment)
+  with alive('counting operations and memory'):
+    config, f = experiment.config, describe.facts(experiment)
   print(f'training in {workdir}')
   print(f'  devices   {f["devices"]} {jax.devices()[0].device_kind}, activations {f["dtype"]}')
   print(
@@ -226,6 +270,8 @@ def announce(experiment: Experiment, workdir: Path) -> None:
   print(
     f'  training  to step {f["steps"]:,} with batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs'
   )
+  for warning in describe.memory_warnings(experiment, f):
+    print(f'  warning   memory: {warning}')
   print('  files     config.json, checkpoints/, metrics.jsonl, logs/ (TensorBoard), previews/')
 
 
@@ -268,9 +314,11 @@ def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
   """The state at step 0 on the devices, with the weights of config.init_from if there are any."""
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   if given is None:
-    return jax.jit(task_of(experiment).init_state, out_shardings=shardings)()
+    with alive('initialising the parameters'):
+      return jax.jit(task_of(experiment).init_state, out_shardings=shardings)()
   print('\n  '.join([f'weights of {given.origin}', *given.notes]))
   scaling = given.scaling or experiment.scaling
   params = given.on_devices(experiment.abstract_state.params)
   init = jax.jit(lambda params: experiment.init_state(scaling, params), out_shardings=shardings)
-  return init(params)
+  with alive('placing the weights on the devices'):
+    return init(params)

@@ -8,6 +8,7 @@ import numpy as np
 from diffusion_jax.data.pipeline import Numbers, evaluation_batches
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime.patience import alive
 from diffusion_jax.training import resident
 from diffusion_jax.types import DataSource, PyTree
 
@@ -43,7 +44,8 @@ def compile_step(
     return train_step(state, batch, *frozen)
 
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
-  compiled = jitted.lower(state, batch, data, *frozen).compile()
+  with alive('compiling the training step'):
+    compiled = jitted.lower(state, batch, data, *frozen).compile()
   return lambda state, batch: compiled(state, batch, data, *frozen)
 
 

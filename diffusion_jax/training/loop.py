@@ -6,7 +6,7 @@ over, and only at the steps that are logged.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,10 +28,11 @@ class Action(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Where the loop ended."""
+  """Where the loop ended, with the last line of the log."""
 
   state: Any
   step: int
+  values: Mapping[str, float]
 
 
 def run_loop(
@@ -57,6 +58,7 @@ def run_loop(
   """
   pending = None  # (step, metrics since the last log), read one step late
   since_log, lap_start, paused, waited = [], time.perf_counter(), 0.0, 0.0
+  last: dict[str, float] = {}
   bar = tqdm(
     total=stop,
     initial=start,
@@ -66,7 +68,7 @@ def run_loop(
   )
 
   def report(pending):
-    nonlocal lap_start, paused, waited
+    nonlocal lap_start, paused, waited, last
     step, metrics = pending
     metrics = jax.device_get(metrics)  # Returns when `step` is done: the time to stop the clock.
     now = time.perf_counter()
@@ -87,6 +89,7 @@ def run_loop(
     values |= {'data_wait': data_wait, 'learning_rate': float(learning_rate(step - 1))}
     if len(metrics) < log_every_steps:
       values['averaged_steps'] = len(metrics)
+    last = values
     write(step, values | device_memory())
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 
@@ -119,7 +122,7 @@ def run_loop(
         paused += time.perf_counter() - began
     if pending:
       report(pending)
-  return Outcome(state, step)
+  return Outcome(state, step, last)
 
 
 def device_memory() -> dict[str, float]:

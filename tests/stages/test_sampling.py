@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diffusion_jax import command
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment import generation
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.generation import batches_to_make
 from diffusion_jax.runtime import sample_set
@@ -123,6 +125,16 @@ def test_where_a_sample_lies_in_its_batch_does_not_depend_on_what_is_there(
   assert batches_to_make(first, np.zeros(num_samples, bool), size, animated=True) == []
 
 
+def test_long_silences_are_broken(trained, monkeypatch):
+  spoken = []
+  monkeypatch.setattr(generation, 'alive', lambda what: spoken.append(what) or nullcontext())
+  monkeypatch.setattr(sample, 'alive', lambda what: spoken.append(what) or nullcontext())
+  run(trained, 'spoken', num_samples=3, batch_size=2)
+  batch = 'sampling a batch of 2 in 3 steps'
+  expected = ['restoring the checkpoint of step 4', 'compiling the sampler', batch]
+  assert spoken == [*expected, 'drawing the animation', batch]
+
+
 def test_given_counts_of_labels(trained):
   counts = (3, 0, 5, 0, 0, 1, 0, 0, 0, 4)
   folder = run(trained, 'counted', label_counts=counts, num_samples=13)
@@ -151,7 +163,7 @@ def test_classes_are_chosen_by_name_and_exported_as_prepare_takes_them(trained):
   with pytest.raises(InputError, match=r"config\.sample\.labels: got 'seven', allowed the names"):
     run(trained, 'other', labels=('seven',))
   config = folder_config.get_config(str(folder / 'png'))
-  config.update_from_flattened_dict({'data.dir': str(trained / 'again'), 'data.holdout': 1})
+  config.update_from_flattened_dict({'data.dir': str(trained / 'again'), 'data.holdout': 2})
   run_mode('prepare', config.to_dict(), {}, trained / 'again', as_json=False)
   found = json.loads((trained / 'again' / 'data.json').read_text())
   assert found['label_names'] == ['3', '7'] and found['num_train'] + found['num_holdout'] == 5

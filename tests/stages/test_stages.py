@@ -1,6 +1,7 @@
 """The stages on tiny models, through the same door as the command line."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -221,7 +222,11 @@ def test_the_set_of_the_checkpoint_that_is_asked_for_is_evaluated(tmp_path, caps
   run('sample', tmp_path / 'run', tmp_path, **flags)
   longer = {**flags, 'train.num_steps': 3, 'optimizer.clip_norm': 1.0}  # Clipping may be changed.
   run('train', tmp_path / 'run', tmp_path, **longer)
-  assert 'changed since the checkpoint: config.optimizer.clip_norm' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'changed since the checkpoint: config.optimizer.clip_norm' in out
+  # A cosine of one step after the warm-up of one ends at 0; of two, it is at its half.
+  assert 'learning rate: 0 at step 2 under the 2 steps of the checkpoint, 0.001 under 3' in out
+  assert re.search(r'done: 3 steps in .*; loss \d.*, [\d,]+ images/s, 0:\d\d:\d\d in all', out)
   run('evaluate', tmp_path / 'run', tmp_path, **longer, **{'eval.metrics': ('fid',)})
   assert 'evaluating 20 samples of step 3' in capsys.readouterr().out
   run('sample', tmp_path / 'run', tmp_path, **longer)
