@@ -29,7 +29,7 @@ def run_mode(
   Raises: errors.Stop with what the user is told and the exit code.
   """
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if mode not in modes():
     raise InputError(unknown('--mode', mode, modes()))
   if as_json and mode != 'describe':

@@ -180,8 +180,8 @@ class Checkpoints:
     try:
       yield
     except (ValueError, OSError) as error:  # As TensorStore and the file system report it.
-      known = (os.strerror(number) for number in files.ADVICE)
-      reason = next((text for text in known if text in str(error)), f'{str(error)[:200]}...')
+      number = files.number_in(str(error))
+      reason = os.strerror(number) if number else f'{str(error)[:200]}...'
       raise InputError(
         f'{self.directory}: a checkpoint could not be written ({reason}). Make room, then run the same '
         'command again: it goes on from the last whole one'

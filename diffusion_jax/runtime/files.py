@@ -1,8 +1,10 @@
 """Writing small files whole or not at all, and what to do where nothing can be written."""
 
+import contextlib
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_jax.replacing import replacing
@@ -30,6 +32,26 @@ def write_text(path: Path, text: str) -> None:
     stream.write(text.encode())
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def number_in(text: str) -> int | None:
+  """The errno of ADVICE whose words a library of another language has put into its own error."""
+  return next((number for number in ADVICE if os.strerror(number) in text), None)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Raises: OSError that names path, for one that names no file, or an error that quotes one's words."""
+  try:
+    yield
+  except Exception as error:
+    number, cause = None, error
+    while number is None and cause:
+      number = cause.errno if isinstance(cause, OSError) else number_in(str(cause))
+      cause = cause.__cause__
+    if number is None:
+      raise
+    raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def message(error: OSError) -> str | None:

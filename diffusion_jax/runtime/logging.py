@@ -22,20 +22,50 @@ class JsonLines:
   """clu-style writer: one JSON object a step with all scalars of one write."""
 
   def __init__(self, path: Path):
+    self._path = path
     self._file = open(path, 'a', buffering=1)  # noqa: SIM115 (closed by close)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     values = {n: float(v) if np.isfinite(v) else None for n, v in scalars.items()}
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
+    with files.naming(self._path):
+      self._file.write(json.dumps({'step': step, **values}) + '\n')
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Pictures are files of their own."""
 
   def flush(self) -> None:
-    self._file.flush()
+    with files.naming(self._path):
+      self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    with files.naming(self._path):
+      self._file.close()
+
+
+class TensorBoard:
+  """clu-style writer of event files in the background. Raises: OSError that names their folder."""
+
+  def __init__(self, folder: Path):
+    from clu import metric_writers
+
+    self._folder = folder
+    self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder)))
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    with files.naming(self._folder):
+      self._writer.write_scalars(step, scalars)
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    with files.naming(self._folder):
+      self._writer.write_images(step, images)
+
+  def flush(self) -> None:
+    with files.naming(self._folder):
+      self._writer.flush()
+
+  def close(self) -> None:
+    with files.naming(self._folder):
+      self._writer.close()
 
 
 class WeightsAndBiases:
@@ -143,15 +173,12 @@ def _keep_events_until(path: Path, step: int) -> None:
 
 def create_writer(workdir: Path, *, wandb_project: str, config: dict):
   """A clu MultiWriter over all destinations, on the first host; wandb_project '' leaves W&B out."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   from clu import metric_writers
 
   if not hosts.is_first():
     return metric_writers.MultiWriter([])
-  writers = [
-    JsonLines(workdir / 'metrics.jsonl'),
-    metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(workdir / 'logs'))),
-  ]
+  writers = [JsonLines(workdir / 'metrics.jsonl'), TensorBoard(workdir / 'logs')]
   if wandb_project:
     writers.append(WeightsAndBiases(workdir, wandb_project, config))
   return metric_writers.MultiWriter(writers)

@@ -1,5 +1,6 @@
 """metrics.jsonl after an interruption, and Weights & Biases when it is not there."""
 
+import errno
 import json
 import sys
 
@@ -87,6 +88,30 @@ def test_only_the_first_host_writes(tmp_path, monkeypatch):
   writer.write_scalars(1, {'loss': 1.0})
   writer.close()
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('create', 'error'),
+  [
+    (logging.JsonLines, OSError(errno.ENOSPC, 'No space left on device')),
+    (logging.TensorBoard, RuntimeError('Error: logs; No space left on device, asynchronously')),
+  ],
+)
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, create, error):
+  class Full:
+    def write(self, *unused):
+      raise RuntimeError('elsewhere') from error
+
+    write_scalars = flush = close = write
+
+  path = tmp_path / 'of-the-run'
+  writer = create(path)
+  writer.close()
+  writer._file = writer._writer = Full()
+  for call in (lambda: writer.write_scalars(1, {'loss': 1.0}), writer.flush, writer.close):
+    with pytest.raises(OSError, match='No space') as caught:
+      call()
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
 
 
 def test_wandb_is_asked_for_but_missing(monkeypatch):
