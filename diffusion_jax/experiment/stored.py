@@ -53,7 +53,7 @@ def began_with(workdir: Path) -> str:
   """The config.init_from of DIR/config.json, '' if there is none, or no config that is whole."""
   try:
     return load(workdir).get('init_from', '')
-  except Stop:
+  except (Stop, OSError):  # Writing there will say so.
     return ''
 
 

@@ -92,9 +92,10 @@ def name_of(path: str, published: str, names: Sequence[str]) -> str:
 
 def nothing_found(workdir: Path, trained: Sequence[Path]) -> str:
   """The message where there is no run."""
-  where = trained[0] if trained else workdir / 'quickstart'
-  first = f'python main.py --config=configs/quickstart.py --workdir={where}'
-  commands = [f'{first} --mode=evaluate'] if trained else [first, f'{first} --mode=evaluate']
+  evaluating = f'python main.py --workdir={trained[0] if trained else workdir / "quickstart"}'
+  commands = [f'{evaluating} --mode=evaluate']
+  if not trained:
+    commands = [f'{evaluating} --config=configs/quickstart.py', *commands]
   state = f'only trained, not evaluated: {", ".join(map(str, trained))}. ' if trained else ''
   return (
     f'--workdir={workdir}: no run below it. {state}A run is a folder, at any depth, with config.json and '

@@ -67,6 +67,8 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   """What DIR/eval/NAME.json says of config.eval.num_seeds sample sets."""
   experiment = evaluator.experiment
   count = experiment.config.sample.num_samples
+  if not is_told_by_name(experiment, workdir):
+    sample.find(experiment, workdir)  # Refuses a set of other settings before a network is trained.
   warnings = checked(evaluator, count)
   sets = [(experiment.config.sample.seed, opened(experiment, workdir))]
   first = sets[0][1][1]['identity']

@@ -12,6 +12,7 @@ from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.evaluation import fid
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
@@ -188,10 +189,15 @@ def test_an_incomplete_set_is_refused_and_finished_by_sampling(trained):
   assert evaluate(trained, 'torn')['metrics']
 
 
-def test_a_set_of_another_config_is_refused(trained):
+def test_a_set_of_another_config_is_refused(trained, monkeypatch):
+  """Before the evaluation's network is trained. The labels are no part of a set's own name."""
   evaluate(trained, 'other')
   with pytest.raises(InputError, match=r'cfg_scale: 1\.0, asked 3'):
     evaluate(trained, 'other', **{'sample.cfg_scale': 3.0})
+  run('sample', trained / 'run', trained, **{'sample.labels': (3,), 'sample.num_steps': 2})
+  monkeypatch.setattr(Evaluator, 'check', lambda *_: pytest.fail('too late'))
+  with pytest.raises(InputError, match=r"labels: \[3\], asked 'balanced'"):
+    evaluate(trained, '', **{'sample.num_steps': 2})
 
 
 @pytest.mark.parametrize('form', ['train', 'folder', 'moments', 'images'])
