@@ -61,12 +61,20 @@ def test_a_work_directory_needs_no_config_and_takes_typed_overrides(tmp_path):
   assert parsed(f'--workdir={tmp_path}', '--mode=report')[0]['data']['name'] == 'digits'
 
 
-@pytest.mark.parametrize('content', ['[]', '{', '3', '{"model": []}', '{"sampler": {"ddim": 5}}'])
+@pytest.mark.parametrize(
+  'content', ['[]', '{', '3', '{}', '{"model": []}', '{"sampler": {"ddim": 5}}']
+)
 def test_a_config_json_that_is_none_is_named(tmp_path, content):
   (tmp_path / 'config.json').write_text(content)
   for read in (lambda: stored.load(tmp_path), lambda: parsed(f'--workdir={tmp_path}')):
     with pytest.raises(DamagedError, match=r'config\.json'):
       read()
+
+
+@pytest.mark.parametrize('content', ['[]', '{', '3', '{}', '{"fingerprint": []}'])
+def test_a_data_json_that_is_none_counts_as_missing(tmp_path, content):
+  (tmp_path / 'data.json').write_text(content)
+  assert stored.load_meta(tmp_path, 'a' * 16) is None
 
 
 def test_a_value_of_another_type_is_named(tmp_path):

@@ -193,7 +193,7 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
 def _is_whole(path: Path) -> bool:
   try:
     _from_copy(path, weights.read_metadata(path))
-  except (DamagedError, KeyError):
+  except (DamagedError, KeyError, ValueError, TypeError):
     return False
   return True
 

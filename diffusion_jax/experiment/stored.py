@@ -17,6 +17,7 @@ FILE = 'config.json'
 META_FILE = 'data.json'
 AUTOENCODER = 'vae.safetensors'  # Of a latent system: what its samples are decoded with.
 UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # Held-out metrics before they carried a prefix.
+SECTIONS = ('data', 'model', 'train')  # Without these a file is none of this program's.
 # A checkpoint means nothing under another value of these.
 FIXED = (
   *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
@@ -71,7 +72,11 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
   Raises: InputError if there is none, DamagedError if it is not the JSON of a config.
   """
   try:
-    return recognised(Config, _renamed(_tuples(json.loads(path.read_bytes()))))
+    found, lost = recognised(Config, _renamed(_tuples(json.loads(path.read_bytes()))))
+    lacking = [name for name in SECTIONS if name not in found]
+    if lacking:
+      raise ValueError(f'it has no config.{lacking[0]}')
+    return found, lost
   except FileNotFoundError as error:
     raise InputError(f'{path}: not found, so nothing was trained in {path.parent}') from error
   except (ValueError, RecursionError) as error:

@@ -30,12 +30,15 @@ def results_table(folder: Path, result: Mapping[str, Any]) -> str:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-  """A stored result, or nothing if it cannot be read."""
+  """A stored result, or nothing if it cannot be read, which is printed."""
   try:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except ValueError:
-    print(f'{path}: not JSON, left out of the table')
-    return {}
+    content = None
+  if isinstance(content, dict) and isinstance(content.get('metrics'), dict):
+    return content
+  print(f'{path}: not a result, left out of the table')
+  return {}
 
 
 def cells(result: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -155,6 +155,22 @@ def test_damage_is_seen(image_set, full):
     latents.find(folder, meta, 'a' * 16, mirrored=True)
 
 
+@pytest.mark.parametrize('content', [None, '', '{"ver', '[]', '3', '{}'])
+def test_a_damaged_description_is_said_and_nothing_is_encoded_again(image_set, content):
+  folder, meta = image_set
+  own = latents.folder_of(folder, encode(folder, meta))
+  (own / 'meta.json').unlink()
+  if content is not None:
+    (own / 'meta.json').write_text(content)
+  for ask in (latents.usable, latents.find):
+    with pytest.raises(
+      DamagedError, match=r'meta\.json: (.|\n)*move .*latents-aaaa.* away'
+    ) as error:
+      ask(folder, meta, 'a' * 16, mirrored=True)
+    assert ('missing' if content is None else 'damaged') in str(error.value)
+  assert latents.existing(folder) == ['a' * 16] and (own / 'moments.npy').exists()
+
+
 @pytest.mark.parametrize('bad', [np.nan, 1e6])
 def test_moments_that_float16_cannot_hold(image_set, bad):
   with pytest.raises(InputError, match=r'config\.vae\.checkpoint: .* not finite in float16'):

@@ -1,10 +1,13 @@
 """Pictures hold the images that they were given, where they should be."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax.reporting.images import GAP, enlarge, grid, resize, save_gif, save_png
+from diffusion_jax.reporting.result_table import read_result, results_table
 from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
 
 
@@ -74,3 +77,17 @@ def test_cells():
   assert texts == ['150.0', '9.729', '0.001230', '1,234', '0.000', 'nan', '–', 'x']
   assert [setting(x) for x in (2.0, True, None, [1, 2])] == ['2', 'True', '–', '[1, 2]']
   assert shortened('abcdefgh', 8) == 'abcdefgh' and shortened('abcdefghi', 8) == 'abc…fghi'
+
+
+def test_what_is_no_result_is_left_out_of_the_table(tmp_path, capsys):
+  names = ('reference_size', 'num_samples', 'reference', 'features', 'features_digest', 'backend')
+  protocol = dict.fromkeys(names, 'x') | {'reference_size': 2, 'num_samples': 3}
+  good = {'name': 'mine', 'protocol': protocol, 'metrics': {'kid': 1.5}, 'images_per_s': None}
+  (tmp_path / 'mine.json').write_text(json.dumps(good))
+  others = ['', '[]', '3', '{}', json.dumps({**good, 'metrics': []}), '{"protocol": {}}']
+  for number_, content in enumerate(others):
+    (tmp_path / f'other{number_}.json').write_text(content)
+    assert read_result(tmp_path / f'other{number_}.json') == {}
+  capsys.readouterr()
+  assert results_table(tmp_path, good).count('1.5') == 1
+  assert capsys.readouterr().out.count('left out') == len(others)

@@ -99,7 +99,7 @@ def test_a_save_that_fails_in_the_background_is_noticed_without_another(tmp_path
   assert Checkpoints(tmp_path).steps() == [1]
 
 
-@pytest.mark.parametrize('content', ['', '{"lo', '[]'])
+@pytest.mark.parametrize('content', ['', '{"lo', '[]', '3', '{}', '{"loss": []}'])
 @pytest.mark.parametrize('read_only', [False, True])
 def test_unreadable_metrics_cost_no_checkpoint(tmp_path, content, read_only):
   options = {'keep_newest': 5, 'keep_best': 1, 'best_metric': 'loss'}
@@ -129,11 +129,22 @@ def remove_arrays(folder):
     path.unlink()
 
 
-def replace_checksums(folder):
-  (folder / 'checksums' / 'metadata').write_text('[]')
+def replace_checksums(folder, content='[]'):
+  (folder / 'checksums' / 'metadata').write_text(content)
 
 
-@pytest.mark.parametrize('damage', [empty_all, empty_arrays, remove_arrays, replace_checksums])
+def replace_checksums_by_a_number(folder):
+  replace_checksums(folder, '3')
+
+
+def replace_checksums_by_nothing(folder):
+  replace_checksums(folder, '{}')
+
+
+CHECKSUMS = [replace_checksums, replace_checksums_by_a_number, replace_checksums_by_nothing]
+
+
+@pytest.mark.parametrize('damage', [empty_all, empty_arrays, remove_arrays, *CHECKSUMS])
 def test_damage_costs_the_step_and_nothing_is_moved(tmp_path, damage, capfd):
   saved(tmp_path / 'c', [1, 2], metrics=lambda step: {'loss': 1.0}).close()
   damage(tmp_path / 'c' / '2')

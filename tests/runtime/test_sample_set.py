@@ -222,3 +222,10 @@ def test_parts_without_a_description_are_not_mixed_with_another_set(tmp_path):
   )
   with pytest.raises(DamagedError, match=r'meta\.json'):
     sample_set.claim(folder, {'step': 8})
+
+
+@pytest.mark.parametrize('content', ['', '[]', '3', '{}', '{"identity": []}', '{"identity": 3}'])
+def test_a_description_that_is_none_is_damage(tmp_path, content):
+  (tmp_path / 'meta.json').write_text(content)
+  with pytest.raises(DamagedError, match=r'meta\.json'):
+    sample_set.claim(tmp_path, {'seed': 0})
