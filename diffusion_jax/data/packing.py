@@ -91,11 +91,12 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def disk_error(error: OSError, path: Path, needed: int) -> InputError:
-  """A failed write as a message."""
-  full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+  """A failed write as a message; NumPy's, of a write that was cut short, carries no number."""
+  number = error.errno or errno.ENOSPC
+  full = number in (errno.ENOSPC, errno.EDQUOT)
   size = f'{needed:,} bytes are needed: ' if needed else ''
   advice = f'; {size}make room, and the same command goes on'
-  return InputError(f'{path}: {error.strerror}' + (advice if full else ''))
+  return InputError(f'{path}: {os.strerror(number)}' + (advice if full else ''))
 
 
 @contextlib.contextmanager

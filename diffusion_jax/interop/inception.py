@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.interop import weights
@@ -121,7 +121,7 @@ def keep(cache_dir: Path, content: InceptionWeights) -> Path:
   path = _converted(cache_dir, content.sha256)
   state = {name: np.ascontiguousarray(array) for name, array in content.state.items()}
   with replacing(path) as stream:
-    save_file(state, stream.name, {'sha256': content.sha256, 'content': _content_digest(state)})
+    stream.write(save(state, {'sha256': content.sha256, 'content': _content_digest(state)}))
   return path
 
 

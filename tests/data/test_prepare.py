@@ -367,6 +367,17 @@ def test_a_full_disk_is_told_before_or_while_writing(root, tmp_path, monkeypatch
   assert made(root, tmp_path / 'data')[1]['num_train'] == 12
 
 
+def test_labels_that_find_no_room_are_named(root, tmp_path, monkeypatch):
+  def full(*arguments):
+    raise OSError('18 requested and 0 written')  # NumPy's own words, without a number.
+
+  monkeypatch.setattr(np, 'save', full)
+  with pytest.raises(InputError, match=r'labels\.npy: No space left.*make room'):
+    made(root, tmp_path / 'data')
+  monkeypatch.undo()
+  assert made(root, tmp_path / 'data')[1]['num_train'] == 12
+
+
 def test_a_folder_that_cannot_be_written(root):
   with pytest.raises(InputError, match=r'config\.data\.dir: /dev/null/data'):
     made(root, Path('/dev/null/data'))
