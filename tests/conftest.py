@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import shutil
 import sys
 
 import jax
@@ -18,6 +19,7 @@ def tiny_mapping(tmp_path, **changes):
   config = quickstart.get_config()
   tiny = {
     'data.dir': str(tmp_path / 'data'),
+    'data.workers': 1,  # Starting a process takes longer than all digits.
     'model.dit.hidden_size': 32,
     'model.dit.depth': 2,
     'model.dit.num_heads': 2,
@@ -42,12 +44,21 @@ def tiny_mapping(tmp_path, **changes):
   return config.to_dict()
 
 
+@pytest.fixture(scope='session')
+def digits(tmp_path_factory):
+  """A folder with the prepared data of tiny_mapping."""
+  folder = tmp_path_factory.mktemp('digits')
+  prepare.ensure(create(tiny_mapping(folder)), folder / 'prepared')
+  return folder / 'data'
+
+
 @pytest.fixture
-def tiny(tmp_path):
+def tiny(tmp_path, digits):
   """tiny(**{'model.name': 'unet'}) -> Experiment, its data prepared."""
 
   def build(**changes):
     experiment = create(tiny_mapping(tmp_path, **changes))
+    shutil.copytree(digits, tmp_path / 'data', dirs_exist_ok=True)
     prepare.ensure(experiment, tmp_path / 'prepared')
     return experiment
 

@@ -1,14 +1,15 @@
 """A user's mistake ends with exit code 2 and one clear message, before anything is compiled.
 
-Every case runs main.py in a process of its own, as a user would.
+Every case runs main.py in a process of its own, as a user would; those of bad input are forks of one
+that has imported JAX.
 """
 
 import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -160,17 +161,20 @@ CASES = {
 }
 
 
-def main(*arguments, devices=8):
-  environment = {
+def environment(devices):
+  return {
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
     'JAX_LOG_COMPILES': '1',
   }
+
+
+def main(*arguments, devices=8):
   return subprocess.run(
     [sys.executable, 'main.py', *arguments],
     cwd=ROOT,
-    env=environment,
+    env=environment(devices),
     capture_output=True,
     text=True,
     timeout=100,
@@ -179,14 +183,16 @@ def main(*arguments, devices=8):
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-  """All cases, two processes at a time."""
+  """Case -> what it printed and returned, and its folder."""
   folders = {name: tmp_path_factory.mktemp('run') for name in CASES}
-
-  def run(name):
-    return main(*(a.format(dir=folders[name]) for a in CASES[name][0])), folders[name]
-
-  with ThreadPoolExecutor(2) as pool:
-    return dict(zip(CASES, pool.map(run, CASES)))
+  cases = {name: [a.format(dir=folders[name]) for a in CASES[name][0]] for name in CASES}
+  folder = tmp_path_factory.mktemp('cases')
+  (folder / 'cases.json').write_text(json.dumps(cases))
+  files = [str(folder / 'cases.json'), str(folder / 'results.json')]
+  command = [sys.executable, '-m', 'tests.forked_main', *files]
+  subprocess.run(command, cwd=ROOT, env=environment(8), check=True, timeout=600)
+  found = json.loads((folder / 'results.json').read_text())
+  return {name: (SimpleNamespace(**found[name]), folders[name]) for name in CASES}
 
 
 @pytest.mark.parametrize('name', CASES)

@@ -1,5 +1,7 @@
 """The contract of all backbones, their published sizes, and what their options do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,22 +44,23 @@ def shaken(params, scale=0.05):
 def test_contract(name, changes, num_classes):
   module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name], **changes)
   x, time, y = inputs()
-  params = module.init(jax.random.key(1), x, time, y)['params']
+  params = jax.jit(module.init)(jax.random.key(1), x, time, y)['params']
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
-  np.testing.assert_array_equal(module.apply({'params': params}, x, time, y), 0)  # Starts at zero.
-
   traces = []
 
   def apply(params, x, time, y):
     traces.append(1)
     return module.apply({'params': params}, x, time, y)
 
-  params, jitted = shaken(params), jax.jit(apply)
+  jitted = jax.jit(apply)
+  np.testing.assert_array_equal(jitted(params, x, time, y), 0)  # Starts at zero.
+  params = shaken(params)
   out = jitted(params, x, time, y)
   jitted(params, 2 * x, time, y)
   assert out.shape == (3, 8, 8, 2) and out.dtype == jnp.float32 and len(traces) == 1
-  one = module.apply({'params': params}, x[1:2], time[1:2], y[1:2])
-  np.testing.assert_allclose(one[0], out[1], atol=1e-4)  # Examples do not see each other.
+  others = jnp.asarray([2, 1, 2])
+  among_others = jitted(params, x[others], time[others], y[others])[1]
+  np.testing.assert_allclose(among_others, out[1], atol=1e-4)  # Examples do not see each other.
   assert not np.allclose(jitted(params, x, time + 100, y), out, atol=1e-3)
   depends_on_label = not np.allclose(jitted(params, x, time, y + 1), out, atol=1e-4)
   assert depends_on_label == (num_classes > 0)
@@ -69,10 +72,10 @@ def test_contract(name, changes, num_classes):
 def test_bfloat16_activations(name):
   module = build(name, dtype=jnp.bfloat16, **SMALL[name])
   x, time, y = inputs()
-  params = shaken(module.init(jax.random.key(1), x, time, y)['params'])
+  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, y)['params'])
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
-  out = module.apply({'params': params}, x, time, y)
-  exact = build(name, **SMALL[name]).apply({'params': params}, x, time, y)
+  out = jax.jit(module.apply)({'params': params}, x, time, y)
+  exact = jax.jit(build(name, **SMALL[name]).apply)({'params': params}, x, time, y)
   assert out.dtype == jnp.float32
   assert np.any(out != out.astype(jnp.bfloat16))  # The last layer does not round.
   assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
@@ -125,8 +128,9 @@ def test_sinusoids_are_cos_then_sin():
 def test_unet_dropout_acts_only_in_training():
   module = build('unet', dropout=0.5, **SMALL['unet'])
   x, time, y = inputs()
-  params = shaken(module.init(jax.random.key(1), x, time, y)['params'])
+  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, y)['params'])
 
+  @functools.partial(jax.jit, static_argnums=0)
   def apply(train, seed):
     rngs = {'dropout': jax.random.key(seed)}
     return module.apply({'params': params}, x, time, y, train=train, rngs=rngs)

@@ -70,13 +70,15 @@ def test_trained_already_does_nothing(trained, capsys):
   assert 'nothing to do' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('model', ['dit', 'unet'])
-def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path, capsys, monkeypatch, model):
+@pytest.mark.parametrize(('model', 'batch_size'), [('dit', 128), ('unet', 16)])
+def test_interrupted_equals_uninterrupted_bit_for_bit(
+  tmp_path, capsys, monkeypatch, model, batch_size
+):
   """A signal after step 3 of 14; 14 steps of 128 cross the end of the first epoch (1,500 images)."""
   changes = {
     'model.name': model,
     'train.num_steps': 14,
-    'train.batch_size': 128,
+    'train.batch_size': batch_size,
     'checkpoint.every_steps': 100,
     'train.holdout_every_steps': 100,
     'train.preview_every_steps': 100,
