@@ -157,6 +157,7 @@ def test_holdouts_that_cannot_be(tmp_path, counts, holdout, message):
     made(root, tmp_path / 'data', Recipe('x', 16, 3, 'all', 'sorted', holdout, 0))
 
 
+@pytest.mark.slow
 def test_one_bad_file_among_10000_changes_neither_length_nor_order(tmp_path):
   root = tmp_path / 'many'
   content = {

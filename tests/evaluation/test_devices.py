@@ -27,9 +27,8 @@ def measured(folder, devices, network):
   return json.loads((folder / f'{network}-{devices}.json').read_text())
 
 
-@pytest.mark.parametrize(
-  'network', ['dataset_classifier', pytest.param('inception', marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('network', ['dataset_classifier', 'inception'])
 def test_one_device_and_eight_give_the_same_numbers(tmp_path, network):
   one, eight = (measured(tmp_path, devices, network) for devices in (1, 8))
   own = (

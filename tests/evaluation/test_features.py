@@ -330,6 +330,7 @@ def test_a_damaged_cache_is_made_again(build, tmp_path):
   assert build('dataset_classifier', tmp_path).digest == first.digest
 
 
+@pytest.mark.slow
 def test_classifier_learns_digits(build, tmp_path):
   """Default settings: at least as good as the SVC of scikit-learn's own example, about 98%."""
   network = build('dataset_classifier', tmp_path, num_steps=600, channels=(32, 64))
