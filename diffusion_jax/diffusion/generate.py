@@ -10,7 +10,13 @@ import numpy as np
 from diffusion_jax.diffusion.guidance import make_denoiser
 from diffusion_jax.diffusion.losses import Network
 from diffusion_jax.diffusion.process import Process
-from diffusion_jax.diffusion.samplers.base import run_sampler
+from diffusion_jax.diffusion.samplers.base import (
+  SamplingState,
+  Steps,
+  continue_sampling,
+  start_sampling,
+  steps_along,
+)
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
 from diffusion_jax.types import Array, Sampler
 
@@ -31,13 +37,21 @@ class Generator:
   num_frames: int = 0
   frame_examples: int = 0
 
-  def __call__(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
-    """indices (B,) uint32, labels (B,) int32 -> x_0 (B,H,W,C) float32 and frames.
+  @property
+  def steps(self) -> Steps:
+    """All steps, on the host."""
+    return steps_along(self.times.astype(np.float32), self.num_frames)
 
-    frames: (num_frames, min(frame_examples, B), H,W,C), noise first.
-    """
-    keys = example_keys(purpose_key(self.seed, 'sample'), indices)
-    x_T = normal_each(fold_in_each(keys, 0), self.shape)
+  def start(self, indices: Array) -> SamplingState:
+    """indices (B,) uint32 -> the state of their noise."""
+    x_T = normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+    examples = min(self.frame_examples, len(indices))
+    return start_sampling(self.sampler, x_T, num_frames=self.num_frames, frame_examples=examples)
+
+  def advance(
+    self, network: Network, indices: Array, labels: Array, state: SamplingState, steps: Steps
+  ) -> SamplingState:
+    """The state after some of the steps: indices (B,) uint32, labels (B,) int32."""
     denoise = make_denoiser(
       network,
       self.process,
@@ -47,12 +61,16 @@ class Generator:
       clip_x0=self.clip_x0,
       guide_channels=self.guide_channels,
     )
-    return run_sampler(
-      self.sampler,
-      denoise,
-      x_T,
-      fold_in_each(keys, 1),
-      self.times,
-      num_frames=self.num_frames,
-      frame_examples=min(self.frame_examples, len(labels)),
-    )
+    keys = fold_in_each(self._keys(indices), 1)
+    return continue_sampling(self.sampler, denoise, keys, state, steps)
+
+  def __call__(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
+    """indices (B,) uint32, labels (B,) int32 -> x_0 (B,H,W,C) float32 and frames.
+
+    frames: (num_frames, min(frame_examples, B), H,W,C), noise first.
+    """
+    state = self.advance(network, indices, labels, self.start(indices), self.steps)
+    return state.x_t, state.frames
+
+  def _keys(self, indices: Array) -> Array:
+    return example_keys(purpose_key(self.seed, 'sample'), indices)

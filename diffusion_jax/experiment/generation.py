@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from diffusion_jax.diffusion.samplers.base import SamplingState
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.pictures import draw_animation, picture_indices
 from diffusion_jax.runtime import hosts, mesh, sample_set
@@ -53,8 +54,14 @@ def generate_parts(
     unit='image',
     desc='sampling',
     mininterval=5,
+    miniters=0,
     disable=not hosts.is_first(),
   )
+
+  def progress(done):
+    bar.set_postfix_str(f'step {done:,} of {sample.num_steps:,}', refresh=False)
+    bar.update(0)
+
   with bar:
     for batch in batches:
       index = np.pad(batch, (0, size - len(batch)), 'edge')
@@ -62,7 +69,7 @@ def generate_parts(
       new = wanted[index] & (np.arange(size) < len(batch))
       began = time.perf_counter()
       with alive(f'sampling a batch of {size:,} in {sample.num_steps:,} steps'):
-        made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding))
+        made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding), progress)
         own, made = hosts.own_rows(made)
       seconds += time.perf_counter() - began
       if not animated:
@@ -94,22 +101,52 @@ def batches_to_make(
 def compile_generate(
   experiment: Experiment, weights: dict[str, Any], frame_examples: int
 ) -> Callable:
-  """(indices, labels) -> images uint8 and x_t of animation frames, compiled for one batch.
+  """(indices, labels, progress) -> images uint8 and x_t of animation frames, compiled for one batch.
 
-  Images lie where their samples were made; of the frames every device has a copy.
+  Images lie where their samples were made; of the frames every device has a copy. The steps are
+  handed to the devices in about ten runs; progress is called with the number done after each.
   """
   size = size_of_batches(experiment, experiment.config.sample.num_samples)
   generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
-  trainer, sharding = experiment.trainer, mesh.batch_sharding(experiment.mesh)
+  trainer = experiment.trainer
+  cut, whole = mesh.batch_sharding(experiment.mesh), mesh.replicated(experiment.mesh)
+  params, scaling, decoder = params_of(weights), weights.get('scaling'), experiment.decoder
+  steps = generator.steps
+  runs = [mesh.to_devices(run, whole) for run in steps.cut(run_length(len(steps.number)))]
+  indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=cut)
+  labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=cut)
+  states = SamplingState(cut, cut, whole)
 
-  def generate(params, scaling, decoder, indices, labels):
-    x_0, frames = generator(trainer.network(params), indices, labels)
-    return experiment.to_images(decoder, scaling, x_0), frames
+  def advance(params, indices, labels, state, steps):
+    return generator.advance(trainer.network(params), indices, labels, state, steps)
 
-  indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=sharding)
-  labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=sharding)
-  fixed = (params_of(weights), weights.get('scaling'), experiment.decoder)
-  jitted = jax.jit(generate, out_shardings=(sharding, mesh.replicated(experiment.mesh)))
+  def finish(decoder, scaling, x_0):
+    return experiment.to_images(decoder, scaling, x_0)
+
   with alive('compiling the sampler'):
-    compiled = jitted.lower(*fixed, indices, labels).compile()
-  return lambda indices, labels: compiled(*fixed, indices, labels)
+    start = jax.jit(generator.start, out_shardings=states).lower(indices).compile()
+    shapes = jax.eval_shape(generator.start, indices)
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      start.output_shardings,
+    )
+    advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
+    advance = advance.lower(params, indices, labels, state, runs[0]).compile()
+    finish = jax.jit(finish, out_shardings=cut).lower(decoder, scaling, state.x_t).compile()
+
+  def generate(indices, labels, progress):
+    state, done = start(indices), 0
+    for run in runs:
+      state = advance(params, indices, labels, state, run)
+      jax.block_until_ready(state.x_t)
+      done += len(run.number)
+      progress(done)
+    return finish(decoder, scaling, state.x_t), state.frames
+
+  return generate
+
+
+def run_length(num_steps: int) -> int:
+  """The largest divisor of num_steps that makes ten runs or more of it, 1 if there is none."""
+  return max(n for n in range(1, max(num_steps // 10, 1) + 1) if num_steps % n == 0)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.generation import compile_generate, size_of_batches
+from diffusion_jax.experiment.generation import compile_generate, run_length, size_of_batches
 
 
 @pytest.mark.parametrize(
@@ -15,11 +15,16 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
   experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': count})
   assert size_of_batches(experiment, count) == expected
   if count == 2:
-    weights = {'params': experiment.init_params()}
+    weights, done = {'params': experiment.init_params()}, []
     images, _ = compile_generate(experiment, weights, 2)(
-      np.arange(2, dtype=np.uint32), np.zeros(2, np.int32)
+      np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), done.append
     )
-    assert images.shape == (2, 8, 8, 1)
+    assert images.shape == (2, 8, 8, 1) and done == [1, 2, 3]
+
+
+@pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])
+def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
+  assert run_length(steps) == length
 
 
 @pytest.mark.parametrize('sampler', ['ddim', 'ddpm'])
