@@ -155,7 +155,7 @@ def test_two_hosts_make_the_set_of_one(trained):
   made = sample_set.load(folder, 43)[0]
   with np.load(folder / 'samples.npz') as file:
     np.testing.assert_array_equal(file['arr_0'], made.repeat(3, axis=-1))
-  assert len(list(folder.glob('png/*.png'))) == 43
+  assert len(list(folder.glob('png/*/*.png'))) == 43
 
   lost = [name for name, index in parts.items() if index[0] % 16 == 8]
   for name in [*lost, 'frames.npz']:

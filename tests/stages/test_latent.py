@@ -310,7 +310,7 @@ def test_files_that_are_no_autoencoder(trained, tmp_path):
   for folder, content in (
     (number, '5'),
     (bert, '{"model_type": "bert"}'),
-    (old, '{"task": "autoencoder"}'),
+    (old, '{"task": "autoencoder", "data": {}, "model": {}, "train": {}}'),
   ):
     folder.mkdir()
     (folder / 'config.json').write_text(content)
