@@ -92,8 +92,10 @@ def _one_message():
   )
   try:
     yield
-  finally:
+  except BaseException:
     gc.collect()  # The abandoned reads end here, and not after the hooks are back.
+    raise
+  finally:
     sys.unraisablehook, sys.excepthook = unraisable, uncaught
 
 
