@@ -1,5 +1,7 @@
 """Small experiments that many tests share, and what a session of tests costs."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -79,6 +81,8 @@ def memory():
   yield
   jax.clear_caches()
   gc.collect()
+  with contextlib.suppress(OSError, AttributeError):  # Only glibc keeps what is freed, and has this.
+    ctypes.CDLL('libc.so.6').malloc_trim(0)
 
 
 PEAKS = pytest.StashKey[dict[str, float]]()
