@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -75,14 +76,30 @@ def pytest_runtest_setup(item):
   jax.config.update('jax_disable_most_optimizations', not slow)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def memory():
-  """Compiled programs go with the file that made them; without it they add up to gigabytes."""
-  yield
+def release_memory():
+  """Drops compiled programs, which add up to gigabytes, and hands what is free back to the system."""
   jax.clear_caches()
   gc.collect()
-  with contextlib.suppress(OSError, AttributeError):  # Only glibc keeps what is freed, and has this.
+  with contextlib.suppress(
+    OSError, AttributeError
+  ):  # Only glibc keeps what is freed, and has this.
     ctypes.CDLL('libc.so.6').malloc_trim(0)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def memory():
+  """Compiled programs go with the file that made them."""
+  yield
+  release_memory()
+
+
+@pytest.fixture(autouse=True)
+def memory_within():
+  """And within a file where they have become many."""
+  yield
+  statm = Path('/proc/self/statm')  # Linux alone tells how much is in use now.
+  if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > 2.3e9:
+    release_memory()
 
 
 PEAKS = pytest.StashKey[dict[str, float]]()
