@@ -39,3 +39,5 @@ def test_pixels_round_trip():
   levels = jnp.arange(256, dtype=jnp.uint8)
   np.testing.assert_array_equal(to_uint8(from_uint8(levels)), levels)
   np.testing.assert_array_equal(to_uint8(jnp.asarray([-9.0, 9.0])), [0, 255])
+  for offset in (-0.49, 0.49):  # Each level is what lies within half a level of it.
+    np.testing.assert_array_equal(to_uint8(from_uint8(levels) + offset / 127.5), levels)

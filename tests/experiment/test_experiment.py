@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from diffusion_jax.errors import InputError
@@ -148,6 +149,12 @@ def test_a_work_directory_that_is_older_than_a_field_is_read(tmp_path):
   stored.save(tmp_path, older)
   assert create(stored.merged(tmp_path, given, {})).config == create(given).config
   assert stored.changes(tmp_path, given) == []
+
+
+def test_a_given_scale_of_latents_is_taken_and_measures_nothing(tmp_path):
+  given = tiny_mapping(tmp_path, **{'space': 'latent', 'vae.scale': 0.18215})
+  scaling = create(given).scaling
+  assert scaling.scale == np.float32(0.18215) and not scaling.shift.any()
 
 
 @pytest.mark.parametrize('metric', ['psnr', 'kl'])

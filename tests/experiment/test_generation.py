@@ -22,6 +22,14 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
     assert images.shape == (2, 8, 8, 1) and done == [1, 2, 3]
 
 
+def test_the_sampling_process_is_that_of_the_config(tiny):
+  sample = {'seed': 5, 'cfg_scale': 2.5, 'clip_x0': True, 'guide_channels': 1, 'num_steps': 7}
+  generator = tiny(**{f'sample.{name}': value for name, value in sample.items()}).generator()
+  found = {name: getattr(generator, name) for name in sample if name != 'num_steps'}
+  assert {**found, 'num_steps': len(generator.times) - 1} == sample
+  assert not tiny().generator().clip_x0 and generator.null_label == 10
+
+
 @pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])
 def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
   assert run_length(steps) == length

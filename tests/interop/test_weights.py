@@ -128,6 +128,12 @@ def test_dit_as_published(folders, recorded, tmp_path):
   assert not np.allclose(dit_output(module, params), recorded['dit'], atol=0.05)
 
 
+@pytest.mark.parametrize('width, heads', [(384, 6), (768, 12), (1024, 16), (1152, 16)])
+def test_heads_of_the_published_sizes(width, heads):
+  """DiT-S, B, L and XL (Peebles & Xie 2023, Table 1); the file does not say."""
+  assert dit.heads_of(width) == heads
+
+
 def test_names_of_attention_layers_before_2023(folders, recorded):
   file = folders['autoencoder'] / diffusers.FILES[0]
   old = {}

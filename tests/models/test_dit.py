@@ -38,6 +38,11 @@ def test_remat_changes_neither_parameters_nor_output_nor_gradients():
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected_grads)) > 1e-3
 
 
+def test_the_mlp_is_as_wide_as_mlp_ratio_says():
+  shapes = jax.eval_shape(small(mlp_ratio=2.5).init, jax.random.key(1), *inputs())['params']
+  assert shapes['blocks']['mlp_in']['kernel'].shape == (2, 32, 80)  # depth, hidden_size, 2.5 of it.
+
+
 def test_remat_keeps_less_for_the_backward_pass():
   """What the linearised function holds, for 8 blocks of which plain ones keep every activation."""
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from diffusion_jax.errors import DivergedError
+from diffusion_jax.models.latents import Scaling
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.state import create_state, ema_decay_at
@@ -116,6 +117,20 @@ def test_a_finite_loss_with_a_non_finite_gradient_changes_nothing(experiment):
     jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
 
 
+def test_a_gradient_whose_norm_overflows_changes_nothing(experiment):
+  """Clipping divides by the infinite norm, so the update alone would not show it."""
+
+  def huge(network, x0, labels, keys, train):
+    return 1e25 * network(jnp.ones_like(x0), jnp.zeros(len(x0)), labels).mean((1, 2, 3))
+
+  trainer, state, _ = recorded(experiment, loss=huge)
+  state = state.replace(step=jnp.int32(10))
+  after, metrics = trainer.train_step(state, batch_of(experiment))
+  assert np.isfinite(metrics['loss']) and metrics['grad_norm'] == np.inf and int(after.skipped) == 1
+  for name in ('params', 'ema_params', 'opt_state'):
+    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+
+
 class Recorder:
   """Stands for a backbone of one parameter, and notes how it is called."""
 
@@ -168,6 +183,26 @@ def test_held_out_loss_is_that_of_the_plain_objective(tiny):
     np.testing.assert_array_equal(module.calls[0]['labels'], batch['label'])
     losses[weighting] = (float(held_out), float(trainer.train_step(state, batch)[1]['loss']))
   assert losses['none'][0] == losses['min_snr'][0] and losses['none'][1] != losses['min_snr'][1]
+
+
+def test_padding_does_not_count_in_the_held_out_loss(experiment):
+  batch = {**batch_of(experiment, size=6), 'index': np.arange(6)}
+  padded = {name: np.concatenate([rows, rows[:2]]) for name, rows in batch.items()}
+  padded['index'][6:] = -1
+  trainer, state, _ = recorded(experiment)
+  expected, _ = trainer.evaluation_step(state.params, None, batch)
+  found, count = trainer.evaluation_step(state.params, None, padded)
+  assert count == 6 and float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_latents_are_samples_of_the_posterior(experiment):
+  """Of N(mean, std^2) with mean 3 and std 2, shifted and scaled to N(1, 1)."""
+  moments = np.concatenate([np.full((500, 4, 4, 1), 3.0), np.full((500, 4, 4, 1), np.log(4.0))], -1)
+  keys = jax.random.split(jax.random.key(0), 500)
+  scaling = Scaling(jnp.float32([1.0]), jnp.float32(0.5))
+  x0 = experiment.trainer.x0({'moments': moments.astype(np.float16)}, scaling, keys, flip=False)
+  assert x0.shape == (500, 4, 4, 1)
+  np.testing.assert_allclose([x0.mean(), x0.std()], 1, atol=0.05)  # 8,000 draws: 4 errors of 0.011.
 
 
 def test_the_average_reaches_the_configured_decay(tiny):
