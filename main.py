@@ -24,6 +24,11 @@ def main() -> int:
   if {'-h', '--help'} & set(sys.argv):
     print(help_text())
     return 0
+  if '--fields' in sys.argv:
+    from diffusion_jax.config.listing import all_fields
+
+    print(all_fields(), end='')
+    return 0
   from diffusion_jax.command import run_mode  # Here: other processes import this file again, and
   from diffusion_jax.errors import Stop  # start faster without.
   from diffusion_jax.parsing import parse

@@ -14,7 +14,7 @@ def get_config():
   """configs/ddpm.py with another schedule, prediction and sampler."""
   config = ddpm.get_config()
   config.schedule.name = 'cosine'
-  config.process.prediction = 'v'
+  config.process.prediction_type = 'v'
   config.optimizer.learning_rate = 2e-4
   config.sampler.name = 'ddim'
   config.sample.num_steps = 500

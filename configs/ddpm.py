@@ -23,7 +23,7 @@ def get_config():
   config = data.get_config()
   config.num_classes = 0
   config.schedule.name = 'linear'
-  config.process.prediction = 'eps'
+  config.process.prediction_type = 'eps'
   config.model.name = 'unet'
   config.model.unet.channels = 128
   config.model.unet.channel_mult = (1, 2, 2, 4)

@@ -17,7 +17,7 @@ def get_config():
   """configs/ddpm.py on latents."""
   config = ddpm.get_config()
   config.space = 'latent'
-  config.process.prediction = 'v'
+  config.process.prediction_type = 'v'
   config.model.unet.remat = False
   config.sample.clip_x0 = False
   config.published.update(

@@ -4,7 +4,7 @@
 
 Ours, to show what latents bring at the same size, steps and sampler; there is no published counterpart,
 and nothing has been measured. About 3.1 hours on one H200 if 40% of its 790 TFLOP/s are reached; not
-measured. --config.process.prediction=x0 is the choice of Li & He (2025, arXiv:2511.13720) for patches
+measured. --config.process.prediction_type=x0 is the choice of Li & He (2025, arXiv:2511.13720) for patches
 this large.
 """
 

@@ -25,7 +25,7 @@ def get_config():
   config.data.image_size = 256
   config.data.class_list = 'all'
   config.schedule.name = 'linear'
-  config.process.prediction = 'eps'
+  config.process.prediction_type = 'eps'
   config.process.learned_variance = True
   config.model.dit.hidden_size = 1152
   config.model.dit.depth = 28

@@ -8,7 +8,7 @@ the eight systems beside ours; scatter*.png (FID against IS); curves-*.png (loss
 training steps); each plot as .pdf too; panel*.png and panel*.gif (all models denoising the same
 classes). Numbers of different protocols stand in different tables. Nothing is computed again, so neither
 data nor an accelerator is needed. Larger panels: --config.report.num_classes=10
---config.report.moments=8.
+--config.report.num_snapshots=8.
 """
 
 from configs import base

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from diffusion_jax.config.options import unknown
+from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data, given_sizes, stored
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.experiment.fields import unknown
-from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.runtime import files
 from diffusion_jax.usage import USAGE, modes
 

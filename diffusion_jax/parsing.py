@@ -8,9 +8,9 @@ from typing import Any
 
 from absl import flags
 
+from diffusion_jax.config.options import unknown
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.fields import unknown
 from diffusion_jax.usage import USAGE, leaves, nearest_fields
 
 OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
@@ -152,4 +152,4 @@ def _no_such_field(path: str, known: Mapping[str, Any]) -> str:
     return f'--config.{path}: a section; set its fields: {", ".join(leaves(section, f"{path}."))}'
   near = nearest_fields(path, leaves(known))
   hint = f' (nearest {", ".join(map(repr, near))})' if near else ''
-  return f'--config.{path}: no such field{hint}; configs/base.py has them all'
+  return f'--config.{path}: no such field{hint}; --mode=describe --fields lists them all'

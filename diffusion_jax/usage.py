@@ -62,7 +62,7 @@ def help_text() -> str:
       *fields,
       '\nexamples:',
       EXAMPLES,
-      '\nAll fields, with what they mean: configs/base.py. Other configs: configs/. More: README.md.',
+      '\nAll fields, with what they mean: python main.py --mode=describe --fields. More: configs/, README.md.',
     ]
   )
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-FIELDS: dict[str, str] = {}  # Config fields: REF's name -> the name here; '' where it is gone.
+FIELDS: dict[str, str] = {  # Config fields: REF's name -> the name here; '' where it is gone.
+  'loss.label_drop': 'loss.class_dropout',
+  'process.prediction': 'process.prediction_type',
+  'report.moments': 'report.num_snapshots',
+  'schedule.quadratic': 'schedule.scaled_linear',
+  'schedule.straight': 'schedule.rectified_flow',
+}
+FORMAT = {'format_version': 1}  # Of the config.json here.
 HOLDOUT_METRICS = {  # Held-out metrics: REF's name -> the name here.
   'psnr': 'holdout_psnr',
   'reconstruction': 'holdout_reconstruction',

@@ -103,14 +103,14 @@ LOSSES = _faults(
   (
     'labels are never dropped',
     'losses.py',
-    'if train and self.label_drop > 0:',
-    'if train and self.label_drop > 1:',
+    'if train and self.class_dropout > 0:',
+    'if train and self.class_dropout > 1:',
   ),
   (
     'labels are dropped half as often',
     'losses.py',
-    'jax.random.bernoulli(key, self.label_drop)',
-    'jax.random.bernoulli(key, self.label_drop / 2)',
+    'jax.random.bernoulli(key, self.class_dropout)',
+    'jax.random.bernoulli(key, self.class_dropout / 2)',
   ),
   (
     'one decision drops the labels of the whole batch',
@@ -413,11 +413,15 @@ EXPERIMENT = _faults(
     "if vae.scale and vae.shift == 'none':",
     "if vae.scale < 0 and vae.shift == 'none':",
   ),
+)
+CONFIG = _faults(
+  'config',
+  'config experiment/test_experiment.py',
   (
     'another schedule is accepted for a trained model',
-    'stored.py',
-    "'data', 'schedule', 'process'",
-    "'data', 'process'",
+    'schema.py',
+    "'The noise schedule.', NEVER",
+    "'The noise schedule.', IF_GIVEN",
   ),
 )
 INTEROP = _faults(
@@ -482,6 +486,17 @@ STAGES = _faults(
 )
 
 FAULTS = (
-  *(TRAINING + LOSSES + PROCESS + MODELS + DATA + EVALUATION + RUNTIME + EXPERIMENT + INTEROP),
+  *(
+    TRAINING
+    + LOSSES
+    + PROCESS
+    + MODELS
+    + DATA
+    + EVALUATION
+    + RUNTIME
+    + EXPERIMENT
+    + CONFIG
+    + INTEROP
+  ),
   *(REPORTING + STAGES),
 )

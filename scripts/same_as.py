@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from compare_runs import ARRAYS, FIELDS, RESHAPED, arrays_of, compare, here_names, steps_of
+from compare_runs import ARRAYS, FIELDS, FORMAT, RESHAPED, arrays_of, compare, here_names, steps_of
 
 ROOT = Path(__file__).parents[1]
 STEPS, MIDDLE = 21, 11  # REF takes one, each side 20 more; resumed in the middle.
@@ -186,7 +186,7 @@ def translate(source: Path, target: Path) -> None:
     value = _take(mapping, old.split('.'))
     if new:
       _put(mapping, new.split('.'), value)
-  path.write_text(json.dumps(mapping))
+  path.write_text(json.dumps({**mapping, **FORMAT}))
   if not ARRAYS and not RESHAPED:
     return
   import jax

@@ -98,7 +98,7 @@ def memory_within():
   """And within a file where they have become many."""
   yield
   statm = Path('/proc/self/statm')  # Linux alone tells how much is in use now.
-  if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > 2.3e9:
+  if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') > 1.9e9:
     release_memory()
 
 

@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
   {'types', 'errors', 'usage'},
-  {'randomness', 'replacing'},
+  {'randomness', 'replacing', 'config'},
   {'diffusion', 'models', 'data', 'reporting', 'runtime'},
   {'interop', 'training'},
   {'evaluation'},

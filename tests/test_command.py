@@ -96,32 +96,32 @@ CASES = {
     ['config.sample.clip_x0', 'latent'],
   ),
   'eps diverges': (
-    [QUICK, '--workdir={dir}', '--config.process.prediction=eps'],
-    ['config.process.prediction', "'eps'", "allowed 'v'"],
+    [QUICK, '--workdir={dir}', '--config.process.prediction_type=eps'],
+    ['config.process.prediction_type', "'eps'", "allowed 'v'"],
   ),
   'eps undefined': (
     [
       QUICK,
       '--workdir={dir}',
-      '--config.process.prediction=eps',
-      '--config.schedule.name=straight',
+      '--config.process.prediction_type=eps',
+      '--config.schedule.name=rectified_flow',
       '--config.sample.clip_x0=True',
     ],
-    ['config.process.prediction', 'does not determine x0'],
+    ['config.process.prediction_type', 'does not determine x0'],
   ),
   'guidance without classes': (
     [QUICK, '--workdir={dir}', '--config.num_classes=0', '--config.sample.cfg_scale=2'],
     ['config.sample.cfg_scale', 'got 2', 'unconditional'],
   ),
   'guidance without label drop': (
-    [QUICK, '--workdir={dir}', '--config.loss.label_drop=0.0', '--config.sample.cfg_scale=2'],
-    ['config.sample.cfg_scale', 'label_drop'],
+    [QUICK, '--workdir={dir}', '--config.loss.class_dropout=0.0', '--config.sample.cfg_scale=2'],
+    ['config.sample.cfg_scale', 'class_dropout'],
   ),
   'sample before training': ([QUICK, '--workdir={dir}', '--mode=sample'], ['{dir}', 'train first']),
   'evaluate before training': ([QUICK, '--workdir={dir}/no', '--mode=evaluate'], ['train first']),
   'several at once': (
-    [QUICK, '--workdir={dir}', '--config.train.batch_size=0', '--config.process.prediction=w'],
-    ['2 problems', 'config.train.batch_size: got 0', "config.process.prediction: got 'w'"],
+    [QUICK, '--workdir={dir}', '--config.train.batch_size=0', '--config.process.prediction_type=w'],
+    ['2 problems', 'config.train.batch_size: got 0', "config.process.prediction_type: got 'w'"],
   ),
   'no source': (PREPARE, ['config.data.source is empty', 'TFDS name']),
   'no such source': (

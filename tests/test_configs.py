@@ -115,7 +115,7 @@ def test_systems_table(row):
     sample, learned = config.sample, ' and variance' if config.process.learned_variance else ''
     guidance = f', guidance {sample.cfg_scale:g}' if config.num_classes else ''
     assert what.endswith(
-      f'; {config.schedule.name}, {config.process.prediction}{learned}, '
+      f'; {config.schedule.name}, {config.process.prediction_type}{learned}, '
       f'{config.sampler.name.upper()} {sample.num_steps}{guidance}'
     )
     assert (', latents' in what) == (config.space == 'latent') == (not sample.clip_x0)

@@ -119,12 +119,12 @@ def test_settings_come_from_flags_then_from_training_then_from_the_config_file(t
 
 
 def test_sizes_come_from_init_from_unless_a_flag_gives_them(tmp_path):
-  there = begun(tmp_path / 'there', tiny_mapping(tmp_path, **{'process.prediction': 'x0'}))
+  there = begun(tmp_path / 'there', tiny_mapping(tmp_path, **{'process.prediction_type': 'x0'}))
   wide = {'model.dit.hidden_size': 64, 'model.dit.remat': True, 'init_from': str(there)}
   mapping = tiny_mapping(tmp_path, **wide)
   config = remembered(tmp_path / 'new', mapping, {})
   assert config['model']['dit'] == {**mapping['model']['dit'], 'hidden_size': 32}
-  assert config['process']['prediction'] == 'x0'
+  assert config['process']['prediction_type'] == 'x0'
   kept = remembered(tmp_path / 'new', mapping, {'model.dit.hidden_size': 64})
   assert kept['model']['dit']['hidden_size'] == 64
   # The same command resumes, also when the weights are gone.
@@ -209,7 +209,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_names_it(tmp_path, monkeypat
   with pytest.raises(OSError) as caught:
     stored.save(tmp_path, {'a': 2})
   assert str(tmp_path / 'config.json') in files.message(caught.value)
-  assert json.loads((tmp_path / 'config.json').read_text()) == {'a': 1}
+  assert json.loads((tmp_path / 'config.json').read_text()) == {'format_version': 1, 'a': 1}
   assert [path.name for path in tmp_path.iterdir()] == ['config.json']
 
 

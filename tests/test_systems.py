@@ -139,6 +139,6 @@ def test_sampling_from_random_weights_stays_bounded(folder, name):
   x_0, _ = jax.jit(lambda params: generator(network(params), index, labels))(params)
   assert np.isfinite(x_0).all()
   alpha = float(experiment.schedule(generator.times[0]).alpha)
-  free = experiment.config.process.prediction == 'eps' and not experiment.config.sample.clip_x0
+  free = experiment.config.process.prediction_type == 'eps' and not experiment.config.sample.clip_x0
   # An eps that has nothing to do with x_t leaves (x_T - sigma eps) / alpha_T: as published, dit_xl.
   assert np.abs(x_0).max() < (20 / alpha if free else 20)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.benchmarks.timing import Speeds, seconds
+from diffusion_jax.config.options import option
 from diffusion_jax.data import foreign_batches
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.data.plan import Recipe
@@ -26,15 +27,15 @@ PHOTO_SIDE = 512  # About that of ImageNet's files.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DataBenchmark:
-  """See configs/base.py, config.bench.data."""
+class Data:
+  """Images/s of reading and of preparing."""
 
   experiment: Experiment
   repeats: int
-  batches: int
-  batch_size: int
-  num_files: int
-  num_photos: int
+  batches: int = option(100, 'A measurement of reading.')
+  batch_size: int = option(256, 'Of reading.')
+  num_files: int = option(2000, 'Written and read again as a folder of files and as TFDS.')
+  num_photos: int = option(4000, 'Of 512 px, prepared by --mode=prepare and by a plain loop.')
 
   def measure(self, folder: Path) -> dict[str, Speeds]:
     """folder: for files that are written and removed."""
@@ -60,20 +61,7 @@ class DataBenchmark:
     return '\n'.join(parts) + '\n'
 
 
-def build(
-  *,
-  experiment: Experiment,
-  repeats: int,
-  batches: int,
-  batch_size: int,
-  num_files: int,
-  num_photos: int,
-) -> DataBenchmark:
-  """Of the prepared data of an experiment."""
-  return DataBenchmark(experiment, repeats, batches, batch_size, num_files, num_photos)
-
-
-def data_speeds(bench: DataBenchmark, folder: Path) -> Speeds:
+def data_speeds(bench: Data, folder: Path) -> Speeds:
   """Images/s of every reader, a number a repeat, the readers in turns."""
   experiment = bench.experiment
   source = experiment.datasets.images('train')
@@ -130,7 +118,7 @@ def deliver(batches: Iterator, count: int, consume: Callable) -> None:
   pending.block_until_ready()
 
 
-def preparation_speeds(bench: DataBenchmark, folder: Path) -> Speeds:
+def preparation_speeds(bench: Data, folder: Path) -> Speeds:
   """Images/s from photographs of ImageNet's size on disk, by prepare and by a plain loop."""
   experiment = bench.experiment
   data = experiment.config.data

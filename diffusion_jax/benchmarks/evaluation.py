@@ -20,6 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from diffusion_jax.benchmarks.timing import Speeds, seconds
+from diffusion_jax.config.options import option
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.errors import InputError
@@ -40,14 +41,22 @@ METRICS = {'fid': {}, 'inception_score': {'splits': 10}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EvaluationBenchmark:
-  """See configs/base.py, config.bench.evaluation."""
+class Evaluation:
+  """FID against torch-fidelity."""
 
   experiment: Experiment
   repeats: int
-  num_images: int
-  num_features: int
-  batch_sizes: tuple[int, ...]
+  num_images: int = option(1000, 'Whose features are computed.')
+  num_features: int = option(5000, "Of random vectors, for FID's second half.")
+  batch_sizes: tuple[int, ...] = option((8, 64), 'Of torch-fidelity, whose default is 64.')
+
+  def __post_init__(self):
+    features = self.experiment.config.eval.features.name
+    if features != 'inception':
+      raise ValueError(
+        'num_images: torch-fidelity has the features of inception alone, got '
+        f'config.eval.features.name {features!r}'
+      )
 
   def measure(self, folder: Path) -> dict[str, Any]:
     """folder: for files that are written and removed. Ours and theirs in turns."""
@@ -206,23 +215,6 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
     )
   )
   print(json.dumps(found))
-
-
-def build(
-  *,
-  experiment: Experiment,
-  repeats: int,
-  num_images: int,
-  num_features: int,
-  batch_sizes: tuple[int, ...],
-) -> EvaluationBenchmark:
-  """Raises: ValueError if the experiment has other features than Inception's."""
-  if experiment.config.eval.features.name != 'inception':
-    raise ValueError(
-      f'num_images: torch-fidelity has the features of inception alone, got config.eval.features.name '
-      f'{experiment.config.eval.features.name!r}'
-    )
-  return EvaluationBenchmark(experiment, repeats, num_images, num_features, batch_sizes)
 
 
 if __name__ == '__main__':

@@ -23,14 +23,14 @@ Network = Callable[[Array, Array, Array], Array]  # (x_t, network time (B,), lab
 class DenoisingLoss:
   """Mean squared error of the network's target (Ho et al. 2020, Eq. 14), optionally min-SNR weighted.
 
-  null_label stands for "no class"; label_drop is the share of training labels replaced by it
+  null_label stands for "no class"; class_dropout is the share of training labels replaced by it
   (Ho & Salimans 2022, arXiv:2207.12598, Algorithm 1). vlb_weight: the lambda of Eq. 16, used only
   with learned variance, where it is all that trains the variance, and nothing but that.
   """
 
   process: Process
   null_label: int
-  label_drop: float
+  class_dropout: float
   weighting: str
   min_snr_gamma: float
   vlb_weight: float
@@ -42,8 +42,8 @@ class DenoisingLoss:
     t_keys, eps_keys, drop_keys = (fold_in_each(keys, purpose) for purpose in range(3))
     t = jax.vmap(lambda key: self.process.schedule.sample_t(key, ()))(t_keys)  # (B,)
     eps = normal_each(eps_keys, x0.shape[1:])
-    if train and self.label_drop > 0:
-      dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.label_drop))(drop_keys)
+    if train and self.class_dropout > 0:
+      dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.class_dropout))(drop_keys)
       labels = jnp.where(dropped, self.null_label, labels)
     x_t = self.process.corrupt(x0, eps, t)
     output = network(x_t, self.process.schedule.network_time(t), labels).astype(jnp.float32)

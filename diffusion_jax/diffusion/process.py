@@ -59,7 +59,7 @@ class Process:
   """A noise schedule, a prediction type of PREDICTION_TYPES, and whether the output has v too."""
 
   schedule: NoiseSchedule
-  prediction: str
+  prediction_type: str
   learned_variance: bool = False
 
   def level(self, t: Array, like: Array) -> NoiseLevel:
@@ -75,7 +75,7 @@ class Process:
 
   def target(self, x0: Array, eps: Array, t: Array) -> Array:
     """What the network's output at (x_t, t) is trained on."""
-    return PREDICTION_TYPES[self.prediction].target(self.level(t, x0), x0, eps)
+    return PREDICTION_TYPES[self.prediction_type].target(self.level(t, x0), x0, eps)
 
   def split(self, output: Array) -> tuple[Array, Array | None]:
     """The network's output -> what the target is compared with (B,H,W,C), and (v + 1) / 2 or None."""
@@ -87,11 +87,11 @@ class Process:
   def to_prediction(self, output: Array, x_t: Array, t: Array) -> Prediction:
     """What the network's output means. eps is undefined at alpha = 0, x0 at sigma = 0."""
     output, fraction = self.split(output)
-    found = PREDICTION_TYPES[self.prediction].invert(self.level(t, x_t), x_t, output)
+    found = PREDICTION_TYPES[self.prediction_type].invert(self.level(t, x_t), x_t, output)
     return found._replace(variance=fraction)
 
   def min_snr_weight(self, t: Array, gamma: float) -> Array:
     """min(SNR, gamma) in units of an x0 loss (Hang et al. 2023, arXiv:2303.09556, Section 3.4)."""
     n = self.schedule(t)
     snr = (n.alpha / n.sigma) ** 2
-    return jnp.minimum(snr, gamma) * PREDICTION_TYPES[self.prediction].x0_gain(n) ** 2
+    return jnp.minimum(snr, gamma) * PREDICTION_TYPES[self.prediction_type].x0_gain(n) ** 2

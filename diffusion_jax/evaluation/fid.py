@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import LinAlgError, blas, eigh
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Moments, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Moments, Sizes
 
 ROWS = 1000  # Features that are centred at once: their float64 copy stays small.
 SIDE = 128
@@ -68,7 +68,7 @@ def trace_of_root(cov_1: np.ndarray, cov_2: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrechetDistance:
+class FID:
   """{'frechet_distance'} of samples against the reference."""
 
   @property
@@ -92,8 +92,3 @@ class FrechetDistance:
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     fitted = [s.moments or moments(s.features) for s in (samples, reference)]
     return {'frechet_distance': distance(*fitted[0], *fitted[1])}
-
-
-def build() -> Metric:
-  """FID, in the features that are given; with Inception's it is the published one."""
-  return FrechetDistance()

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
+from diffusion_jax.config.options import COUNT, option, require_options
+from diffusion_jax.evaluation.types import FeatureSet, Sizes
 
 PERMUTATION_SEED = 2020  # As torch-fidelity's.
 
@@ -26,7 +27,10 @@ def score(logits: np.ndarray) -> float:
 class InceptionScore:
   """{'inception_score', 'inception_score_std'}: mean and deviation over shuffled splits."""
 
-  splits: int
+  splits: int = option(10, 'Parts whose scores give mean and deviation.', COUNT)
+
+  def __post_init__(self):
+    require_options(self)
 
   @property
   def names(self) -> Sequence[str]:
@@ -51,10 +55,3 @@ class InceptionScore:
       'inception_score': float(np.mean(scores)),
       'inception_score_std': float(np.std(scores)),
     }
-
-
-def build(*, splits: int) -> Metric:
-  """Raises: ValueError if splits < 1."""
-  if splits < 1:
-    raise ValueError(f'splits: got {splits}, allowed >= 1')
-  return InceptionScore(splits)

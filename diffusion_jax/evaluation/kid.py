@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
+from diffusion_jax.config.options import COUNT, at_least, option, require_options
+from diffusion_jax.evaluation.types import FeatureSet, Sizes
 
 SUBSET_SEED = 2020  # As torch-fidelity's.
 
@@ -35,11 +36,14 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelDistance:
+class KID:
   """{'kernel_distance', 'kernel_distance_std'}: mean and deviation over subsets of both sets."""
 
-  subsets: int
-  subset_size: int
+  subsets: int = option(100, 'How many are drawn.', COUNT)
+  subset_size: int = option(1000, 'Features of each set in one.', at_least(2))
+
+  def __post_init__(self):
+    require_options(self)
 
   @property
   def names(self) -> Sequence[str]:
@@ -70,12 +74,3 @@ class KernelDistance:
       'kernel_distance': float(np.mean(values)),
       'kernel_distance_std': float(np.std(values)),
     }
-
-
-def build(*, subsets: int, subset_size: int) -> Metric:
-  """Raises: ValueError if subsets < 1 or subset_size < 2."""
-  if subsets < 1:
-    raise ValueError(f'subsets: got {subsets}, allowed >= 1')
-  if subset_size < 2:
-    raise ValueError(f'subset_size: got {subset_size}, allowed >= 2')
-  return KernelDistance(subsets, subset_size)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,3 @@ class LabelAccuracy:
     if samples.logits is None or samples.labels is None:
       return {}
     return {'label_accuracy': float(np.mean(samples.logits.argmax(axis=1) == samples.labels))}
-
-
-def build() -> Metric:
-  """For a feature network whose logits are of the data's own classes."""
-  return LabelAccuracy()

@@ -10,15 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffusion_jax.config.options import COUNT, option, require_options
 from diffusion_jax.evaluation.nearest_neighbours import blocks, nearest
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
 class PrecisionRecall:
   """{'precision', 'recall'} in 0..1."""
 
-  neighbours: int
+  neighbours: int = option(3, 'The k of the k-th nearest, whose distance is the radius.', COUNT)
+
+  def __post_init__(self):
+    require_options(self)
 
   @property
   def names(self) -> Sequence[str]:
@@ -49,10 +53,3 @@ class PrecisionRecall:
       made_covered[rows] = (squared <= real_radii).any(axis=1)
       real_covered |= (squared <= made_radii[rows, None]).any(axis=0)
     return {'precision': float(made_covered.mean()), 'recall': float(real_covered.mean())}
-
-
-def build(*, neighbours: int) -> Metric:
-  """Raises: ValueError if neighbours < 1."""
-  if neighbours < 1:
-    raise ValueError(f'neighbours: got {neighbours}, allowed >= 1')
-  return PrecisionRecall(neighbours)

@@ -70,7 +70,7 @@ class FeatureNetwork(Protocol):
 
 
 class Metric(Protocol):
-  """A file of diffusion_jax/evaluation that defines `build(**options) -> Metric`.
+  """A plug-in of diffusion_jax/evaluation: a dataclass of its options.
 
   names: of its numbers, deviations aside.
   """

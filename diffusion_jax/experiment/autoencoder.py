@@ -4,11 +4,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.interop import lpips
 from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.types import PyTree
@@ -17,7 +17,7 @@ from diffusion_jax.types import PyTree
 def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
   """Raises: InputError for sizes that do not fit each other."""
   try:
-    return make_autoencoder(**config.vae.sizes(), image_channels=config.data.channels, dtype=dtype)
+    return AutoencoderKL(**config.vae.sizes(), image_channels=config.data.channels, dtype=dtype)
   except ValueError as error:
     raise InputError(f'config.vae.{error}') from error
 

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.config.fields import read
+from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.evaluation_checks import count_problems, evaluation_problems
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.fields import read
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 
@@ -154,7 +154,7 @@ def _rule_problems(rules) -> list[str]:
 
 
 def _grid_problems(experiment: Experiment) -> list[str]:
-  sample, prediction = experiment.config.sample, experiment.config.process.prediction
+  sample, prediction = experiment.config.sample, experiment.config.process.prediction_type
   try:
     times = experiment.schedule.grid(sample.num_steps, sample.spacing)
   except ValueError as error:
@@ -166,7 +166,7 @@ def _grid_problems(experiment: Experiment) -> list[str]:
   if alpha > 0 and (log_snr >= MIN_LOG_SNR_EPS or sample.clip_x0):
     return []
   return [
-    f"config.process.prediction: got 'eps', but sampling with config.schedule.name "
+    f"config.process.prediction_type: got 'eps', but sampling with config.schedule.name "
     f'{experiment.config.schedule.name!r} starts at log SNR {log_snr:.1f}, where eps '
     + ('does not determine x0' if alpha == 0 else 'errors are amplified beyond use')
     + "; allowed 'v', 'x0', 'velocity'"
@@ -197,8 +197,8 @@ def _label_problems(experiment: Experiment) -> list[str]:
     got = f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 '
     if config.num_classes == 0:
       problems.append(got + '(no guidance), because the model is unconditional (num_classes 0)')
-    elif config.loss.label_drop == 0:
-      problems.append(got + 'unless the model also learns without labels (loss.label_drop > 0)')
+    elif config.loss.class_dropout == 0:
+      problems.append(got + 'unless the model also learns without labels (loss.class_dropout > 0)')
   channels = config.vae.embed_channels if config.space == 'latent' else config.data.channels
   if config.sample.guide_channels > channels:
     problems.append(

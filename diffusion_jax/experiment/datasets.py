@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_lists, latents, packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.types import DataSource
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
+from diffusion_jax.config.schema import SPLITS, TASK_METRICS, Config
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.types import Metric
-from diffusion_jax.experiment.sections import SPLITS, TASK_METRICS, Config
 
 
 def evaluation_problems(config: Config, metrics: Mapping[str, Metric]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError
@@ -23,7 +24,6 @@ from diffusion_jax.evaluation.types import (
   Sizes,
 )
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.interop import inception
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import DataSource

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.schema import TASK_METRICS, Config
 from diffusion_jax.data import class_names
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.losses import DenoisingLoss
@@ -21,7 +22,6 @@ from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer, module_of
 from diffusion_jax.experiment.datasets import Datasets
 from diffusion_jax.experiment.first_stage import FirstStage
-from diffusion_jax.experiment.sections import TASK_METRICS, Config
 from diffusion_jax.models.latents import Scaling, in_batches
 from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.randomness import purpose_key
@@ -177,7 +177,7 @@ class Experiment:
     loss = DenoisingLoss(
       self.process,
       null_label=config.num_classes,
-      label_drop=config.loss.label_drop if config.num_classes else 0.0,
+      class_dropout=config.loss.class_dropout if config.num_classes else 0.0,
       weighting=config.loss.weighting,
       min_snr_gamma=config.loss.min_snr_gamma,
       vlb_weight=config.loss.vlb_weight,

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.autoencoder import module_of
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.interop import compvis, diffusers, weights
-from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.patience import alive
@@ -96,7 +96,7 @@ def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
       f'config.vae.checkpoint: {folder}: trained with config.task {mapping["task"]!r}; give {ADVICE}'
     )
   sizes = {name: mapping['vae'][name] for name in SIZES}
-  module = make_autoencoder(**sizes, image_channels=mapping['data']['channels'])
+  module = AutoencoderKL(**sizes, image_channels=mapping['data']['channels'])
   abstract = compvis.autoencoder_params(module)
   return module, averaged_params(folder, abstract)
 
@@ -200,7 +200,7 @@ def _is_whole(path: Path) -> bool:
 
 def _from_copy(path: Path, metadata: Mapping[str, Any]) -> tuple[AutoencoderKL, PyTree]:
   sizes = json.loads(metadata['sizes'])
-  module = make_autoencoder(**{**sizes, 'channel_mult': tuple(sizes['channel_mult'])})
+  module = AutoencoderKL(**{**sizes, 'channel_mult': tuple(sizes['channel_mult'])})
   params = unflatten_dict(weights.read_state(path, allow_pickle=False), sep='/')
   if fingerprint_of(params) != metadata['fingerprint']:
     raise DamagedError(

@@ -89,10 +89,10 @@ def _published(path: Path, experiment: Experiment) -> Initial:
   _require_same_module(path, module, experiment, free=set() if path.is_dir() else {'num_heads'})
   params, notes = _fitted(path, params, experiment)
   config = experiment.config
-  if config.process.prediction != 'eps' or config.schedule.name != 'linear':
+  if config.process.prediction_type != 'eps' or config.schedule.name != 'linear':
     notes.append(
-      'the published DiTs were trained with config.process.prediction eps and config.schedule.name '
-      f'linear, here: {config.process.prediction} and {config.schedule.name}'
+      'the published DiTs were trained with config.process.prediction_type eps and config.schedule.name '
+      f'linear, here: {config.process.prediction_type} and {config.schedule.name}'
     )
   if experiment.is_latent and (not config.vae.scale or config.vae.shift != 'none'):
     notes.append(
@@ -168,7 +168,7 @@ def _require_same_process(folder: Path, there: Experiment, experiment: Experimen
   here, trained = experiment.config, there.config
   pairs = {
     'space': (here.space, trained.space),
-    'process.prediction': (here.process.prediction, trained.process.prediction),
+    'process.prediction_type': (here.process.prediction_type, trained.process.prediction_type),
   }
   problems = [f'config.{k}: got {a!r}, trained with {b!r}' for k, (a, b) in pairs.items() if a != b]
   if not problems and experiment.is_latent:

@@ -8,35 +8,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.config.fields import change_of, recognised
+from diffusion_jax.config.options import BY_COMMAND, IF_GIVEN, NEVER, SETTING
+from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import DamagedError, InputError, Stop
-from diffusion_jax.experiment.fields import recognised
-from diffusion_jax.experiment.sections import Config
 from diffusion_jax.runtime import files
+from diffusion_jax.usage import leaves
 
 FILE = 'config.json'
 META_FILE = 'data.json'
 AUTOENCODER = 'vae.safetensors'  # Of a latent system: what its samples are decoded with.
-UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # Held-out metrics before they carried a prefix.
+FORMAT_VERSION = (
+  1  # Of config.json; rises when a field's meaning or a layout of parameters changes.
+)
 SECTIONS = ('data', 'model', 'train')  # Without these a file is none of this program's.
-# A checkpoint means nothing under another value of these.
-FIXED = (
-  *('task', 'seed', 'space', 'num_classes', 'data', 'schedule', 'process', 'model', 'vae'),
-  'train.batch_size',
-)
-# Flags decide these, then what training was given, then the config file.
-SETTINGS = ('sampler', 'sample', 'eval', 'report')
-# The command line decides these for every mode; training decided the others.
-BY_COMMAND = (
-  *('published', 'bench', 'mesh', 'logging', 'dtype', 'allow_pickle'),
-  *('vae.perceptual_weights', 'vae.batch_size'),
-)
-FREE = SETTINGS + BY_COMMAND
-# The same for how data are read and networks computed; what is not given stays as it was.
-FREE_IF_GIVEN = (
-  *('data.dir', 'data.device_resident', 'data.verify', 'data.source', 'data.max_bad_fraction'),
-  *('data.workers', 'model.dit.attention', 'model.dit.remat', 'model.unet.attention'),
-  *('model.unet.remat', 'vae.checkpoint', 'init_from'),
-)
+FREE = (SETTING, BY_COMMAND, IF_GIVEN)  # Fields that no checkpoint minds.
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -69,32 +55,35 @@ def load(workdir: Path) -> dict[str, Any]:
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
   """A config.json, lists as tuples, and the paths of its fields that no longer exist, left out.
 
-  Raises: InputError if there is none, DamagedError if it is not the JSON of a config.
+  Raises: InputError if there is none, or one of another format version; DamagedError if it is not the
+  JSON of a config.
   """
   try:
-    found, lost = recognised(Config, _renamed(_tuples(json.loads(path.read_bytes()))))
+    mapping = _tuples(json.loads(path.read_bytes()))
+    version = mapping.pop('format_version', 0) if isinstance(mapping, dict) else 0
+    found, lost = recognised(Config, mapping)
     lacking = [name for name in SECTIONS if name not in found]
     if lacking:
       raise ValueError(f'it has no config.{lacking[0]}')
-    return found, lost
   except FileNotFoundError as error:
     raise InputError(f'{path}: not found, so nothing was trained in {path.parent}') from error
   except (ValueError, RecursionError) as error:
     raise DamagedError(
       f'{path}: not the config of a run ({error}); restore it from a copy, or train in another workdir'
     ) from error
-
-
-def _renamed(mapping: dict[str, Any]) -> dict[str, Any]:
-  """The mapping with today's names of the metrics that checkpoints are kept by."""
-  checkpoint = mapping.get('checkpoint') if isinstance(mapping, dict) else None
-  if not isinstance(checkpoint, dict) or checkpoint.get('best_metric') not in UNPREFIXED:
-    return mapping
-  return with_value(mapping, 'checkpoint.best_metric', f'holdout_{checkpoint["best_metric"]}')
+  if version != FORMAT_VERSION:
+    raise InputError(
+      f'{path}: got format_version {version or "none"}, allowed {FORMAT_VERSION}: another version of '
+      'diffusion_jax wrote it, whose fields mean something else; go on with that version, or train in '
+      'another workdir'
+    )
+  return found, lost
 
 
 def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
-  """Writes DIR/config.json, whole or not at all."""
+  """Writes DIR/config.json with its format version, whole or not at all."""
+  if file == FILE:
+    mapping = {'format_version': FORMAT_VERSION, **mapping}
   files.write_text(workdir / file, json.dumps(mapping, indent=2) + '\n')
 
 
@@ -167,7 +156,7 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
   trained, given = load(workdir), _plain(given)
   problems = []
   for path, value in sorted(overrides.items()):
-    if not _under(path, FREE + FREE_IF_GIVEN) and value_at(trained, path) != value_at(given, path):
+    if not _is(path, *FREE) and value_at(trained, path) != value_at(given, path):
       problems.append(
         f'--config.{path}: got {value!r}, but {workdir} was trained with {value_at(trained, path)!r}; '
         'leave the flag out, or train in another workdir'
@@ -175,8 +164,8 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
   if problems:
     raise InputError('\n'.join(problems))
   trained = _filled(trained, given)
-  chosen = [path for path in overrides if _under(path, SETTINGS + FREE_IF_GIVEN)]
-  for path in (*BY_COMMAND, *chosen):
+  chosen = [path for path in overrides if _is(path, SETTING, IF_GIVEN)]
+  for path in (*(path for path in leaves(given) if _is(path, BY_COMMAND)), *chosen):
     _set(trained, path, value_at(given, path))
   return trained
 
@@ -184,12 +173,12 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 def with_settings(
   workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The given config with the SETTINGS that `workdir` was trained with, where no flag gives others."""
+  """The given config with the settings that `workdir` was trained with, where no flag gives others."""
   given = _plain(given)
   trained = _filled(load(workdir), given)
-  result = {**given, **{section: trained[section] for section in SETTINGS}}
+  result = {**given, **{section: trained[section] for section in given if _is(section, SETTING)}}
   for path in overrides:
-    if _under(path, SETTINGS):
+    if _is(path, SETTING):
       _set(result, path, value_at(given, path))
   return result
 
@@ -197,9 +186,9 @@ def with_settings(
 def settings_kept(
   workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> list[str]:
-  """Where SETTINGS of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
+  """Where settings of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
   new, old = (
-    {path: value for path, value in _leaves(mapping) if _under(path, SETTINGS)}
+    {path: value for path, value in _leaves(mapping) if _is(path, SETTING)}
     for mapping in (_plain(given), with_settings(workdir, given, overrides))
   )
   return [f'{p}: {old[p]!r}, not {new.get(p)!r}' for p in old if old[p] != new.get(p)]
@@ -214,12 +203,12 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
   old = dict(_leaves(_filled(load(workdir), given)))
   new = dict(_leaves(given))
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-  fatal = [p for p in differing if _under(p, FIXED) and not _under(p, FREE + FREE_IF_GIVEN)]
+  fatal = [p for p in differing if _is(p, NEVER)]
   if fatal:
     lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
     advice = f'go on with the same values, or train in another workdir than {workdir}'
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
-  noted = [p for p in differing if p == 'dtype' or not _under(p, FREE + FREE_IF_GIVEN)]
+  noted = [p for p in differing if p == 'dtype' or not _is(p, *FREE)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
 
 
@@ -230,8 +219,9 @@ def _filled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
   return {**filled, **{key: _filled(old[key], new[key]) for key in both}}
 
 
-def _under(path: str, roots: tuple[str, ...]) -> bool:
-  return any(path == root or path.startswith(root + '.') for root in roots)
+def _is(path: str, *changes: str) -> bool:
+  """Whether the schema says one of these of a field or section."""
+  return change_of(Config, path) in changes
 
 
 def _leaves(mapping: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

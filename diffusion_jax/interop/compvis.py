@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax.errors import InputError
 from diffusion_jax.interop import weights
 from diffusion_jax.interop.weights import Source
-from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.types import PyTree
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}
@@ -48,7 +48,7 @@ def _module_name(modules: list[str]) -> str:
 
 
 def sizes_of(state: Mapping[str, np.ndarray], origin: str) -> dict:
-  """The arguments of make_autoencoder that these arrays were made with.
+  """The arguments of AutoencoderKL that these arrays were made with.
 
   Raises: InputError if they are no KL autoencoder's.
   """
@@ -83,7 +83,7 @@ def from_state(
   unused = ('loss.', 'model_ema.')  # The training's networks and averages.
   state = {name: array for name, array in state.items() if not name.startswith(unused)}
   try:
-    module = make_autoencoder(**sizes_of(state, origin), dtype=dtype)
+    module = AutoencoderKL(**sizes_of(state, origin), dtype=dtype)
   except ValueError as error:
     raise InputError(f'{origin}: {error}') from error
   return module, weights.convert(autoencoder_params(module), state, source_of, origin=origin)

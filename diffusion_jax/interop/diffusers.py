@@ -17,7 +17,7 @@ from diffusion_jax.interop import weights
 from diffusion_jax.interop.compvis import LEAVES, PARTS, autoencoder_params
 from diffusion_jax.interop.weights import Source
 from diffusion_jax.models import dit
-from diffusion_jax.models.vae import make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.types import PyTree
 
 FILES = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
@@ -66,7 +66,7 @@ def autoencoder(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
     'embed_channels': config['latent_channels'],
     'image_channels': config['in_channels'],
   }
-  module = make_autoencoder(**sizes, dtype=dtype)
+  module = AutoencoderKL(**sizes, dtype=dtype)
   state = {_new_name(name): array for name, array in state.items()}
   source_of = _autoencoder_source_of(len(channels))
   return module, weights.convert(autoencoder_params(module), state, source_of, origin=origin)
@@ -123,7 +123,7 @@ def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
   heads, head = config['num_attention_heads'], config['attention_head_dim']
   depth, classes = config['num_layers'], config['num_embeds_ada_norm']
   try:
-    module = dit.build(
+    module = dit.DiT(
       patch_size=config['patch_size'],
       hidden_size=heads * head,
       depth=depth,

@@ -63,7 +63,7 @@ def from_state(
   depth = depth_of(state)
   mlp = state.get('blocks.0.mlp.fc1.bias', np.zeros(4 * width))
   try:
-    module = dit.build(
+    module = dit.DiT(
       patch_size=patch,
       hidden_size=width,
       depth=depth,

@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.errors import InputError
 from diffusion_jax.interop import weights
 from diffusion_jax.interop.weights import Source
-from diffusion_jax.models.lpips import CHANNELS, LPIPS
+from diffusion_jax.models.perceptual import CHANNELS, LPIPS
 from diffusion_jax.types import PyTree
 
 ADVICE = (
@@ -24,7 +24,7 @@ ADVICE = (
 
 
 def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
-  """Parameters of models.lpips.LPIPS, float32 NumPy.
+  """Parameters of models.perceptual.LPIPS, float32 NumPy.
 
   Raises: InputError that says which files are needed; DamagedError.
   """

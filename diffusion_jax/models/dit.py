@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.options import IF_GIVEN, one_of, option, require_options
 from diffusion_jax.models.layers import (
+  SIZE,
   ConditionEmbedding,
   Dense,
   attend,
   modulate,
   require_divisible,
-  require_positive,
   spread,
 )
 from diffusion_jax.types import Array
@@ -101,22 +102,44 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
   """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
 
-  dtype: of all but the condition and what comes after the blocks, which are float32.
-  frequency_shift: of the time sinusoids. attention: one of ATTENTIONS. remat: keep only the input
-  of each block for the backward pass and compute the block again; the values are the same.
+  dtype: of all but the condition and what comes after the blocks, which are float32. remat keeps only
+  the input of each block for the backward pass and computes the block again; the values are the same.
   """
 
-  patch_size: int
-  hidden_size: int
-  depth: int
-  num_heads: int
-  mlp_ratio: float
-  frequency_shift: int
-  attention: str
-  remat: bool
-  out_channels: int
-  num_classes: int
+  patch_size: int = option(2, '0: the smallest that gives 16 x 16 patches at most.', SIZE)
+  hidden_size: int = option(384, 'A multiple of num_heads and of 4.', SIZE)
+  depth: int = option(12, 'Blocks.', SIZE)
+  num_heads: int = option(6, 'Of attention.', SIZE)
+  mlp_ratio: float = option(4.0, 'Width of the hidden layer, in units of hidden_size.', SIZE)
+  frequency_shift: int = option(
+    0, "Of the time sinusoids: 0 published DiT, 1 diffusers'.", one_of(0, 1)
+  )
+  attention: str = option(
+    'xla', "'cudnn': NVIDIA GPUs, not with dtype float32.", one_of(*ATTENTIONS), IF_GIVEN
+  )
+  remat: bool = option(
+    False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN
+  )
+  out_channels: int = 3
+  num_classes: int = 0
   dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    """Raises: ValueError for sizes that do not fit each other, and for attention that cannot run."""
+    super().__post_init__()
+    require_options(self)
+    require_divisible('hidden_size', self.hidden_size, 'num_heads', self.num_heads)
+    require_divisible('hidden_size', self.hidden_size, 'the position embedding', 4)
+    head, dtype = self.hidden_size // self.num_heads, jnp.dtype(self.dtype)
+    if self.attention == 'cudnn' and dtype.itemsize != 2:
+      raise ValueError(
+        f"attention: got 'cudnn' with dtype {dtype.name}, allowed 'xla', or dtype bfloat16"
+      )
+    if self.attention == 'cudnn' and head % 8:
+      raise ValueError(
+        f"attention: got 'cudnn' with {head} channels a head, allowed 'xla', or a hidden_size that is a "
+        'multiple of 8 num_heads'
+      )
 
   @nn.compact
   def __call__(self, x: Array, time: Array, y: Array, *, train: bool = False) -> Array:
@@ -156,55 +179,3 @@ class DiT(nn.Module):
       tokens
     )  # (B, N, p p out_channels)
     return unpatchify(tokens, p, height, width)
-
-
-def build(
-  *,
-  patch_size: int,
-  hidden_size: int,
-  depth: int,
-  num_heads: int,
-  mlp_ratio: float,
-  frequency_shift: int,
-  attention: str,
-  remat: bool,
-  out_channels: int,
-  num_classes: int,
-  dtype: jnp.dtype,
-) -> DiT:
-  """Raises: ValueError for sizes that do not fit each other, and for attention that cannot run."""
-  require_positive(
-    patch_size=patch_size,
-    hidden_size=hidden_size,
-    depth=depth,
-    num_heads=num_heads,
-    mlp_ratio=mlp_ratio,
-  )
-  require_divisible('hidden_size', hidden_size, 'num_heads', num_heads)
-  require_divisible('hidden_size', hidden_size, 'the position embedding', 4)
-  if frequency_shift not in (0, 1):
-    raise ValueError(f'frequency_shift: got {frequency_shift}, allowed 0, 1')
-  if attention not in ATTENTIONS:
-    raise ValueError(f'attention: got {attention!r}, allowed {ATTENTIONS}')
-  if attention == 'cudnn' and jnp.dtype(dtype).itemsize != 2:
-    raise ValueError(
-      f"attention: got 'cudnn' with dtype {jnp.dtype(dtype).name}, allowed 'xla', or dtype bfloat16"
-    )
-  if attention == 'cudnn' and hidden_size // num_heads % 8:
-    raise ValueError(
-      f"attention: got 'cudnn' with {hidden_size // num_heads} channels a head, allowed 'xla', or "
-      'a hidden_size that is a multiple of 8 num_heads'
-    )
-  return DiT(
-    patch_size,
-    hidden_size,
-    depth,
-    num_heads,
-    mlp_ratio,
-    frequency_shift,
-    attention,
-    remat,
-    out_channels,
-    num_classes,
-    dtype,
-  )

@@ -9,9 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.options import Check
 from diffusion_jax.types import Array
 
 MAX_SIZE = 65_536  # Of a width, a depth, a number of heads: beyond it even shapes take for ever.
+SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
+LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a level')
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
@@ -127,10 +130,3 @@ def require_divisible(name: str, value: int, by_name: str, by: int) -> None:
     raise ValueError(
       f'{name}: got {value}, allowed multiples of {by_name} {by} (nearest {nearest})'
     )
-
-
-def require_positive(**values: int | float) -> None:
-  """Raises: ValueError that names the first field that is not above 0, or larger than any network's."""
-  for name, value in values.items():
-    if not 0 < value <= MAX_SIZE:
-      raise ValueError(f'{name}: got {value}, allowed > 0 and up to {MAX_SIZE:,}')

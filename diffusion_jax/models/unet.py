@@ -15,7 +15,15 @@ way down to one on the way up. The two differ in options only:
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import ConditionEmbedding, require_divisible, require_positive
+from diffusion_jax.config.options import (
+  IF_GIVEN,
+  NOT_NEGATIVE,
+  SHARE,
+  one_of,
+  option,
+  require_options,
+)
+from diffusion_jax.models.layers import LEVELS, SIZE, ConditionEmbedding, require_divisible
 from diffusion_jax.models.unet_blocks import (
   NUM_GROUPS,
   AttentionBlock,
@@ -36,22 +44,48 @@ class UNet(nn.Module):
   dtype: of all but the condition and the last norm and convolution, which are float32.
   """
 
-  channels: int
-  channel_mult: tuple[int, ...]
-  num_res_blocks: int
-  attention_resolutions: tuple[int, ...]
-  num_heads: int
-  head_channels: int
-  dropout: float
-  scale_shift_norm: bool
-  resample: str
-  frequency_shift: int
-  norm_epsilon: float
-  attention: str
-  remat: bool
-  out_channels: int
-  num_classes: int
+  channels: int = option(64, 'Of the first level, a multiple of 32.', SIZE)
+  channel_mult: tuple[int, ...] = option(
+    (1, 2),
+    'Channels of each level, in units of `channels`.',
+    LEVELS,
+  )
+  num_res_blocks: int = option(2, 'A level, one more on the way up.', SIZE)
+  attention_resolutions: tuple[int, ...] = option((4,), 'Sides of feature maps, in pixels.')
+  num_heads: int = option(4, 'Of attention; DDPM has 1.', SIZE)
+  head_channels: int = option(
+    0, 'Width of a head, for as many as fit; 0: num_heads of them.', NOT_NEGATIVE
+  )
+  dropout: float = option(0.1, 'In residual blocks.', SHARE)
+  scale_shift_norm: bool = option(True, 'By the condition: ADM; False adds it, DDPM.')
+  resample: str = option(
+    'conv', "'conv' (DDPM), 'residual' (ADM): pooling residual blocks.", one_of('conv', 'residual')
+  )
+  frequency_shift: int = option(0, 'Of the time sinusoids: 0 (ADM), 1 (DDPM).', one_of(0, 1))
+  norm_epsilon: float = option(1e-5, '1e-5 (ADM), 1e-6 (DDPM).', SIZE)
+  attention: str = option(
+    'xla', "'cudnn': fused; on a GPU in bfloat16.", one_of('xla', 'cudnn'), IF_GIVEN
+  )
+  remat: bool = option(
+    False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN
+  )
+  out_channels: int = 3
+  num_classes: int = 0
   dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    """Raises: ValueError for sizes that do not fit each other."""
+    super().__post_init__()
+    require_options(self)
+    require_divisible('channels', self.channels, 'the norm groups', NUM_GROUPS)
+    if self.head_channels:
+      require_divisible('channels', self.channels, 'head_channels', self.head_channels)
+    else:
+      require_divisible('channels', self.channels, 'num_heads', self.num_heads)
+    if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
+      raise ValueError(
+        "attention: got 'cudnn', which has no float32; allowed 'xla', or dtype bfloat16 on a GPU"
+      )
 
   @nn.compact
   def __call__(self, x: Array, time: Array, y: Array, *, train: bool = False) -> Array:
@@ -149,75 +183,3 @@ class UNet(nn.Module):
     unused = [side for side in self.attention_resolutions if side not in sides]
     if unused:
       raise ValueError(f'attention_resolutions: got {unused}, allowed sides of this UNet: {sides}')
-
-
-def build(
-  *,
-  channels: int,
-  channel_mult: tuple[int, ...],
-  num_res_blocks: int,
-  attention_resolutions: tuple[int, ...],
-  num_heads: int,
-  head_channels: int,
-  dropout: float,
-  scale_shift_norm: bool,
-  resample: str,
-  frequency_shift: int,
-  norm_epsilon: float,
-  attention: str,
-  remat: bool,
-  out_channels: int,
-  num_classes: int,
-  dtype: jnp.dtype,
-) -> UNet:
-  """attention_resolutions are the sides, in pixels of the feature map, that have attention.
-
-  Raises: ValueError for sizes that do not fit each other.
-  """
-  require_positive(
-    channels=channels,
-    num_res_blocks=num_res_blocks,
-    num_heads=num_heads,
-    norm_epsilon=norm_epsilon,
-  )
-  require_divisible('channels', channels, 'the norm groups', NUM_GROUPS)
-  if head_channels < 0:
-    raise ValueError(f'head_channels: got {head_channels}, allowed >= 0 (0: num_heads decides)')
-  if head_channels:
-    require_divisible('channels', channels, 'head_channels', head_channels)
-  else:
-    require_divisible('channels', channels, 'num_heads', num_heads)
-  if not channel_mult or any(mult < 1 for mult in channel_mult):
-    raise ValueError(f'channel_mult: got {channel_mult}, allowed one positive integer a level')
-  if not 0 <= dropout < 1:
-    raise ValueError(f'dropout: got {dropout}, allowed 0 <= dropout < 1')
-  _require_one_of('resample', resample, 'conv', 'residual')
-  _require_one_of('frequency_shift', frequency_shift, 0, 1)
-  _require_one_of('attention', attention, 'xla', 'cudnn')
-  if attention == 'cudnn' and jnp.dtype(dtype) == jnp.float32:
-    raise ValueError(
-      "attention: got 'cudnn', which has no float32; allowed 'xla', or dtype bfloat16 on a GPU"
-    )
-  return UNet(
-    channels=channels,
-    channel_mult=tuple(channel_mult),
-    num_res_blocks=num_res_blocks,
-    attention_resolutions=tuple(attention_resolutions),
-    num_heads=num_heads,
-    head_channels=head_channels,
-    dropout=dropout,
-    scale_shift_norm=scale_shift_norm,
-    resample=resample,
-    frequency_shift=frequency_shift,
-    norm_epsilon=norm_epsilon,
-    attention=attention,
-    remat=remat,
-    out_channels=out_channels,
-    num_classes=num_classes,
-    dtype=dtype,
-  )
-
-
-def _require_one_of(name: str, value, *allowed) -> None:
-  if value not in allowed:
-    raise ValueError(f'{name}: got {value!r}, allowed {", ".join(map(repr, allowed))}')

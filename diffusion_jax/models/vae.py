@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import Conv, Dense, attend, require_divisible, require_positive
+from diffusion_jax.config.options import option, require_options
+from diffusion_jax.models.layers import LEVELS, SIZE, Conv, Dense, attend, require_divisible
 from diffusion_jax.types import Array, PyTree
 
 NUM_GROUPS = 32
@@ -150,16 +151,24 @@ class Decoder(nn.Module):
 class AutoencoderKL(nn.Module):
   """encode and decode, as methods of `apply(..., method='encode')`.
 
-  z_channels: of encoder and decoder; embed_channels: of the latents between them.
+  KL-f4 by default; KL-f8: channel_mult (1, 2, 4, 4), z_channels and embed_channels 4.
   """
 
-  channels: int
-  channel_mult: tuple[int, ...]
-  num_res_blocks: int
-  z_channels: int
-  embed_channels: int
+  channels: int = option(128, 'Of the first level, a multiple of 32.', SIZE)
+  channel_mult: tuple[int, ...] = option(
+    (1, 2, 4), 'Channels of each level, in units of `channels`.', LEVELS
+  )
+  num_res_blocks: int = option(2, 'Residual blocks a level.', SIZE)
+  z_channels: int = option(3, 'Of encoder and decoder.', SIZE)
+  embed_channels: int = option(3, 'Of the latents between them.', SIZE)
   image_channels: int = 3
   dtype: jnp.dtype = jnp.float32
+
+  def __post_init__(self):
+    """Raises: ValueError for sizes that do not fit each other."""
+    super().__post_init__()
+    require_options(self)
+    require_divisible('channels', self.channels, 'the norm groups', NUM_GROUPS)
 
   def setup(self):
     sizes = (self.channels, self.channel_mult, self.num_res_blocks)
@@ -202,37 +211,3 @@ class AutoencoderKL(nn.Module):
 def decoder_head(module: AutoencoderKL, params: PyTree, features: Array) -> Array:
   """The decoder's last convolution of features (B, H, W, C); params: those of decoder/conv_out."""
   return conv(module.image_channels, jnp.float32, None).apply({'params': params}, features)
-
-
-def make_autoencoder(
-  *,
-  channels: int,
-  channel_mult: tuple[int, ...],
-  num_res_blocks: int,
-  z_channels: int,
-  embed_channels: int,
-  image_channels: int = 3,
-  dtype: jnp.dtype = jnp.float32,
-) -> AutoencoderKL:
-  """KL-f4: channels 128, channel_mult (1, 2, 4), 2 blocks, z 3. KL-f8: (1, 2, 4, 4), z 4.
-
-  Raises: ValueError for sizes that do not fit each other.
-  """
-  require_positive(
-    channels=channels,
-    num_res_blocks=num_res_blocks,
-    z_channels=z_channels,
-    embed_channels=embed_channels,
-  )
-  require_divisible('channels', channels, 'the norm groups', NUM_GROUPS)
-  if not channel_mult or any(mult < 1 for mult in channel_mult):
-    raise ValueError(f'channel_mult: got {channel_mult}, allowed one positive integer a level')
-  return AutoencoderKL(
-    channels,
-    tuple(channel_mult),
-    num_res_blocks,
-    z_channels,
-    embed_channels,
-    image_channels,
-    dtype,
-  )

@@ -128,7 +128,7 @@ def _loss_quantity(config: Mapping[str, Any]) -> str:
     return 'autoencoder loss'
   process, weighting = _section(config, 'process'), _get(config, 'loss', 'weighting')
   plain = weighting in ('none', {}) and not process.get('learned_variance')
-  return f'mean squared error of {process.get("prediction")}' if plain else 'denoising loss'
+  return f'mean squared error of {process.get("prediction_type")}' if plain else 'denoising loss'
 
 
 def _metric_kind(config: Mapping[str, Any]) -> list:

@@ -40,7 +40,7 @@ class Denoising:
   classes: tuple[str, ...] = ()
   times: np.ndarray | None = None
 
-  def moments(self, count: int) -> np.ndarray:
+  def snapshots(self, count: int) -> np.ndarray:
     """Numbers of the frames nearest to `count` even times from noise to result, (count,)."""
     total = len(self.frames)
     progress = np.linspace(0, 1, total)
@@ -73,13 +73,13 @@ def shared_classes(models: Sequence[Denoising], limit: int) -> list[str]:
   return [name for name, number in shown.items() if number == most][:limit]
 
 
-def picture(models: Sequence[Denoising], num_classes: int, moments: int) -> np.ndarray:
-  """A row a model, a block of moments a class: one (H', W', 3) uint8 picture."""
+def picture(models: Sequence[Denoising], num_classes: int, num_snapshots: int) -> np.ndarray:
+  """A row a model, a block of snapshots a class: one (H', W', 3) uint8 picture."""
   names = shared_classes(models, min(num_classes, PANEL_CLASSES))
   side = _side(models, MIN_SIDE)
   font, small, margin = _font(side // 4), _font(7 * side // 32), side // 8
   label = _widest([*(m.model for m in models), UNCONDITIONAL], font, round(3.2 * side)) + 2 * margin
-  block, between = moments * (side + GAP) - GAP, BETWEEN * side // 16
+  block, between = num_snapshots * (side + GAP) - GAP, BETWEEN * side // 16
   lefts = [label + k * (block + between) for k in range(len(names))]
   top = margin + _height(font) + _height(small)
   titles = [wrapped(model.model, font, label - 2 * margin, LINES) for model in models]
@@ -96,7 +96,7 @@ def picture(models: Sequence[Denoising], num_classes: int, moments: int) -> np.n
   for i, (model, title) in enumerate(zip(models, titles)):
     middle = top + i * pitch + pitch / 2
     _label(draw, (label - margin, middle), title, model, font, small, anchor='r')
-    chosen = model.moments(moments)
+    chosen = model.snapshots(num_snapshots)
     for left, row in zip(lefts, model.rows(names)):
       for k, frame in enumerate(chosen):
         place = (left + k * (side + GAP), round(middle - side / 2))
@@ -136,7 +136,7 @@ def animation(models: Sequence[Denoising], num_classes: int) -> list[np.ndarray]
       _write(draw, (left - margin, y), text, font, 'ra')
   affordable = MAX_ALL_PIXELS // (len(models) * len(names) * side**2)
   count = min(max(len(model.frames) for model in models), max(affordable, MIN_FRAMES))
-  chosen = [model.moments(count) for model in models]
+  chosen = [model.snapshots(count) for model in models]
   pictures = []
   for k in range(count):
     canvas = base.copy()

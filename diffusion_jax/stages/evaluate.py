@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
@@ -20,7 +21,6 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import params_of
-from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.result_table import read_result, results_table
 from diffusion_jax.runtime import cost, hosts, provenance, sample_set

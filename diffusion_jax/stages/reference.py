@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.data import adm
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.sections import SPLITS
 from diffusion_jax.runtime import hosts
 from diffusion_jax.stages import prepare
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from diffusion_jax.config.schema import Report
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.sections import Report
 from diffusion_jax.reporting import images, panel, plots, records, results_csv, scatter, tables
 from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
 from diffusion_jax.reporting.panel import Denoising
@@ -106,7 +106,7 @@ def draw_panels(
       numbers = (number for number in range(2, 1000) if f'{stem}-{number}' not in taken)
       stem = f'{stem}-{next(numbers)}' if stem in taken else stem
     png, gif = folder / f'{stem}.png', folder / f'{stem}.gif'
-    images.save_png(png, panel.picture(models, sizes.num_classes, sizes.moments))
+    images.save_png(png, panel.picture(models, sizes.num_classes, sizes.num_snapshots))
     images.save_gif(gif, panel.animation(models, sizes.num_classes))
     written += [png, gif]
   return written

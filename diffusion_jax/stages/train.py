@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax.config.schema import Optimizer
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import first_stage, initial, stored
@@ -17,7 +18,6 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
-from diffusion_jax.experiment.sections import Optimizer
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import hosts, logging, mesh

@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.autoencoder import perceptual_params
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.perceptual import LPIPS
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
 from diffusion_jax.tasks import shared

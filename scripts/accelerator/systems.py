@@ -21,7 +21,7 @@ from diffusion_jax.diffusion.schedules import cosine
 from diffusion_jax.models import dit, unet
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.latents import Scaling
-from diffusion_jax.models.vae import AutoencoderKL, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import create_state
@@ -130,14 +130,7 @@ TINY = Sizes(
 SIZES = {'full': FULL, 'tiny': TINY}
 NUM_CLASSES = {'dit': 1000, 'unet': 100}
 PROCESS = Process(
-  cosine.build(
-    num_timesteps=1000,
-    offset=0.008,
-    max_beta=0.999,
-    time_distribution='uniform',
-    logit_mean=0.0,
-    logit_std=1.0,
-  ),
+  cosine.Cosine().build(),
   'v',
 )
 
@@ -145,7 +138,7 @@ PROCESS = Process(
 def make_dit(sizes: Sizes, name: str, attention: str, dtype: jnp.dtype) -> nn.Module:
   """The published DiT of this size, predicting as many channels as it sees."""
   hidden_size, depth, num_heads = sizes.dit[name]
-  return dit.build(
+  return dit.DiT(
     patch_size=2,
     hidden_size=hidden_size,
     depth=depth,
@@ -165,14 +158,14 @@ def make_unet(
 ) -> nn.Module:
   """A UNet on RGB images."""
   classes = NUM_CLASSES['unet']
-  return unet.build(
+  return unet.UNet(
     **options, attention=attention, remat=remat, out_channels=3, num_classes=classes, dtype=dtype
   )
 
 
 def make_vae(sizes: Sizes, dtype: jnp.dtype) -> AutoencoderKL:
   """The autoencoder on RGB images."""
-  return make_autoencoder(**sizes.vae, image_channels=3, dtype=dtype)
+  return AutoencoderKL(**sizes.vae, image_channels=3, dtype=dtype)
 
 
 def optimizer():
@@ -229,7 +222,7 @@ def make_generator(
   """DDIM without noise, trailing steps, nothing clipped."""
   return Generator(
     PROCESS,
-    ddim.build(schedule=PROCESS.schedule, eta=0.0),
+    ddim.DDIM(schedule=PROCESS.schedule, eta=0.0),
     PROCESS.schedule.grid(num_steps, 'trailing'),
     shape,
     seed=SEED,

@@ -34,7 +34,7 @@ def test_at_its_ends_it_is_a_fixed_variance_step_for_step(v, fixed, num_steps, s
 
   @jax.jit
   def steps(x, t, s):
-    learned, same = (ddpm.build(schedule=schedule, variance=name) for name in ('learned', fixed))
+    learned, same = (ddpm.DDPM(schedule=schedule, variance=name) for name in ('learned', fixed))
     arguments = (keys_of(2), x, t, s)
     return learned.step(*arguments, with_v, ())[0], same.step(
       *arguments, exact_denoiser(schedule), ()
@@ -61,7 +61,7 @@ def test_steps_agree_with_the_reference_library(name, monkeypatch):
     monkeypatch.setattr(ddpm, 'normal_each', lambda keys, shape: noise)
     t, s = (jnp.asarray((case[key] + 1) / 1000, dtype) for key in ('timestep', 'previous'))
     output = jnp.concatenate([output, v], axis=-1)
-    sampler = ddpm.build(schedule=schedule, variance='learned')
+    sampler = ddpm.DDPM(schedule=schedule, variance='learned')
     small, large = ddpm.log_variance_bounds(schedule, t, s)
     fraction = process.to_prediction(output, x_t, t).variance
     x_s, _ = sampler.step(
@@ -94,7 +94,7 @@ def test_the_variance_of_the_last_step_is_bounded_as_published():
   posterior = betas[1] * (1 - bars[0]) / (1 - bars[1])
   np.testing.assert_allclose(small, np.log([posterior, posterior]), rtol=1e-5)
   np.testing.assert_allclose(large, np.log(betas[:2]), rtol=1e-5)
-  sampler = ddpm.build(schedule=schedule, variance='learned')
+  sampler = ddpm.DDPM(schedule=schedule, variance='learned')
   x_0, _ = sampler.step(
     keys_of(2), X, jnp.float32(0.1), jnp.float32(0), lambda x, t: Prediction(x / 2, x, 9 * x), ()
   )
@@ -103,7 +103,7 @@ def test_the_variance_of_the_last_step_is_bounded_as_published():
 
 LEARNED = {
   'process.learned_variance': True,
-  'process.prediction': 'eps',
+  'process.prediction_type': 'eps',
   'schedule.name': 'linear',
   'sampler.name': 'ddpm',
   'sampler.ddpm.variance': 'learned',
@@ -137,8 +137,8 @@ def test_an_experiment_trains_and_samples(tiny, name):
       "config.sampler.ddpm.variance: got 'learned', allowed 'fixed_small', 'fixed_large' unless",
     ),
     (
-      {'schedule.name': 'straight', 'process.prediction': 'v'},
-      "config.process.learned_variance: got True, allowed False with config.schedule.name 'straig",
+      {'schedule.name': 'rectified_flow', 'process.prediction_type': 'v'},
+      "config.process.learned_variance: got True, allowed False with config.schedule.name 'rectified",
     ),
     (
       {'schedule.linear.num_timesteps': 1, 'sample.num_steps': 1},

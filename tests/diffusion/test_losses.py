@@ -18,7 +18,9 @@ def zero(x, time, labels):
 
 
 def loss_of(network, prediction='v', x0=X0, train=True, **changes):
-  fields = dict(null_label=10, label_drop=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0)
+  fields = dict(
+    null_label=10, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0
+  )
   loss = DenoisingLoss(Process(build('cosine'), prediction), **{**fields, **changes})
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(len(x0)))
   return loss(network, x0, jnp.arange(len(x0)) % 10, keys, train=train)
@@ -46,7 +48,7 @@ def test_label_drop_replaces_that_share_by_the_null_label():
     return x
 
   for drop, train in ((0.0, True), (0.1, True), (0.999, True), (0.999, False)):
-    loss_of(network, x0=many, train=train, label_drop=drop)
+    loss_of(network, x0=many, train=train, class_dropout=drop)
   hidden = [y == 10 for y in labels]
   for y, is_hidden in zip(labels, hidden):
     np.testing.assert_array_equal(y[~is_hidden], (np.arange(4000) % 10)[~is_hidden])

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim, ddpm
 from diffusion_jax.diffusion.samplers.base import frame_slots, run_sampler
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from diffusion_jax.randomness import example_keys, purpose_key
 from diffusion_jax.types import Prediction
 from tests.diffusion.test_schedules import build
@@ -42,7 +42,7 @@ def keys_of(count):
 
 def sampler(name, schedule, **changes):
   options = {**base.get_config().sampler[name].to_dict(), **changes}
-  return load_plugin('diffusion.samplers', name).build(schedule=schedule, **options)
+  return make_plugin('diffusion.samplers', name, schedule=schedule, **options)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)
@@ -64,7 +64,7 @@ def test_contract(name):
   np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize('name', ['cosine', 'linear', 'quadratic', 'straight'])
+@pytest.mark.parametrize('name', ['cosine', 'linear', 'scaled_linear', 'rectified_flow'])
 def test_ddim_converges_in_first_order(name):
   """Error at the end of [0.95, 0.05] against the exact flow, in float64."""
   with jax.enable_x64():
@@ -76,7 +76,7 @@ def test_ddim_converges_in_first_order(name):
     for num_steps in (20, 40, 80):
       times = np.linspace(0.95, 0.05, num_steps + 1)
       found, _ = run_sampler(
-        ddim.build(schedule=schedule, eta=0.0), exact_denoiser(schedule), x, keys_of(8), times
+        ddim.DDIM(schedule=schedule, eta=0.0), exact_denoiser(schedule), x, keys_of(8), times
       )
       errors.append(float(jnp.abs(found - exact).max()))
   orders = np.log2(np.array(errors[:-1]) / errors[1:])
@@ -162,7 +162,7 @@ def test_ddim_loop_agrees_with_the_reference_library(name):
 
   x = (np.arange(768) / 768).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2).astype(np.float32)
   found, _ = run_sampler(
-    ddim.build(schedule=schedule, eta=0.0), denoise, x, keys_of(4), schedule.grid(10, spacing)
+    ddim.DDIM(schedule=schedule, eta=0.0), denoise, x, keys_of(4), schedule.grid(10, spacing)
   )
   expected = REFERENCE['ddim_loops'][name]
   assert float(jnp.abs(found).sum()) == pytest.approx(expected['sum'], rel=1e-5)
@@ -207,6 +207,6 @@ def test_frames_are_evenly_spaced_states_of_the_same_run():
 
 def test_options_out_of_range():
   with pytest.raises(ValueError, match='eta: got'):
-    ddim.build(schedule=None, eta=1.5)
+    ddim.DDIM(schedule=None, eta=1.5)
   with pytest.raises(ValueError, match='variance: got'):
-    ddpm.build(schedule=None, variance='large')
+    ddpm.DDPM(schedule=None, variance='large')

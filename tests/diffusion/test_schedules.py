@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.diffusion.schedules.base import index_grid
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
 
 NAMES = plugin_names('diffusion.schedules')
-DISCRETE = [name for name in NAMES if name != 'straight']
+DISCRETE = [name for name in NAMES if name != 'rectified_flow']
 
 
 def build(name, **changes):
   options = {**base.get_config().schedule[name].to_dict(), **changes}
-  return load_plugin('diffusion.schedules', name).build(**options)
+  return make_plugin('diffusion.schedules', name, **options)
 
 
 def test_all_are_found():
-  assert set(NAMES) == {'linear', 'quadratic', 'cosine', 'straight'}
+  assert set(NAMES) == {'linear', 'scaled_linear', 'cosine', 'rectified_flow'}
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -56,7 +56,7 @@ def test_linear_is_the_product_of_its_betas():
 
 
 def test_quadratic_is_linear_in_the_root():
-  table = build('quadratic').alpha_bar
+  table = build('scaled_linear').alpha_bar
   betas = 1 - table[1:] / table[:-1]
   np.testing.assert_allclose(np.diff(np.sqrt(betas), 2), 0, atol=1e-12)
   np.testing.assert_allclose(betas[[0, -1]], [8.5e-4, 0.012], rtol=1e-10)
@@ -92,7 +92,7 @@ def test_log_snr_is_linear_between_indices():
 
 
 def test_logit_normal_has_its_median():
-  schedule = build('straight', time_distribution='logit_normal', logit_mean=1.0)
+  schedule = build('rectified_flow', time_distribution='logit_normal', logit_mean=1.0)
   drawn = schedule.sample_t(jax.random.key(0), (20_000,))
   assert float(jnp.median(drawn)) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.01)
 

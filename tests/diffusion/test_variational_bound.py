@@ -147,7 +147,9 @@ def test_terms_are_those_of_the_papers():
 def hybrid(output, *, train=True, prediction='eps', **changes):
   """DenoisingLoss of a network with this output, of data 0.5, at 4 timesteps, the first one too."""
   schedule = build('linear', num_timesteps=4)
-  fields = dict(null_label=0, label_drop=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.1)
+  fields = dict(
+    null_label=0, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.1
+  )
   loss = DenoisingLoss(Process(schedule, prediction, True), **{**fields, **changes})
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(SHAPE[0]))
   x0 = jnp.full(SHAPE, 0.5)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.evaluation import classifier_training, extract
@@ -14,7 +15,6 @@ from diffusion_jax.evaluation.classifier_training import affordable, shifted
 from diffusion_jax.evaluation.extract import Extractor, num_features
 from diffusion_jax.evaluation.features import dataset_classifier
 from diffusion_jax.evaluation.types import Context, FeatureSet
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from diffusion_jax.runtime.mesh import make_mesh
 from tests.data.sources import digits
 
@@ -34,7 +34,7 @@ def build(data):
   def built(name, cache_dir, **changes):
     options = {**base.get_config().eval.features.get(name, {}), **SHORT.get(name, {}), **changes}
     context = Context(data.get, cache_dir, '', False)
-    return load_plugin('evaluation.features', name).build(context=context, **options)
+    return make_plugin('evaluation.features', name, context=context, **options)
 
   return built
 
@@ -245,7 +245,9 @@ def classifier(train, holdout, folder, **changes):
   options = {**base.get_config().eval.features.dataset_classifier, **SHORT['dataset_classifier']}
   sources = {'train': train, 'holdout': holdout}
   context = Context(sources.get, folder, '', False)
-  return dataset_classifier.build(context=context, **options, **changes)
+  return make_plugin(
+    'evaluation.features', 'dataset_classifier', context=context, **{**options, **changes}
+  )
 
 
 def test_an_interrupted_classifier_is_gone_on_with(data, tmp_path):
@@ -301,7 +303,7 @@ def test_a_reduced_budget_is_told_and_kept(data, tmp_path, monkeypatch, capsys):
 )
 def test_a_classifier_near_chance_warns(num_classes, accuracy, warns):
   module = dataset_classifier.CNN((8,), 8, num_classes)
-  network = dataset_classifier.DatasetClassifier(module, {}, '', {'holdout_accuracy': accuracy})
+  network = dataset_classifier.ClassifierFeatures(module, {}, '', {'holdout_accuracy': accuracy})
   assert len(network.warnings) == warns
 
 

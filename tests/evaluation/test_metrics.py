@@ -11,13 +11,13 @@ from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist
 
 from configs import base
+from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.evaluation import nearest_neighbours
 from diffusion_jax.evaluation.fid import distance, moments
 from diffusion_jax.evaluation.inception_score import score
 from diffusion_jax.evaluation.nearest_neighbours import nearest
 from diffusion_jax.evaluation.torch_fidelity import RESULTS
 from diffusion_jax.evaluation.types import FeatureSet, Moments, Sizes
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from tests.fixtures import make_metrics_reference as recorded
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,7 @@ def features(count=50, classes=4, size=3):
 def metric_of(name, **changes):
   """A metric with the options of configs/base.py, and some others."""
   options = dict(base.get_config().eval.get(name, {}))
-  return load_plugin('evaluation', name).build(**{**options, **changes})
+  return make_plugin('evaluation', name, **{**options, **changes})
 
 
 def only(array):
@@ -87,7 +87,7 @@ def test_a_reference_of_moments_alone_gives_a_number_or_a_reason(name):
 def test_metrics_that_need_logits_say_nothing_without_them():
   without = FeatureSet(np.zeros((4, 2)), None, np.zeros(4, int))
   for name, options in (('label_accuracy', {}), ('inception_score', {'splits': 2})):
-    assert load_plugin('evaluation', name).build(**options)(without, without) == {}
+    assert make_plugin('evaluation', name, **options)(without, without) == {}
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_inception_score_of_classes_that_never_occur():
 
 
 def test_label_accuracy_counts():
-  metric = load_plugin('evaluation', 'label_accuracy').build()
+  metric = make_plugin('evaluation', 'label_accuracy')
   logits = np.eye(3)[[0, 1, 2, 0]]
   found = metric(FeatureSet(logits, logits, np.array([0, 1, 1, 0])), None)
   assert found == {'label_accuracy': 0.75}

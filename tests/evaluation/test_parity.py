@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from diffusion_jax.config.fields import make_plugin
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.extract import Extractor
-from diffusion_jax.evaluation.features.inception import Inception
-from diffusion_jax.experiment.fields import load_plugin
+from diffusion_jax.evaluation.features.inception import InceptionFeatures
 from diffusion_jax.interop import inception
 from diffusion_jax.runtime.mesh import make_mesh
 from tests.fixtures.inception_weights import crops, state
@@ -26,7 +26,7 @@ METRICS = {
 def test_features_and_metrics_are_those_of_torch_fidelity(side):
   images = crops(COUNT, side), crops(COUNT, side, seed=1)
   theirs = torch_fidelity.measure_with_features(*images, state(), METRICS, batch_size=8)
-  network = Inception(inception.fold(state(), 'random weights'), 'random')
+  network = InceptionFeatures(inception.fold(state(), 'random weights'), 'random')
   extractor = Extractor(network, make_mesh(-1, 1, 1), 8)
   samples, reference = (extractor(Arrays(x, ''), np.arange(COUNT)) for x in images)
   for found, wanted in ((samples, theirs.samples), (reference, theirs.reference)):
@@ -36,7 +36,7 @@ def test_features_and_metrics_are_those_of_torch_fidelity(side):
       assert errors.max() < 1e-4
   measured = {}
   for name, options in METRICS.items():
-    measured |= load_plugin('evaluation', name).build(**options)(samples, reference)
+    measured |= make_plugin('evaluation', name, **options)(samples, reference)
   for name in ('precision', 'recall'):
     assert abs(measured.pop(name) - theirs.metrics.pop(name)) <= 2 / COUNT
   assert set(theirs.metrics) == set(measured)

@@ -1,15 +1,15 @@
 """The reference as a backend: what it is asked, what it answers, and how it fails."""
 
-import inspect
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from diffusion_jax.config.fields import load_plugin, make_plugin, plugin_names
+from diffusion_jax.config.options import options_of
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation import torch_fidelity
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
 from tests.fixtures.inception_weights import crops, weight
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'inception.npz'
@@ -39,9 +39,9 @@ def test_metrics_are_asked_for_by_their_names():
 @pytest.mark.parametrize('name', torch_fidelity.SUPPORTED)
 def test_metrics_and_options_are_those_of_the_plugins(name):
   assert name in plugin_names('evaluation') and OPTIONS.keys() == set(torch_fidelity.SUPPORTED)
-  build = load_plugin('evaluation', name).build
-  assert set(inspect.signature(build).parameters) == set(torch_fidelity.METRICS[name][1])
-  assert set(build(**OPTIONS[name]).names) <= set(torch_fidelity.RESULTS.values())
+  plugin = load_plugin('evaluation', name)
+  assert options_of(plugin).keys() == set(torch_fidelity.METRICS[name][1])
+  assert set(plugin(**OPTIONS[name]).names) <= set(torch_fidelity.RESULTS.values())
 
 
 def test_other_metrics_are_refused():
@@ -94,7 +94,7 @@ def test_numbers_are_those_of_our_metrics_of_its_features(recorded, weights, tmp
   assert found.samples.features.shape == (10, 2048) and found.reference.logits.shape == (9, 1008)
   ours = {}
   for name, options in OPTIONS.items():
-    ours |= load_plugin('evaluation', name).build(**options)(found.samples, found.reference)
+    ours |= make_plugin('evaluation', name, **options)(found.samples, found.reference)
   assert ours.keys() == found.metrics.keys()
   for name, value in ours.items():
     assert value == pytest.approx(found.metrics[name], rel=1e-4), name

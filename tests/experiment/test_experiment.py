@@ -1,5 +1,6 @@
 """Configs are read completely or refused with every problem named; every file of configs/ builds."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -83,14 +84,14 @@ def test_values_that_are_not_allowed(tmp_path, changes, message):
 def test_unknown_missing_and_mistyped_keys_are_all_named_at_once(tmp_path):
   mapping = tiny_mapping(tmp_path)
   mapping['model']['dit']['dept'] = 3
-  del mapping['loss']['label_drop']
+  del mapping['loss']['class_dropout']
   mapping['optimizer']['b1'] = 'high'
   mapping['extra'] = 1
   with pytest.raises(InputError) as caught:
     create(mapping)
   text = str(caught.value)
   assert '4 problems' in text
-  for part in ("unknown field: got 'dept'", 'label_drop: missing', "b1: got 'high'", "'extra'"):
+  for part in ("unknown field: got 'dept'", 'class_dropout: missing', "b1: got 'high'", "'extra'"):
     assert part in text
 
 
@@ -114,7 +115,7 @@ def test_what_voids_a_checkpoint_is_refused_and_the_rest_is_noted(tmp_path):
     {'seed': 1},
     {'train.batch_size': 8},
     {'data.flip': True},
-    {'process.prediction': 'x0'},
+    {'process.prediction_type': 'x0'},
     {'schedule.cosine.num_timesteps': 500},
   ):
     with pytest.raises(InputError, match=f'{next(iter(change))}: trained with'):
@@ -157,12 +158,13 @@ def test_a_given_scale_of_latents_is_taken_and_measures_nothing(tmp_path):
   assert scaling.scale == np.float32(0.18215) and not scaling.shift.any()
 
 
-@pytest.mark.parametrize('metric', ['psnr', 'kl'])
-def test_a_best_metric_without_its_prefix_is_read(tmp_path, metric):
-  """As autoencoders were trained before held-out metrics had one."""
-  given = tiny_mapping(
-    tmp_path, **{'task': 'autoencoder', 'checkpoint.best_metric': f'holdout_{metric}'}
-  )
-  stored.save(tmp_path, stored.with_value(given, 'checkpoint.best_metric', metric))
-  assert create(stored.merged(tmp_path, given, {})).best_metric == f'holdout_{metric}'
-  assert stored.changes(tmp_path, given) == []
+def test_another_format_of_config_json_is_refused(tmp_path):
+  given = tiny_mapping(tmp_path)
+  stored.save(tmp_path, given)
+  whole = json.loads((tmp_path / 'config.json').read_text())
+  for version in (None, 2):
+    other = {key: value for key, value in whole.items() if key != 'format_version'}
+    other |= {'format_version': version} if version else {}
+    (tmp_path / 'config.json').write_text(json.dumps(other))
+    with pytest.raises(InputError, match=rf'format_version {(version or "none")}, allowed 1'):
+      stored.merged(tmp_path, given, {})

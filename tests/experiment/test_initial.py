@@ -32,7 +32,7 @@ RECORDED = {
   'vae.z_channels': 4,
   'data.image_size': 16,
   'schedule.name': 'linear',
-  'process.prediction': 'eps',
+  'process.prediction_type': 'eps',
   'process.learned_variance': True,
 }
 LATENT = {**AUTOENCODER, 'space': 'latent', 'data.image_size': 16, 'data.channels': 3}
@@ -139,9 +139,11 @@ def test_both_forms_of_the_recorded_weights_are_one_model(tmp_path):
   assert given.scaling is None
   (note,) = given.notes
   assert '--config.vae.scale=0.18215 and --config.vae.shift=none, here: measured and none' in note
-  scaled = make(tmp_path, path, **{**RECORDED, 'vae.scale': 0.18215, 'process.prediction': 'v'})
+  scaled = make(
+    tmp_path, path, **{**RECORDED, 'vae.scale': 0.18215, 'process.prediction_type': 'v'}
+  )
   (note,) = initial.load(scaled).notes
-  assert 'config.process.prediction eps' in note and note.endswith('here: v and linear')
+  assert 'config.process.prediction_type eps' in note and note.endswith('here: v and linear')
 
 
 @pytest.mark.parametrize('model', ['dit', 'unet'])
@@ -271,7 +273,10 @@ def test_arrays_of_other_shapes_are_named_with_both(tmp_path):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'process.prediction': 'x0'}, r"config\.process\.prediction: got 'x0', trained with 'v'"),
+    (
+      {'process.prediction_type': 'x0'},
+      r"config\.process\.prediction_type: got 'x0', trained with 'v'",
+    ),
     (LATENT, r"config\.space: got 'latent', trained with 'pixel'"),
   ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax.experiment.fields import load_plugin, plugin_names
+from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
 from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.runtime.cost import flops, num_parameters
@@ -26,7 +26,7 @@ CASES = [(name, {}, classes) for name in NAMES for classes in (0, 10)] + [('unet
 def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes):
   options = {**base.get_config().model[name].to_dict(), **changes}
   derived = dict(out_channels=out_channels, num_classes=num_classes, dtype=dtype)
-  return load_plugin('models', name).build(**options, **derived)
+  return make_plugin('models', name, **options, **derived)
 
 
 def inputs(shape=(3, 8, 8, 1)):

@@ -93,7 +93,7 @@ MODULES = {name: build(name, **SIZES, **SMALL[name]) for name in NAMES}
 MODULES['unet, conditioned by a sum'] = build(
   'unet', **SIZES, **SMALL['unet'], scale_shift_norm=False, resample='residual'
 )
-MODULES['vae'] = vae.make_autoencoder(
+MODULES['vae'] = vae.AutoencoderKL(
   channels=32,
   channel_mult=(1, 2),
   num_res_blocks=1,

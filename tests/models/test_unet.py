@@ -44,7 +44,7 @@ PARITY = {
 
 def build(*, out_channels=3, num_classes=0, dtype=jnp.float32, **changes):
   options = {**base.get_config().model.unet.to_dict(), **changes}
-  return unet.build(**options, out_channels=out_channels, num_classes=num_classes, dtype=dtype)
+  return unet.UNet(**options, out_channels=out_channels, num_classes=num_classes, dtype=dtype)
 
 
 def inputs(side=8, batch=2, channels=3):

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import norm as normal
 
 from diffusion_jax.interop.compvis import autoencoder_params
-from diffusion_jax.models.vae import Posterior, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL, Posterior
 from diffusion_jax.runtime.cost import flops, num_parameters
 
 F4 = dict(channels=128, channel_mult=(1, 2, 4), num_res_blocks=2, z_channels=3, embed_channels=3)
@@ -17,7 +17,7 @@ TINY = dict(channels=32, channel_mult=(1, 1, 2), num_res_blocks=1, z_channels=3,
 
 @pytest.mark.parametrize('sizes, millions, factor', [(F4, 55.31, 4), (F8, 83.65, 8)])
 def test_published_sizes(sizes, millions, factor):
-  module = make_autoencoder(**sizes)
+  module = AutoencoderKL(**sizes)
   params = autoencoder_params(module)
   assert num_parameters(params) / 1e6 == pytest.approx(millions, abs=0.005)
   assert module.factor == factor
@@ -25,12 +25,12 @@ def test_published_sizes(sizes, millions, factor):
 
 def test_f4_has_204_tensors_in_the_published_file():
   """Ours are fewer: q, k and v are one kernel and one bias, in the encoder and in the decoder."""
-  count = len(jax.tree.leaves(autoencoder_params(make_autoencoder(**F4))))
+  count = len(jax.tree.leaves(autoencoder_params(AutoencoderKL(**F4))))
   assert count + 2 * 2 * 2 == 204
 
 
 def test_flops_at_128_pixels():
-  module = make_autoencoder(**F4)
+  module = AutoencoderKL(**F4)
   params = autoencoder_params(module)
   images, z = jnp.zeros((1, 128, 128, 3)), jnp.zeros((1, 32, 32, 3))
   encode = flops(lambda p, x: module.apply({'params': p}, x, method='encode'), params, images)
@@ -40,7 +40,7 @@ def test_flops_at_128_pixels():
 
 
 def test_shapes_and_dtypes():
-  module = make_autoencoder(**TINY, dtype=jnp.bfloat16)
+  module = AutoencoderKL(**TINY, dtype=jnp.bfloat16)
   images, noise = jnp.ones((2, 16, 24, 3)), jnp.ones((2, 4, 6, 3))
   params = module.init(jax.random.key(0), images, noise)['params']
   assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype('float32')}
@@ -83,4 +83,4 @@ def test_the_posterior_samples_and_clips_its_variance():
 )
 def test_sizes_that_do_not_fit(changes, message):
   with pytest.raises(ValueError, match=message):
-    make_autoencoder(**{**TINY, **changes})
+    AutoencoderKL(**{**TINY, **changes})

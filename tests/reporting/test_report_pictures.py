@@ -59,7 +59,7 @@ def colour(number, row, frame):
 
 
 def test_panel_is_a_row_a_model_and_a_block_a_class():
-  picture = panel.picture([model(0), model(1, count=9)], num_classes=2, moments=3)
+  picture = panel.picture([model(0), model(1, count=9)], num_classes=2, num_snapshots=3)
   assert cells(picture, 64) == [
     [colour(0, row, frame) for row in (0, 1) for frame in (0, 2, 4)],
     [colour(1, row, frame) for row in (0, 1) for frame in (0, 4, 8)],
@@ -131,11 +131,11 @@ def test_animation_finds_classes_by_name():
 def test_frames_are_chosen_by_their_times():
   frames = coloured(0, count=4)
   uneven = Denoising('uneven', frames, CLASSES, np.array([1.0, 0.9, 0.45, 0.0], np.float32))
-  assert uneven.moments(3).tolist() == [0, 2, 3]
-  assert uneven.moments(11).tolist() == [0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
+  assert uneven.snapshots(3).tolist() == [0, 2, 3]
+  assert uneven.snapshots(11).tolist() == [0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3]
   broken = dataclasses.replace(uneven, times=np.full(4, np.nan))
-  assert broken.moments(4).tolist() == [0, 1, 2, 3]
-  assert Denoising('short', frames[:1], CLASSES).moments(3).tolist() == [0, 0, 0]
+  assert broken.snapshots(4).tolist() == [0, 1, 2, 3]
+  assert Denoising('short', frames[:1], CLASSES).snapshots(3).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize('side, cell', [(8, 64), (48, 96), (128, 128), (256, 128)])
@@ -328,7 +328,7 @@ CONFIG = {
   'task': 'diffusion',
   'space': 'pixel',
   'data': {'name': 'digits', 'fingerprint': 'f' * 16, 'image_size': 8},
-  'process': {'prediction': 'v', 'learned_variance': False},
+  'process': {'prediction_type': 'v', 'learned_variance': False},
   'schedule': {'name': 'cosine', 'cosine': {'num_timesteps': 1000}},
   'loss': {'weighting': 'none'},
   'eval': {'features': {'name': 'inception', 'inception': {}}, 'reference': 'holdout'},
@@ -352,7 +352,7 @@ def test_series_are_read_in_order_and_damage_is_counted(tmp_path):
 
 
 def test_losses_share_a_plot_only_where_they_are_the_same_quantity():
-  other = {**CONFIG, 'process': {'prediction': 'eps', 'learned_variance': False}}
+  other = {**CONFIG, 'process': {'prediction_type': 'eps', 'learned_variance': False}}
   both = series(loss=[3, 2, 1], holdout_loss=[2.5])
   runs = [
     ('A', 0, CONFIG, both),

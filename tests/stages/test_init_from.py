@@ -9,6 +9,7 @@ from PIL import Image
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.interop import dit
 from diffusion_jax.runtime import sample_set
@@ -116,7 +117,7 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
   # Again without the flag: from config.json, as nothing else was kept.
   run('sample', folder, tmp_path, **{'sample.cfg_scale': 2.0, 'sample.name': 'again'})
   np.testing.assert_array_equal(sample_set.load(folder / 'samples' / 'again', 20)[0], made)
-  alone = json.loads((folder / 'config.json').read_text())  # As --workdir without --config.
+  alone = stored.load(folder)  # As --workdir without --config.
   assert alone['init_from'] == str(path)
   capsys.readouterr()
   run_mode('sample', alone, {}, folder, as_json=False)
@@ -155,8 +156,8 @@ def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weight
   assert f'weights of {path}\n' in capsys.readouterr().out
   run('train', tmp_path / 'direct', tmp_path, path, **STEADY, **{'train.num_steps': 2})
   assert_same(*(state_of(tmp_path, tmp_path / name) for name in ('run', 'direct')))
-  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert stored['data']['fingerprint'] and stored['init_from'] == str(path)
+  kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert kept['data']['fingerprint'] and kept['init_from'] == str(path)
 
 
 def test_evaluating_against_a_reference_of_elsewhere_needs_no_data(tmp_path, weights):
@@ -198,8 +199,8 @@ def test_latent_samples_without_training(tmp_path, capsys):
   assert f'weights of {folder}\nnothing was trained' in capsys.readouterr().out  # No notes.
   made, _ = sample_set.load(tmp_path / 'run' / 'samples' / 'ddim3-cfg1', 4)
   assert made.shape == (4, 16, 16, 3) and made.std() > 5
-  stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  assert (tmp_path / 'run' / 'vae.safetensors').exists() and stored['vae']['fingerprint']
+  kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  assert (tmp_path / 'run' / 'vae.safetensors').exists() and kept['vae']['fingerprint']
   experiment = create(tiny_mapping(tmp_path, **changes, **{'vae.scale': 0.18215}))
   meta = json.loads((tmp_path / 'run' / 'samples' / 'ddim3-cfg1' / 'meta.json').read_text())
   assert meta['identity']['autoencoder'] == experiment.first_stage.fingerprint

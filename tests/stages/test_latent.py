@@ -17,7 +17,7 @@ from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.interop.compvis import autoencoder_params
-from diffusion_jax.models.vae import Posterior, make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL, Posterior
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
@@ -54,7 +54,7 @@ LATENT = {
 
 def write_autoencoder(folder, seed='', sizes=SIZES):
   """vae.safetensors in a folder, as a run keeps it."""
-  module = make_autoencoder(**sizes)
+  module = AutoencoderKL(**sizes)
   shapes = flatten_dict(autoencoder_params(module), sep='/')
   flat = {}
   for name, leaf in shapes.items():
@@ -262,8 +262,8 @@ def test_damaged_weights_are_not_used(trained, tmp_path):
       r"config\.space: got 'latent'",
     ),
     (
-      {'process.prediction': 'eps'},
-      r"config\.process\.prediction: got 'eps'.*log SNR -(\d|\.)+, where eps",
+      {'process.prediction_type': 'eps'},
+      r"config\.process\.prediction_type: got 'eps'.*log SNR -(\d|\.)+, where eps",
     ),
   ],
 )
@@ -310,7 +310,7 @@ def test_files_that_are_no_autoencoder(trained, tmp_path):
   for folder, content in (
     (number, '5'),
     (bert, '{"model_type": "bert"}'),
-    (old, '{"task": "autoencoder", "data": {}, "model": {}, "train": {}}'),
+    (old, '{"format_version": 1, "task": "autoencoder", "data": {}, "model": {}, "train": {}}'),
   ):
     folder.mkdir()
     (folder / 'config.json').write_text(content)

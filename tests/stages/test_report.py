@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from configs import dit_cfg
+from diffusion_jax.config.schema import Report
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment.sections import Report
 from diffusion_jax.reporting.tables import escaped
 from diffusion_jax.stages import report
 from tests.reporting.run_folders import METRICS, make_frames, make_run, write
@@ -24,7 +24,7 @@ INCEPTION = {'features': 'inception', 'num_samples': 5000}
 
 
 def run(folder, num_classes=6, moments=5):
-  sections = Report(num_classes=num_classes, moments=moments)
+  sections = Report(num_classes=num_classes, num_snapshots=moments)
   report.run(SimpleNamespace(config=SimpleNamespace(report=sections)), folder)
   return folder / 'report'
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from configs import vae
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.perceptual import LPIPS
 from diffusion_jax.tasks import autoencoder, shared, task_of
 from tests.conftest import tiny_mapping
 

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.vae import make_autoencoder
+from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.training.autoencoder import AutoencoderTrainer, psnr
 
 SHAPE = (16, 16, 3)
@@ -23,7 +23,7 @@ def perceptual(a, b):
 
 
 def make_trainer(**changes):
-  module = make_autoencoder(
+  module = AutoencoderKL(
     channels=32, channel_mult=(1, 1), num_res_blocks=1, z_channels=2, embed_channels=2
   )
   options = dict(

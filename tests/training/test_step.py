@@ -154,7 +154,7 @@ def recorded(experiment, **changes):
 
 
 def test_training_hides_labels_and_drops_out_with_a_key_a_step(tiny):
-  """At the shipped label_drop of 0.1, each label for itself."""
+  """At the shipped class_dropout of 0.1, each label for itself."""
   experiment = tiny()
   batch = batch_of(experiment, size=1200)
   trainer, state, module = recorded(experiment)

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from diffusion_jax.config.options import Check, option, require_options
 from diffusion_jax.diffusion.samplers.ddpm import posterior_variance
 from diffusion_jax.randomness import normal_each
 from diffusion_jax.types import Array, Denoiser, NoiseSchedule, PyTree
@@ -14,7 +15,12 @@ class DDIM:
   """x_s = alpha_s x0 + sqrt(sigma_s^2 - noise^2) eps + noise z, noise^2 = eta^2 posterior variance."""
 
   schedule: NoiseSchedule
-  eta: float
+  eta: float = option(
+    0.0, '0: deterministic, 1: like DDPM.', Check(lambda eta: 0 <= eta <= 1, '0..1')
+  )
+
+  def __post_init__(self):
+    require_options(self)
 
   def init(self, x_T: Array) -> PyTree:
     """Nothing is carried."""
@@ -34,10 +40,3 @@ class DDIM:
     noise = normal_each(keys, x_t.shape[1:]).astype(x_t.dtype)
     x_s = n_s.alpha * prediction.x0 + direction * prediction.eps + jnp.sqrt(variance) * noise
     return x_s, carry
-
-
-def build(*, schedule: NoiseSchedule, eta: float) -> DDIM:
-  """Raises: ValueError if eta is outside [0, 1]."""
-  if not 0 <= eta <= 1:
-    raise ValueError(f'eta: got {eta}, allowed 0..1 (nearest {min(max(eta, 0), 1)})')
-  return DDIM(schedule, eta)

@@ -15,10 +15,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from diffusion_jax.config.options import one_of, option, require_options
 from diffusion_jax.randomness import normal_each
 from diffusion_jax.types import Array, Denoiser, NoiseLevel, NoiseSchedule, PyTree
-
-VARIANCES = ('fixed_small', 'fixed_large', 'learned')
 
 
 def step_variance(n_t: NoiseLevel, n_s: NoiseLevel) -> Array:
@@ -58,7 +57,14 @@ class DDPM:
   """
 
   schedule: NoiseSchedule
-  variance: str
+  variance: str = option(
+    'fixed_small',
+    "'learned' only with process.learned_variance.",
+    one_of('fixed_small', 'fixed_large', 'learned'),
+  )
+
+  def __post_init__(self):
+    require_options(self)
 
   def init(self, x_T: Array) -> PyTree:
     """Nothing is carried."""
@@ -82,10 +88,3 @@ class DDPM:
     noise = normal_each(keys, x_t.shape[1:]).astype(x_t.dtype)
     x_s = posterior_mean(n_t, n_s, x_t, prediction.x0) + jnp.sqrt(variance) * noise
     return x_s, carry
-
-
-def build(*, schedule: NoiseSchedule, variance: str) -> DDPM:
-  """Raises: ValueError for an unknown variance."""
-  if variance not in VARIANCES:
-    raise ValueError(f'variance: got {variance!r}, allowed {VARIANCES}')
-  return DDPM(schedule, variance)

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.options import Check
 from diffusion_jax.types import Array, NoiseLevel
 
 SPACINGS = ('trailing', 'leading', 'linspace')
-MAX_TIMESTEPS = 100_000  # Of a table; publications have 1,000 to 4,000.
+MAX_TIMESTEPS = 100_000  # Publications have 1,000 to 4,000.
+TIMESTEPS = Check(lambda n: 1 <= n <= MAX_TIMESTEPS, f'1..{MAX_TIMESTEPS}')  # Of a table.
 TIME_DISTRIBUTIONS = ('uniform', 'logit_normal')
 
 
@@ -65,15 +67,6 @@ def index_grid(num_timesteps: int, num_steps: int, spacing: str) -> np.ndarray:
   else:
     raise ValueError(f'spacing: got {spacing!r}, allowed {SPACINGS}')
   return np.append(indices.astype(np.int64), 0)
-
-
-def require_num_timesteps(num_timesteps: int) -> None:
-  """Raises: ValueError for a table without entries, or too large to be one."""
-  if not 1 <= num_timesteps <= MAX_TIMESTEPS:
-    nearest = min(max(num_timesteps, 1), MAX_TIMESTEPS)
-    raise ValueError(
-      f'num_timesteps: got {num_timesteps}, allowed 1..{MAX_TIMESTEPS} (nearest {nearest})'
-    )
 
 
 def require_beta_range(beta_start: float, beta_end: float) -> None:

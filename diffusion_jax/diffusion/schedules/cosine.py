@@ -1,32 +1,48 @@
 """Cosine alpha_bar (Nichol & Dhariwal 2021, arXiv:2102.09672, Eq. 17)."""
 
+import dataclasses
+
 import numpy as np
 
+from diffusion_jax.config.options import (
+  NOT_NEGATIVE,
+  POSITIVE,
+  Check,
+  one_of,
+  option,
+  require_options,
+)
 from diffusion_jax.diffusion.schedules.base import (
+  TIMESTEPS,
   DiscreteSchedule,
   TimeDistribution,
-  require_num_timesteps,
 )
 
 
-def build(
-  *,
-  num_timesteps: int,
-  offset: float,
-  max_beta: float,
-  time_distribution: str,
-  logit_mean: float,
-  logit_std: float,
-) -> DiscreteSchedule:
+@dataclasses.dataclass(frozen=True)
+class Cosine:
   """f(i) = cos^2((i/T + offset) / (1 + offset) * pi/2); beta_i = min(1 - f(i)/f(i-1), max_beta)."""
-  require_num_timesteps(num_timesteps)
-  if offset < 0:
-    raise ValueError(f'offset: got {offset}, allowed >= 0')
-  if not 0 < max_beta < 1:
-    raise ValueError(f'max_beta: got {max_beta}, allowed between 0 and 1')
-  i = np.arange(num_timesteps + 1)
-  f = np.cos((i / num_timesteps + offset) / (1 + offset) * np.pi / 2) ** 2
-  betas = np.minimum(1 - f[1:] / f[:-1], max_beta)
-  return DiscreteSchedule.from_betas(
-    betas, TimeDistribution(time_distribution, logit_mean, logit_std)
+
+  num_timesteps: int = option(1000, 'Steps of the table.', TIMESTEPS)
+  offset: float = option(0.008, 'Keeps beta from vanishing near t = 0.', NOT_NEGATIVE)
+  max_beta: float = option(
+    0.999, 'Of the last betas.', Check(lambda beta: 0 < beta < 1, 'between 0 and 1')
   )
+  time_distribution: str = option(
+    'uniform', 'Of training times.', one_of('uniform', 'logit_normal')
+  )
+  logit_mean: float = option(0.0, 'Of logit_normal; higher is noisier.')
+  logit_std: float = option(1.0, 'Of logit_normal.', POSITIVE)
+
+  def __post_init__(self):
+    require_options(self)
+
+  def build(self) -> DiscreteSchedule:
+    """The table of these betas."""
+    num_timesteps, offset = self.num_timesteps, self.offset
+    i = np.arange(num_timesteps + 1)
+    f = np.cos((i / num_timesteps + offset) / (1 + offset) * np.pi / 2) ** 2
+    betas = np.minimum(1 - f[1:] / f[:-1], self.max_beta)
+    return DiscreteSchedule.from_betas(
+      betas, TimeDistribution(self.time_distribution, self.logit_mean, self.logit_std)
+    )

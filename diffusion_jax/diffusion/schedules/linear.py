@@ -1,28 +1,38 @@
 """Linear betas (Ho et al. 2020, arXiv:2006.11239, Section 4)."""
 
+import dataclasses
+
 import numpy as np
 
+from diffusion_jax.config.options import POSITIVE, one_of, option, require_options
 from diffusion_jax.diffusion.schedules.base import (
+  TIMESTEPS,
   DiscreteSchedule,
   TimeDistribution,
   require_beta_range,
-  require_num_timesteps,
 )
 
 
-def build(
-  *,
-  num_timesteps: int,
-  beta_start: float,
-  beta_end: float,
-  time_distribution: str,
-  logit_mean: float,
-  logit_std: float,
-) -> DiscreteSchedule:
+@dataclasses.dataclass(frozen=True)
+class Linear:
   """beta evenly spaced from beta_start to beta_end over num_timesteps."""
-  require_num_timesteps(num_timesteps)
-  require_beta_range(beta_start, beta_end)
-  betas = np.linspace(beta_start, beta_end, num_timesteps)
-  return DiscreteSchedule.from_betas(
-    betas, TimeDistribution(time_distribution, logit_mean, logit_std)
+
+  num_timesteps: int = option(1000, 'Steps of the table.', TIMESTEPS)
+  beta_start: float = option(1e-4, 'The first, of least noise.')
+  beta_end: float = option(0.02, 'The last; 0 < beta_start <= beta_end < 1.')
+  time_distribution: str = option(
+    'uniform', 'Of training times.', one_of('uniform', 'logit_normal')
   )
+  logit_mean: float = option(0.0, 'Of logit_normal; higher is noisier.')
+  logit_std: float = option(1.0, 'Of logit_normal.', POSITIVE)
+
+  def __post_init__(self):
+    require_options(self)
+    require_beta_range(self.beta_start, self.beta_end)
+
+  def build(self) -> DiscreteSchedule:
+    """The table of these betas."""
+    betas = np.linspace(self.beta_start, self.beta_end, self.num_timesteps)
+    return DiscreteSchedule.from_betas(
+      betas, TimeDistribution(self.time_distribution, self.logit_mean, self.logit_std)
+    )

@@ -19,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from diffusion_jax.config.options import option
 from diffusion_jax.evaluation.classifier_training import train_params
 from diffusion_jax.evaluation.types import Context
 from diffusion_jax.replacing import replacing
@@ -65,7 +66,7 @@ def first_stride(side: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DatasetClassifier:
+class ClassifierFeatures:
   """A trained CNN. digest: of its weights. notes: its held-out accuracy."""
 
   module: CNN
@@ -125,45 +126,46 @@ def _load(path: Path) -> tuple[PyTree, dict[str, float]] | None:
   return params, json.loads(metadata['notes'])
 
 
-def build(
-  *,
-  context: Context,
-  channels: tuple[int, ...],
-  feature_size: int,
-  num_steps: int,
-  batch_size: int,
-  learning_rate: float,
-  seed: int,
-  max_seconds: float,
-) -> DatasetClassifier:
-  """The cached network of this data set and these settings, trained first if there is none.
+@dataclasses.dataclass(frozen=True)
+class DatasetClassifier:
+  """A small CNN that is trained on the data set once."""
 
-  The first host trains; the others wait for its file.
-  """
-  train, holdout = context.images('train'), context.images('holdout')
-  module = CNN(tuple(channels), feature_size, len(train.label_names))
-  settings = [tuple(channels), feature_size, num_steps, batch_size, learning_rate, seed]
-  stride = first_stride(train.element['image'].shape[0])
-  settings += [f'stride {stride}'] if stride > 1 else []
-  identity = json.dumps([train.fingerprint, holdout.fingerprint, *settings])
-  name = hashlib.sha256(identity.encode()).hexdigest()[:16]
-  path = context.cache_dir / 'features' / f'dataset_classifier-{name}.safetensors'
+  channels: tuple[int, ...] = option((32, 64), 'Of its levels.')
+  feature_size: int = option(64, 'Features an image.')
+  num_steps: int = option(600, 'Of its training.')
+  batch_size: int = option(128, 'Of its training.')
+  learning_rate: float = option(2e-3, 'Of its training.')
+  seed: int = option(0, 'Of its training.')
+  max_seconds: float = option(120.0, 'Of its training, as many steps as fit; 0: all.')
 
-  def ensure():
-    if _load(path):
-      return
-    kept = path.with_suffix('.part')
-    found = train_params(
-      *(module, train, num_steps, batch_size, learning_rate, seed, max_seconds, kept)
-    )
-    params, taken = jax.device_get(found[0]), found[1]
-    notes = {'holdout_accuracy': accuracy(module, params, holdout, batch_size)}
-    notes |= {'num_steps': taken} if taken < num_steps else {}
-    metadata = {'digest': _digest(params), 'notes': json.dumps(notes), 'identity': identity}
-    with replacing(path) as stream:
-      stream.write(save(flatten_dict(params, sep='/'), metadata))
-    kept.unlink(missing_ok=True)
+  def build(self, context: Context) -> ClassifierFeatures:
+    """The cached network of this data set and these settings, trained first if there is none.
 
-  hosts.from_first(ensure)
-  params, notes = _load(path)
-  return DatasetClassifier(module, params, _digest(params), notes)
+    The first host trains; the others wait for its file.
+    """
+    train, holdout = context.images('train'), context.images('holdout')
+    module = CNN(tuple(self.channels), self.feature_size, len(train.label_names))
+    training = (self.num_steps, self.batch_size, self.learning_rate, self.seed)
+    settings = [tuple(self.channels), self.feature_size, *training]
+    stride = first_stride(train.element['image'].shape[0])
+    settings += [f'stride {stride}'] if stride > 1 else []
+    identity = json.dumps([train.fingerprint, holdout.fingerprint, *settings])
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = context.cache_dir / 'features' / f'dataset_classifier-{name}.safetensors'
+
+    def ensure():
+      if _load(path):
+        return
+      kept = path.with_suffix('.part')
+      found = train_params(module, train, *training, self.max_seconds, kept)
+      params, taken = jax.device_get(found[0]), found[1]
+      notes = {'holdout_accuracy': accuracy(module, params, holdout, self.batch_size)}
+      notes |= {'num_steps': taken} if taken < self.num_steps else {}
+      metadata = {'digest': _digest(params), 'notes': json.dumps(notes), 'identity': identity}
+      with replacing(path) as stream:
+        stream.write(save(flatten_dict(params, sep='/'), metadata))
+      kept.unlink(missing_ok=True)
+
+    hosts.from_first(ensure)
+    params, notes = _load(path)
+    return ClassifierFeatures(module, params, _digest(params), notes)

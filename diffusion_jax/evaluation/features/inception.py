@@ -10,7 +10,7 @@ from diffusion_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Inception:
+class InceptionFeatures:
   """digest: SHA-256 of the file of its weights."""
 
   params: PyTree
@@ -32,8 +32,12 @@ class Inception:
     return InceptionV3().apply({'params': params}, images)
 
 
-def build(*, context: Context) -> Inception:
-  """Raises: InputError, DamagedError: as interop.inception.load."""
-  path, allowed = context.inception_weights, context.allow_pickle
-  found = interop.load(path, context.cache_dir, allow_pickle=allowed)
-  return Inception(interop.fold(found.state, path or interop.FILE), found.sha256)
+@dataclasses.dataclass(frozen=True)
+class Inception:
+  """The network with the weights of config.eval.inception_weights."""
+
+  def build(self, context: Context) -> InceptionFeatures:
+    """Raises: InputError, DamagedError: as interop.inception.load."""
+    path, allowed = context.inception_weights, context.allow_pickle
+    found = interop.load(path, context.cache_dir, allow_pickle=allowed)
+    return InceptionFeatures(interop.fold(found.state, path or interop.FILE), found.sha256)

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 
+from diffusion_jax.config.options import option
 from diffusion_jax.evaluation.types import Context
 from diffusion_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
+class PixelFeatures:
   """features: (N, H W C) float32."""
 
   pixel_range: float
@@ -40,7 +41,13 @@ class Pixels:
     return images.reshape(len(images), -1).astype(jnp.float32) * (self.pixel_range / 255), None
 
 
-def build(*, context: Context, pixel_range: float) -> Pixels:
-  """The context is not needed."""
-  del context
-  return Pixels(pixel_range)
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """Raw pixels."""
+
+  pixel_range: float = option(255.0, 'Pixels are scaled to 0..range.')
+
+  def build(self, context: Context) -> PixelFeatures:
+    """The context is not needed."""
+    del context
+    return PixelFeatures(self.pixel_range)

@@ -5,15 +5,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffusion_jax.config.options import POSITIVE, one_of, option, require_options
 from diffusion_jax.diffusion.schedules.base import TimeDistribution
 from diffusion_jax.types import Array, NoiseLevel
 
 
 @dataclasses.dataclass(frozen=True)
-class StraightSchedule:
+class RectifiedFlow:
   """Continuous in t: no table, no largest number of steps."""
 
-  time_distribution: TimeDistribution
+  time_distribution: str = option(
+    'uniform', 'Of training times.', one_of('uniform', 'logit_normal')
+  )
+  logit_mean: float = option(0.0, 'Of logit_normal; higher is noisier.')
+  logit_std: float = option(1.0, 'Of logit_normal.', POSITIVE)
+
+  def __post_init__(self):
+    require_options(self)
 
   def __call__(self, t: Array) -> NoiseLevel:
     """t of any shape in [0, 1] -> (1 - t, t)."""
@@ -25,7 +33,8 @@ class StraightSchedule:
 
   def sample_t(self, key: Array, shape: Sequence[int]) -> Array:
     """t in (0, 1)."""
-    return self.time_distribution.sample(key, shape)
+    distribution = TimeDistribution(self.time_distribution, self.logit_mean, self.logit_std)
+    return distribution.sample(key, shape)
 
   def grid(self, num_steps: int, spacing: str) -> np.ndarray:
     """(num_steps + 1,) float64 even times from 1 to 0.
@@ -39,8 +48,3 @@ class StraightSchedule:
         f'spacing: got {spacing!r}, the straight path allows trailing and linspace (both are even)'
       )
     return np.arange(num_steps, -1, -1) / num_steps
-
-
-def build(*, time_distribution: str, logit_mean: float, logit_std: float) -> StraightSchedule:
-  """The straight path with the given training distribution of t."""
-  return StraightSchedule(TimeDistribution(time_distribution, logit_mean, logit_std))
