@@ -36,6 +36,7 @@ SYSTEMS = (
   *('dit_cfg:8', 'dit_cfg'),
 )
 LATENT = ('ddpm_vae', 'ddpm_vae_cfg', 'ddim_vae_cfg', 'dit_cfg:8', 'dit_cfg')
+PIXEL_UNET = {'model.unet.attention_resolutions': (8,)}  # Of 16 px; latents have 4.
 UNCONDITIONAL = ('ddpm', 'ddpm_vae', 'ddim')
 NAMES = ('quickstart', 'vae', *SYSTEMS)
 SMALL = {
@@ -76,6 +77,7 @@ def flags_of(name: str, folder: Path, side: str, num_steps: int) -> dict[str, ob
   return {
     **(QUICKSTART if name == 'quickstart' else {**SMALL, 'data.source': str(folder / 'pictures')}),
     **({'num_classes': 0} if name in UNCONDITIONAL else {}),
+    **(PIXEL_UNET if name in SYSTEMS and name not in LATENT else {}),
     **({'vae.checkpoint': str(folder / f'vae-{side}')} if name in LATENT else {}),
     'data.dir': str(folder / f'data-{side}'),
     'optimizer.warmup_steps': 0 if num_steps == 1 else 5,
