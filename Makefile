@@ -36,7 +36,7 @@ test: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -q -m slow
+	@$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 test-all: test test-slow
 
