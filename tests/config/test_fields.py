@@ -35,6 +35,15 @@ def test_every_field_is_described_once_with_a_comment():
   assert not [field['path'] for field in described(Config) if not field['comment']]
 
 
+def test_the_page_says_of_each_field_what_a_trained_run_may_change():
+  fields = [field for field in described(Config) if 'default' in field]
+  assert not [
+    field['path']
+    for field in fields
+    if field['change'] != change_of(Config, field['path'].removeprefix('config.'))
+  ]
+
+
 def test_the_page_of_all_fields_is_what_is_printed():
   page = Path(__file__).parents[2] / 'docs' / 'config.md'
   assert page.read_text() == all_fields(), (

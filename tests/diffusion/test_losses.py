@@ -39,7 +39,7 @@ def test_loss_of_a_perfect_network_is_zero_and_of_a_zero_network_is_the_target_p
   )
 
 
-def test_label_drop_replaces_that_share_by_the_null_label():
+def test_class_dropout_replaces_that_share_by_the_null_label():
   """Each label by a draw of its own, none of the held-out ones."""
   labels, many = [], np.zeros((4000, 1, 1, 1), np.float32)
 
