@@ -189,7 +189,7 @@ def results(tmp_path_factory):
   folder = tmp_path_factory.mktemp('cases')
   (folder / 'cases.json').write_text(json.dumps(cases))
   files = [str(folder / 'cases.json'), str(folder / 'results.json')]
-  command = [sys.executable, '-m', 'tests.forked_main', *files]
+  command = [sys.executable, '-m', 'tests.support.forked_main', *files]
   subprocess.run(command, cwd=ROOT, env=environment(8), check=True, timeout=600)
   found = json.loads((folder / 'results.json').read_text())
   return {name: (SimpleNamespace(**found[name]), folders[name]) for name in CASES}

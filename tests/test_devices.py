@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-  """(devices, rules) -> what tests/device_run.py wrote."""
+  """(devices, rules) -> what tests/support/device_run.py wrote."""
   folder, found = tmp_path_factory.mktemp('devices'), {}
   for devices, rules in ((1, 'replicated'), (8, 'replicated'), (8, 'sharded')):
     flags = os.environ.get('XLA_FLAGS', '')
     flags += f' --xla_force_host_platform_device_count={devices}'
     subprocess.run(
-      [sys.executable, '-m', 'tests.device_run', folder, str(devices), rules],
+      [sys.executable, '-m', 'tests.support.device_run', folder, str(devices), rules],
       cwd=ROOT,
       env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
       check=True,

@@ -25,13 +25,13 @@ TENSOR = {'mesh.data': 1, 'mesh.tensor': -1}
 
 
 def processes(module, folder, num_processes, last):
-  """python -m tests.MODULE FOLDER NUM PROCESS PORT LAST for each; their exit codes and outputs."""
+  """python -m tests.support.MODULE FOLDER NUM PROCESS PORT LAST for each; their exit codes and outputs."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = str(free.getsockname()[1])
   environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(num_processes)}
   environment.pop('XLA_FLAGS', None)
-  command = [sys.executable, '-m', f'tests.{module}', str(folder), str(num_processes)]
+  command = [sys.executable, '-m', f'tests.support.{module}', str(folder), str(num_processes)]
   running = [
     subprocess.Popen(
       [*command, str(process), port, last],
@@ -52,7 +52,7 @@ def processes(module, folder, num_processes, last):
 
 
 def run(folder, num_processes, axes):
-  """What process 0 of tests/host_run.py wrote."""
+  """What process 0 of tests/support/host_run.py wrote."""
   codes, outputs = processes('host_run', folder, num_processes, axes)
   assert codes == [0] * num_processes, '\n'.join(outputs)
   with np.load(folder / f'hosts-{num_processes}-{axes}.npz') as file:

@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffusion_jax.command import run_mode
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import sample_set
-from tests.data.sources import SMALL, write_tree
 from tests.fixtures.parity_weights import weight
+from tests.support.sources import SMALL, write_tree
 
 pytestmark = pytest.mark.unoptimised
 FAST = ['dit_cfg', 'dit_cfg:8', 'dit_pixel', 'dit_xl']  # And vae, which two of these train.

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from diffusion_jax.data.decode import FORMATS, BadImage, center_crop, decode, to_pixels
-from tests.data.sources import encoded, picture
+from tests.support.sources import encoded, picture
 
 SIZE = (40, 24)
 

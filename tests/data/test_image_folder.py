@@ -11,7 +11,7 @@ from PIL import Image
 from diffusion_jax.data import image_folder
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
-from tests.data.sources import encoded, picture
+from tests.support.sources import encoded, picture
 
 SIZE = (20, 12)  # Width, height.
 

@@ -10,7 +10,7 @@ from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import DamagedError, InputError
-from tests.data.sources import SMALL, write_tree
+from tests.support.sources import SMALL, write_tree
 
 AUTOENCODER = {'fingerprint': 'a' * 16, 'origin': 'the one'}
 SHAPE = (4, 4, 2)

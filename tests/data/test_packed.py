@@ -10,7 +10,7 @@ from diffusion_jax.data import packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import DamagedError, InputError
-from tests.data.sources import SMALL, write_tree
+from tests.support.sources import SMALL, write_tree
 
 RECIPE = Recipe('pets', 16, 3, 'all', 'sorted', 0, 0)
 

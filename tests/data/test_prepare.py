@@ -24,7 +24,7 @@ from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.data.readers import tree
 from diffusion_jax.errors import DamagedError, InputError
-from tests.data.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
+from tests.support.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe('pets', 16, 3, 'all', 'sorted', 0, 0)

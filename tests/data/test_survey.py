@@ -5,7 +5,7 @@ from PIL import Image
 
 from diffusion_jax.data.survey import side_for, survey
 from diffusion_jax.errors import InputError
-from tests.data.sources import as_tar, as_zip, encoded, picture, write_tree
+from tests.support.sources import as_tar, as_zip, encoded, picture, write_tree
 
 
 @pytest.mark.parametrize(

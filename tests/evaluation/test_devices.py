@@ -16,10 +16,10 @@ NAMES = {
 
 
 def measured(folder, devices, network):
-  """What tests/evaluation_run.py wrote."""
+  """What tests/support/evaluation_run.py wrote."""
   flags = os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={devices}'
   subprocess.run(
-    [sys.executable, '-m', 'tests.evaluation_run', folder, str(devices), network],
+    [sys.executable, '-m', 'tests.support.evaluation_run', folder, str(devices), network],
     cwd=ROOT,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
     check=True,

@@ -16,7 +16,7 @@ from diffusion_jax.evaluation.extract import Extractor, num_features
 from diffusion_jax.evaluation.features import dataset_classifier
 from diffusion_jax.evaluation.types import Context, FeatureSet
 from diffusion_jax.runtime.mesh import make_mesh
-from tests.data.sources import digits
+from tests.support.sources import digits
 
 SHORT = {'dataset_classifier': dict(num_steps=30, channels=(8, 16))}
 

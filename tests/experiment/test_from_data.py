@@ -11,7 +11,7 @@ from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data, stored
 from diffusion_jax.experiment.checks import create
-from tests.data.sources import write_tree
+from tests.support.sources import write_tree
 
 
 def of_folder(root, tmp_path, **changes):

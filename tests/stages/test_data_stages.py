@@ -11,7 +11,7 @@ from diffusion_jax.command import run_mode
 from diffusion_jax.data import sets
 from diffusion_jax.errors import DamagedError, InputError
 from tests.conftest import tiny_mapping
-from tests.data.sources import SMALL, write_tree
+from tests.support.sources import SMALL, write_tree
 
 
 def run(mode, folder, tmp_path, **changes):

@@ -21,9 +21,9 @@ from diffusion_jax.models.vae import AutoencoderKL, Posterior
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
-from tests.data.sources import SMALL, write_tree
 from tests.fixtures.parity_weights import weight
 from tests.runtime.test_checkpoint import assert_same
+from tests.support.sources import SMALL, write_tree
 
 SIZES = {
   'channels': 32,

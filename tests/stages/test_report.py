@@ -16,7 +16,7 @@ from diffusion_jax.config.schema import Report
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.reporting.tables import escaped
 from diffusion_jax.stages import report
-from tests.reporting.run_folders import METRICS, make_frames, make_run, write
+from tests.support.run_folders import METRICS, make_frames, make_run, write
 from tests.test_command import main
 
 PUBLISHED = {'name': 'DDPM', 'fid': 150.0, 'inception_score': 4.45, 'inception_score_std': 0.1}

@@ -11,7 +11,7 @@ from diffusion_jax.data.decode import BadImage
 from diffusion_jax.data.readers import archive, digits, imagenet, names, open_source, tfds, tree
 from diffusion_jax.data.readers.base import Slice
 from diffusion_jax.errors import DamagedError, InputError
-from tests.data.sources import (
+from tests.support.sources import (
   SMALL,
   add_bytes,
   as_tar,

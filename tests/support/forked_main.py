@@ -1,6 +1,6 @@
 """main.py once for each case of a JSON file, each in a fork of this process, which has imported JAX.
 
-    python -m tests.forked_main CASES RESULTS
+    python -m tests.support.forked_main CASES RESULTS
 
 CASES: {name: [argument, ...]}. RESULTS: {name: {'returncode': int, 'stdout': str, 'stderr': str}}.
 """

@@ -1,6 +1,6 @@
 """Run by test_hosts.py: one process of several that sample or evaluate together, as main.py does.
 
-    python -m tests.hosts_sample FOLDER NUM_PROCESSES PROCESS PORT FLAGS
+    python -m tests.support.hosts_sample FOLDER NUM_PROCESSES PROCESS PORT FLAGS
 
 FOLDER/run is a trained work directory, FLAGS a JSON object of what the command line changes, and 'mode'.
 The exit code is that of main.py.

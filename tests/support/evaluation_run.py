@@ -1,6 +1,6 @@
 """Run by tests/evaluation/test_devices.py in a process of its own, with as many CPU devices as asked for.
 
-    python -m tests.evaluation_run FOLDER NUM_DEVICES NETWORK
+    python -m tests.support.evaluation_run FOLDER NUM_DEVICES NETWORK
 
 Writes FOLDER/NETWORK-NUM.json: all metrics of 40 photographs against 48 others.
 """

@@ -1,6 +1,6 @@
 """Run by test_hosts.py: one process of several that share the work.
 
-    python -m tests.host_run FOLDER NUM_PROCESSES PROCESS PORT MESH
+    python -m tests.support.host_run FOLDER NUM_PROCESSES PROCESS PORT MESH
 
 Writes FOLDER/hosts-NUM-MESH.npz (process 0 only): what the step was given in three steps, two SGD steps
 with flips, an evaluation pass over 1,003 images in batches of 16, and a preview.

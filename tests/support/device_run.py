@@ -1,6 +1,6 @@
 """Run by test_devices.py in a process of its own, with as many CPU devices as it asks for.
 
-    python -m tests.device_run FOLDER NUM_DEVICES RULES
+    python -m tests.support.device_run FOLDER NUM_DEVICES RULES
 
 Writes FOLDER/devices-NUM-RULES.npz: two SGD steps and samples; and restores FOLDER/checkpoints or, with
 one device, writes it.
