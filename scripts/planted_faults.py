@@ -424,9 +424,9 @@ CONFIG = _faults(
     "'The noise schedule.', IF_GIVEN",
   ),
 )
-INTEROP = _faults(
-  'interop',
-  'interop/test_weights.py',
+PRETRAINED = _faults(
+  'pretrained',
+  'pretrained/test_weights.py',
   (
     'DiT-XL gets heads of 64',
     'dit.py',
@@ -496,7 +496,7 @@ FAULTS = (
     + RUNTIME
     + EXPERIMENT
     + CONFIG
-    + INTEROP
+    + PRETRAINED
   ),
   *(REPORTING + STAGES),
 )

@@ -12,7 +12,7 @@ TIERS = [
   {'types', 'errors', 'usage'},
   {'randomness', 'replacing', 'config'},
   {'diffusion', 'models', 'data', 'reporting', 'runtime'},
-  {'interop', 'training'},
+  {'pretrained', 'training'},
   {'evaluation'},
   {'experiment'},
   {'tasks'},
@@ -21,7 +21,7 @@ TIERS = [
 ]
 # What these may enter of the rooms of the third tier.
 BELOW = {
-  'interop': {'models'},
+  'pretrained': {'models'},
   'training': {'diffusion', 'models', 'runtime'},
   'evaluation': {'models', 'runtime'},
 }

@@ -29,7 +29,7 @@ from diffusion_jax.evaluation.extract import Extractor
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.interop import inception
+from diffusion_jax.pretrained import inception
 from diffusion_jax.reporting.tables import table
 
 PARTS = {

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import lpips
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.vae import AutoencoderKL
+from diffusion_jax.pretrained import lpips
 from diffusion_jax.training.autoencoder import AutoencoderTrainer
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.types import PyTree

@@ -24,7 +24,7 @@ from diffusion_jax.evaluation.types import (
   Sizes,
 )
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.interop import inception
+from diffusion_jax.pretrained import inception
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import DataSource
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from diffusion_jax.errors import Stop
 from diffusion_jax.experiment import stored
-from diffusion_jax.interop import weights
-from diffusion_jax.interop.diffusers import DIT_SIZES
-from diffusion_jax.interop.dit import depth_of, heads_of
+from diffusion_jax.pretrained import weights
+from diffusion_jax.pretrained.diffusers import DIT_SIZES
+from diffusion_jax.pretrained.dit import depth_of, heads_of
 
 VAE = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels', 'shift')
 FREE = {'attention', 'dropout', 'remat'}  # The weights do not depend on them.

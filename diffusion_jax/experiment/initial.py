@@ -13,9 +13,9 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import first_stage, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.interop import diffusers, dit, weights
 from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.latents import Scaling
+from diffusion_jax.pretrained import diffusers, dit, weights
 from diffusion_jax.runtime.mesh import replicated
 from diffusion_jax.types import PyTree
 

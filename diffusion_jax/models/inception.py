@@ -3,7 +3,7 @@
 It is the graph of TensorFlow 1 that Heusel et al. (2017, arXiv:1706.08500) measured with, whose
 arithmetic differs from other InceptionV3s: images are resized as TensorFlow 1 does (`resize`) and scaled
 by (x - 128) / 128; average pools leave the padding out of the mean; the last block has a maximum pool in
-its place. Batch norms are folded into the convolutions (interop/inception.py).
+its place. Batch norms are folded into the convolutions (pretrained/inception.py).
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ import jax
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import check_data, check_devices
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.interop.compvis import autoencoder_params
+from diffusion_jax.pretrained.compvis import autoencoder_params
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards

@@ -45,9 +45,9 @@ def extractor(network, batch_size=4):
 
 @pytest.mark.parametrize('name', plugin_names('evaluation.features'))
 def test_contract(data, build, name, tmp_path, monkeypatch):
-  if name == 'inception':  # Against torch-fidelity in tests/interop; here without its weights.
+  if name == 'inception':  # Against torch-fidelity in tests/pretrained; here without its weights.
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr('diffusion_jax.interop.inception.URL', 'http://127.0.0.1:9/nothing.pth')
+    monkeypatch.setattr('diffusion_jax.pretrained.inception.URL', 'http://127.0.0.1:9/nothing.pth')
     with pytest.raises(InputError, match='dataset_classifier'):
       build(name, tmp_path)
     return

@@ -8,7 +8,7 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.extract import Extractor
 from diffusion_jax.evaluation.features.inception import InceptionFeatures
-from diffusion_jax.interop import inception
+from diffusion_jax.pretrained import inception
 from diffusion_jax.runtime.mesh import make_mesh
 from tests.fixtures.inception_weights import crops, state
 

@@ -13,13 +13,13 @@ from safetensors.numpy import save_file
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import datasets, initial, stored
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.interop import diffusers
 from diffusion_jax.models.latents import Scaling
+from diffusion_jax.pretrained import diffusers
 from diffusion_jax.stages import prepare
 from diffusion_jax.stages.train import new_state, open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.fixtures.parity_weights import weight, weights
-from tests.interop.test_weights import FIXTURE, published, tied
+from tests.pretrained.test_weights import FIXTURE, published, tied
 from tests.stages.test_latent import SIZES, write_autoencoder
 
 LABELS = ('condition', 'label', 'embedding')

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import lpips
 from diffusion_jax.models.perceptual import LPIPS
+from diffusion_jax.pretrained import lpips
 from tests.fixtures.parity_weights import values, weights
 
 RECORDED = json.loads((Path(__file__).parents[1] / 'fixtures' / 'lpips.json').read_text())

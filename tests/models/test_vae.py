@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm as normal
 
-from diffusion_jax.interop.compvis import autoencoder_params
 from diffusion_jax.models.vae import AutoencoderKL, Posterior
+from diffusion_jax.pretrained.compvis import autoencoder_params
 from diffusion_jax.runtime.cost import flops, num_parameters
 
 F4 = dict(channels=128, channel_mult=(1, 2, 4), num_res_blocks=2, z_channels=3, embed_channels=3)

@@ -314,7 +314,7 @@ def test_bad_input_is_told_before_any_sample_is_made(trained, tmp_path, case, ca
 
 def test_without_the_fid_network_one_message_and_no_number(trained, tmp_path, monkeypatch):
   monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-  monkeypatch.setattr('diffusion_jax.interop.inception.URL', 'http://127.0.0.1:9/nothing.pth')
+  monkeypatch.setattr('diffusion_jax.pretrained.inception.URL', 'http://127.0.0.1:9/nothing.pth')
   with pytest.raises(InputError, match=r'weights-inception-2015-12-05-6726825d\.pth'):
     evaluate(trained, 'without', **{'eval.features.name': 'inception'})
   assert not (trained / 'run' / 'samples' / 'without').exists()

@@ -11,7 +11,7 @@ from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.interop import dit
+from diffusion_jax.pretrained import dit
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import train

@@ -16,8 +16,8 @@ from diffusion_jax.data import latents
 from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.interop.compvis import autoencoder_params
 from diffusion_jax.models.vae import AutoencoderKL, Posterior
+from diffusion_jax.pretrained.compvis import autoencoder_params
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping

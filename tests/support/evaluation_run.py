@@ -16,7 +16,7 @@ from diffusion_jax.config.fields import plugin_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.evaluator import Evaluator
-from diffusion_jax.interop import inception
+from diffusion_jax.pretrained import inception
 from diffusion_jax.stages import prepare
 from tests.conftest import tiny_mapping
 from tests.fixtures.inception_weights import crops, state

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from diffusion_jax.evaluation.types import Context
-from diffusion_jax.interop import inception as interop
 from diffusion_jax.models.inception import RESIZE, InceptionV3
+from diffusion_jax.pretrained import inception as pretrained
 from diffusion_jax.types import Array, PyTree
 
 
@@ -37,7 +37,7 @@ class Inception:
   """The network with the weights of config.eval.inception_weights."""
 
   def build(self, context: Context) -> InceptionFeatures:
-    """Raises: InputError, DamagedError: as interop.inception.load."""
+    """Raises: InputError, DamagedError: as pretrained.inception.load."""
     path, allowed = context.inception_weights, context.allow_pickle
-    found = interop.load(path, context.cache_dir, allow_pickle=allowed)
-    return InceptionFeatures(interop.fold(found.state, path or interop.FILE), found.sha256)
+    found = pretrained.load(path, context.cache_dir, allow_pickle=allowed)
+    return InceptionFeatures(pretrained.fold(found.state, path or pretrained.FILE), found.sha256)

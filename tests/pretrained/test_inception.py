@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.interop import inception
 from diffusion_jax.models.inception import InceptionV3, max_pool, mean_pool, resize
+from diffusion_jax.pretrained import inception
 from tests.fixtures import inception_weights
 from tests.fixtures.inception_weights import crops
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.interop import compvis, diffusers, dit
+from diffusion_jax.pretrained import compvis, diffusers, dit
 from diffusion_jax.runtime.cost import num_parameters
 from tests.fixtures.parity_weights import values, weights
 

@@ -13,11 +13,11 @@ import numpy as np
 from flax.linen import Module
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import weights
-from diffusion_jax.interop.compvis import LEAVES, PARTS, autoencoder_params
-from diffusion_jax.interop.weights import Source
 from diffusion_jax.models import dit
 from diffusion_jax.models.vae import AutoencoderKL
+from diffusion_jax.pretrained import weights
+from diffusion_jax.pretrained.compvis import LEAVES, PARTS, autoencoder_params
+from diffusion_jax.pretrained.weights import Source
 from diffusion_jax.types import PyTree
 
 FILES = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')

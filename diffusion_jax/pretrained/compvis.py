@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import weights
-from diffusion_jax.interop.weights import Source
 from diffusion_jax.models.vae import AutoencoderKL
+from diffusion_jax.pretrained import weights
+from diffusion_jax.pretrained.weights import Source
 from diffusion_jax.types import PyTree
 
 LEAVES = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias'}

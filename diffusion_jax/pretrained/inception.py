@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.interop import weights
 from diffusion_jax.models.inception import InceptionV3
+from diffusion_jax.pretrained import weights
 from diffusion_jax.replacing import replacing
 from diffusion_jax.types import PyTree
 

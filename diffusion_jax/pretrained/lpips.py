@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import weights
-from diffusion_jax.interop.weights import Source
 from diffusion_jax.models.perceptual import CHANNELS, LPIPS
+from diffusion_jax.pretrained import weights
+from diffusion_jax.pretrained.weights import Source
 from diffusion_jax.types import PyTree
 
 ADVICE = (

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.interop import weights
-from diffusion_jax.interop.diffusers import dit_source, patches_to_flax
 from diffusion_jax.models import dit
+from diffusion_jax.pretrained import weights
+from diffusion_jax.pretrained.diffusers import dit_source, patches_to_flax
 from diffusion_jax.types import PyTree
 
 HEAD_WIDTH = {1152: 72}  # Of DiT-XL; all others have 64.
