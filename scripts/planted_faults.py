@@ -266,8 +266,8 @@ DATA = _faults(
   (
     'held-out latents are those of mirrored training images',
     'latents.py',
-    'moments[len(moments) - (total - train) :]',
-    'moments[train : total]',
+    'posterior[len(posterior) - (total - train) :]',
+    'posterior[train : total]',
   ),
   (
     'the deviation of latents forgets the posterior’s own',

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
-from diffusion_jax.evaluation.fid import distance, moments
+from diffusion_jax.evaluation.fid import distance, feature_stats
 from diffusion_jax.runtime.sample_set import load
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,6 @@ def test_quickstart(tmp_path, real, judge, model, label_accuracy):
 
   main(workdir, '--mode=evaluate', '--config.sample.cfg_scale=1')
   images, _ = load(workdir / 'samples' / 'ddim50-cfg1', 1000)
-  reference = moments(real['holdout'][0])
-  real_distance = distance(*moments(real['train'][0]), *reference)
-  assert distance(*moments(pixels(images)), *reference) <= 3 * real_distance
+  reference = feature_stats(real['holdout'][0])
+  real_distance = distance(*feature_stats(real['train'][0]), *reference)
+  assert distance(*feature_stats(pixels(images)), *reference) <= 3 * real_distance

@@ -138,7 +138,7 @@ def some_features(count: int, seed: int) -> np.ndarray:
 
 def distance(samples: np.ndarray, reference: np.ndarray) -> float:
   """FID from features."""
-  return fid.distance(*fid.moments(samples), *fid.moments(reference))
+  return fid.distance(*fid.feature_stats(samples), *fid.feature_stats(reference))
 
 
 def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dict[str, float]:

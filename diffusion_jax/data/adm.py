@@ -40,7 +40,7 @@ class Reference(NamedTuple):
 
 
 def read(path: Path) -> Reference:
-  """What the file holds of images and moments.
+  """Reads the images and feature statistics of the file.
 
   Raises: InputError if it holds something else, DamagedError if it is no whole .npz file.
   """
@@ -62,10 +62,10 @@ def read(path: Path) -> Reference:
     found = ', '.join(map(repr, names)) or 'nothing'
     raise InputError(f'{path}: got {found}, allowed {ALLOWED}')
   images = _images(path, arrays['arr_0']) if 'arr_0' in arrays else None
-  moments = (None, None)
+  stats = (None, None)
   if 'mu' in arrays:
-    moments = _moments(path, arrays['mu'], arrays['sigma'])
-  return Reference(images, *moments, digest)
+    stats = _feature_stats(path, arrays['mu'], arrays['sigma'])
+  return Reference(images, *stats, digest)
 
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -110,7 +110,9 @@ def _images(path: Path, images: np.ndarray) -> np.ndarray:
   return images
 
 
-def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _feature_stats(
+  path: Path, mean: np.ndarray, covariance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   shapes = f"'mu' {mean.dtype} {mean.shape}, 'sigma' {covariance.dtype} {covariance.shape}"
   real = all(x.dtype.kind == 'f' for x in (mean, covariance))
   if not real or mean.ndim != 1 or not mean.size or covariance.shape != (len(mean), len(mean)):
@@ -127,7 +129,7 @@ def _moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> tuple[np.n
   return mean, covariance
 
 
-def write_moments(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+def write_feature_stats(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
   """mean (D,) and covariance (D, D) as mu and sigma, written beside and renamed."""
   with replacing(path) as stream:
     np.savez(stream, mu=mean, sigma=covariance)

@@ -1,9 +1,9 @@
-"""Moments of an autoencoder's posteriors for a prepared image set: what latent systems train on.
+"""Posterior parameters of an autoencoder for a prepared image set: what latent systems train on.
 
 SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
-  moments.npy  (N, h, w, 2 c) float16, mean and log variance: of the training images, of the same
-               mirrored (if they were), of the held-out images
-  meta.json    of which images by which autoencoder, their statistics, digests 16 MiB at a time
+  posterior.npy  (N, h, w, 2 c) float16, mean and log variance: of the training images, of the same
+                 mirrored (if they were), of the held-out images
+  meta.json      of which images by which autoencoder, their statistics, digests 16 MiB at a time
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from diffusion_jax.data.prepare import locked
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.replacing import replacing
 
-DONE = 'done'  # Beside unfinished moments: how many rows are on disk.
+DONE = 'done'  # Beside an unfinished file: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
 NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Latents:
-  """One split: moments (N, h, w, 2 c) float16, labels (N,) int32."""
+  """One split: posterior (N, h, w, 2 c) float16, labels (N,) int32."""
 
-  moments: np.ndarray
+  posterior: np.ndarray
   labels: np.ndarray
   label_names: tuple[str, ...]
   fingerprint: str
@@ -46,13 +46,13 @@ class Latents:
   @property
   def element(self) -> dict[str, jax.ShapeDtypeStruct]:
     return {
-      'moments': jax.ShapeDtypeStruct(self.moments.shape[1:], np.float16),
+      'posterior': jax.ShapeDtypeStruct(self.posterior.shape[1:], np.float16),
       'label': jax.ShapeDtypeStruct((), np.int32),
     }
 
   def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """indices (n,) -> moments (n, h, w, 2 c) float16, label (n,) int32."""
-    return {'moments': self.moments[indices], 'label': self.labels[indices]}
+    """indices (n,) -> posterior (n, h, w, 2 c) float16, label (n,) int32."""
+    return {'posterior': self.posterior[indices], 'label': self.labels[indices]}
 
 
 def open_split(
@@ -64,14 +64,14 @@ def open_split(
   """
   train, total = meta['num_train'], meta['num_train'] + meta['num_holdout']
   labels = np.load(folder / 'labels.npy')
-  moments = np.asarray(np.load(folder_of(folder, made) / 'moments.npy', mmap_mode='r'))
+  posterior = np.asarray(np.load(folder_of(folder, made) / 'posterior.npy', mmap_mode='r'))
   if split == 'train':
     rows, labels = train * (1 + mirrored), np.tile(labels[:train], 1 + mirrored)
-    moments = moments[:rows]
+    posterior = posterior[:rows]
   else:
-    moments, labels = moments[len(moments) - (total - train) :], labels[train:]
+    posterior, labels = posterior[len(posterior) - (total - train) :], labels[train:]
   fingerprint = f'{meta["fingerprint"]}-{made["autoencoder"]["fingerprint"]}-{split}'
-  return Latents(moments, labels, tuple(meta['label_names']), fingerprint)
+  return Latents(posterior, labels, tuple(meta['label_names']), fingerprint)
 
 
 def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
@@ -117,6 +117,8 @@ def find(
       raise InputError(
         f'{own}: made {what} ({found}, not {wanted}); delete it and run --mode=prepare again'
       )
+  if 'posterior_bytes' not in made:
+    raise InputError(f'{own}: made by an earlier version of this program; run --mode=prepare again')
   if mirrored and not made['mirrored']:
     raise InputError(
       f'{own}: made without mirrored images, which config.data.flip needs: run --mode=prepare '
@@ -139,7 +141,9 @@ def verify(folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], *, fu
   """As packed.verify, of the latents and the labels. Raises: DamagedError that names the file."""
   packed.verify_labels(folder, meta)
   own = folder_of(folder, made)
-  packed.verify_file(own / 'moments.npy', made['moments_bytes'], made['chunk_digests'], own, full)
+  packed.verify_file(
+    own / 'posterior.npy', made['posterior_bytes'], made['chunk_digests'], own, full
+  )
 
 
 def encode(
@@ -156,7 +160,7 @@ def encode(
 
   autoencoder: its 'fingerprint' and 'origin', noted. encode_batch: (batch_size, H, W, C) uint8 ->
   (batch_size, h, w, 2 c) float32.
-  Raises: InputError for a full disk, or an autoencoder whose moments are not finite.
+  Raises: InputError for a full disk, or an autoencoder whose output is not finite.
   """
   work = folder / f'.encoding-{autoencoder["fingerprint"]}-{"mirrored" if mirrored else "plain"}'
   images = np.asarray(np.load(folder / 'images.npy', mmap_mode='r'))
@@ -168,7 +172,7 @@ def encode(
   try:
     work.mkdir(exist_ok=True)
     with locked(work):
-      _fill(work / 'moments.npy', shape, parts, encode_batch, batch_size)
+      _fill(work / 'posterior.npy', shape, parts, encode_batch, batch_size)
       made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
       target = folder_of(folder, made)
       if target.exists():  # Without mirrored images, or of other images.
@@ -190,7 +194,7 @@ def _fill(
   batch_size: int,
 ) -> None:
   """Writes the rows that are missing, a batch at a time."""
-  moments = _create(path, shape)
+  posterior = _create(path, shape)
   done = _rows_done(path)
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
@@ -204,15 +208,15 @@ def _fill(
         rows = encoded.astype(np.float16)
       if not np.isfinite(rows).all():
         raise InputError(
-          'config.vae.checkpoint: this autoencoder gives moments that are not finite in float16 '
-          f'(largest {np.abs(encoded).max():.3g}): it has diverged, or is none for these images'
+          'config.vae.checkpoint: this autoencoder gives posterior parameters that are not finite in '
+          f'float16 (largest {np.abs(encoded).max():.3g}): it has diverged, or is none for these images'
         )
-      moments[start : start + count] = rows
+      posterior[start : start + count] = rows
       bar.update(count)
       if time.monotonic() - noted > NOTE_SECONDS:
-        _note(moments, path, start + count)
+        _note(posterior, path, start + count)
         noted = time.monotonic()
-  _note(moments, path, shape[0])
+  _note(posterior, path, shape[0])
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -223,11 +227,11 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
       if there.shape == shape and there.dtype == np.float16:
         return there
   path.with_name(DONE).unlink(missing_ok=True)
-  moments = np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, shape=shape)
+  posterior = np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, shape=shape)
   if hasattr(os, 'posix_fallocate'):
     with open(path, 'r+b') as file:
       os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-  return moments
+  return posterior
 
 
 def _rows_done(path: Path) -> int:
@@ -236,9 +240,9 @@ def _rows_done(path: Path) -> int:
   return int(text) if text.isdigit() else 0
 
 
-def _note(moments: np.memmap, path: Path, rows: int) -> None:
+def _note(posterior: np.memmap, path: Path, rows: int) -> None:
   """First the rows, then the note that they are there."""
-  moments.flush()
+  posterior.flush()
   with replacing(path.with_name(DONE)) as stream:
     stream.write(str(rows).encode())
     stream.flush()
@@ -260,31 +264,31 @@ def _describe(
   work: Path, meta: Mapping[str, Any], autoencoder: Mapping[str, Any], train: int, mirrored: bool
 ) -> dict[str, Any]:
   """Writes meta.json, with the statistics of the first `train` rows."""
-  path = work / 'moments.npy'
-  moments = np.load(path, mmap_mode='r')
+  path = work / 'posterior.npy'
+  posterior = np.load(path, mmap_mode='r')
   made = {
     'version': packed.VERSION,
     'images': meta['fingerprint'],
     'autoencoder': dict(autoencoder),
     'mirrored': mirrored,
-    'latent_shape': [*moments.shape[1:3], moments.shape[3] // 2],
-    'statistics': statistics(moments[:train]),
-    'moments_bytes': path.stat().st_size,
+    'latent_shape': [*posterior.shape[1:3], posterior.shape[3] // 2],
+    'statistics': statistics(posterior[:train]),
+    'posterior_bytes': path.stat().st_size,
     'chunk_digests': packed.chunk_digests(path),
   }
   packed.write_meta(work, made)
   return made
 
 
-def statistics(moments: np.ndarray) -> dict[str, Any]:
+def statistics(posterior: np.ndarray) -> dict[str, Any]:
   """Of samples of the posteriors (N, h, w, 2 c), exactly: E and Var over the noise in closed form.
 
   mean: of each channel. std: about the mean of all. std_centred: about the channels' means.
   """
-  channels = moments.shape[-1] // 2
+  channels = posterior.shape[-1] // 2
   total, squares, count = np.zeros(channels), np.zeros(channels), 0
-  for start in range(0, len(moments), ROWS_AT_ONCE):
-    rows = moments[start : start + ROWS_AT_ONCE].astype(np.float64).reshape(-1, 2 * channels)
+  for start in range(0, len(posterior), ROWS_AT_ONCE):
+    rows = posterior[start : start + ROWS_AT_ONCE].astype(np.float64).reshape(-1, 2 * channels)
     mean, logvar = rows[:, :channels], rows[:, channels:]
     total += mean.sum(0)
     squares += (mean**2 + np.exp(logvar)).sum(0)

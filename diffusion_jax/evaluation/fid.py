@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import LinAlgError, blas, eigh
 
-from diffusion_jax.evaluation.types import FeatureSet, Moments, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, FeatureStats, Sizes
 
 ROWS = 1000  # Features that are centred at once: their float64 copy stays small.
 SIDE = 128
 
 
-def moments(features: np.ndarray) -> Moments:
+def feature_stats(features: np.ndarray) -> FeatureStats:
   """(N, D) -> mean (D,) and unbiased covariance (D, D), float64.
 
   The mean of float32 features is summed in float32, because torch-fidelity's is: a sum in float64 would
@@ -29,7 +29,7 @@ def moments(features: np.ndarray) -> Moments:
   for start in range(0, count, ROWS):
     centred = features[start : start + ROWS] - centre
     upper = blas.dsyrk(1 / (count - 1), centred.T, beta=1, c=upper, overwrite_c=True)
-  return Moments(np.mean(features, axis=0).astype(np.float64), mirrored(upper))
+  return FeatureStats(np.mean(features, axis=0).astype(np.float64), mirrored(upper))
 
 
 def mirrored(upper: np.ndarray) -> np.ndarray:
@@ -43,7 +43,7 @@ def mirrored(upper: np.ndarray) -> np.ndarray:
 
 
 def distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
-  """float64 moments -> the distance, never negative."""
+  """float64 means and covariances -> the distance, never negative."""
   trace = np.trace(cov_1) + np.trace(cov_2) - 2 * trace_of_root(cov_1, cov_2)
   return float(max(np.square(mean_1 - mean_2).sum() + trace, 0.0))
 
@@ -90,5 +90,5 @@ class FID:
     ]
 
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
-    fitted = [s.moments or moments(s.features) for s in (samples, reference)]
+    fitted = [s.stats or feature_stats(s.features) for s in (samples, reference)]
     return {'frechet_distance': distance(*fitted[0], *fitted[1])}

@@ -52,7 +52,7 @@ class KID:
   def check(self, sizes: Sizes) -> list[str]:
     """Raises: ValueError if a subset is larger than a set."""
     if not sizes.num_reference:
-      raise ValueError('reference: got moments alone, allowed images: it takes their features')
+      raise ValueError('reference: got statistics alone, allowed images: it takes their features')
     sets = {'samples': sizes.num_samples, 'reference': sizes.num_reference}
     what = min(sets, key=sets.get)
     if sets[what] < self.subset_size:

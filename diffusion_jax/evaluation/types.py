@@ -9,8 +9,8 @@ import numpy as np
 from diffusion_jax.types import Array, DataSource, PyTree
 
 
-class Moments(NamedTuple):
-  """Of features: mean (D,) and unbiased covariance (D, D), float64."""
+class FeatureStats(NamedTuple):
+  """mean (D,) and unbiased covariance (D, D) of features, float64."""
 
   mean: np.ndarray
   covariance: np.ndarray
@@ -19,19 +19,19 @@ class Moments(NamedTuple):
 class FeatureSet(NamedTuple):
   """Features of N images.
 
-  features: (N, D) float32, or None where only their moments are known (a published reference).
+  features: (N, D) float32, or None where only their statistics are known (a published reference).
   logits: (N, C) float32, or None. labels: (N,) int32, or None.
-  moments: given ones, which hold for FID instead of those of `features`; usually None.
+  stats: given ones, which hold for FID instead of those of `features`; usually None.
   """
 
   features: np.ndarray | None
   logits: np.ndarray | None
   labels: np.ndarray | None
-  moments: Moments | None = None
+  stats: FeatureStats | None = None
 
 
 class Sizes(NamedTuple):
-  """What is known before any feature: how many images, 0 where there are only moments; and D."""
+  """What is known before any feature: how many images, 0 where there are only statistics; and D."""
 
   num_samples: int
   num_reference: int

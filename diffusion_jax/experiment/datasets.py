@@ -1,4 +1,4 @@
-"""The prepared data of a config: the images, and for latent systems the moments made of them."""
+"""The prepared data of a config: the images, and for latent systems the latents made of them."""
 
 import dataclasses
 import functools
@@ -96,7 +96,7 @@ class Datasets:
     return folder, meta, self.latents_meta
 
   def examples(self, split: str) -> DataSource:
-    """What the backbone learns from: images, or the moments of their latents. Raises: as images."""
+    """Opens what the backbone learns from: images, or their posteriors. Raises: as images."""
     if self.config.space == 'pixel':
       return self.images(split)
     self._require(split)
@@ -113,8 +113,8 @@ class Datasets:
     """Of all training examples; latent_shape (h, w, c) in latent space, else None."""
     if latent_shape is None:
       return self.meta['num_train'] * math.prod(self.meta['image_shape'])
-    float16_moments = 2 * 2 * math.prod(latent_shape)
-    return self.meta['num_train'] * (1 + self.config.data.flip) * float16_moments
+    float16_parameters = 2 * 2 * math.prod(latent_shape)
+    return self.meta['num_train'] * (1 + self.config.data.flip) * float16_parameters
 
 
 def meta_without_data(config: Config) -> dict[str, Any]:

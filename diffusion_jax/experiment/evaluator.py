@@ -19,8 +19,8 @@ from diffusion_jax.evaluation.types import (
   Context,
   FeatureNetwork,
   FeatureSet,
+  FeatureStats,
   Metric,
-  Moments,
   Sizes,
 )
 from diffusion_jax.experiment.experiment import Experiment
@@ -32,13 +32,13 @@ CPU_BATCH_SIZE = 8  # More images at once are slower there: their activations le
 
 
 class Reference(NamedTuple):
-  """What samples are compared with: images, moments of their features, or both.
+  """What samples are compared with: images, statistics of their features, or both.
 
-  source: None if there are only moments. moments: None unless they are given.
+  source: None if there are only statistics. stats: None unless they are given.
   """
 
   source: DataSource | None
-  moments: Moments | None
+  stats: FeatureStats | None
   fingerprint: str
 
   @property
@@ -91,12 +91,12 @@ class Evaluator:
     if not path.is_file():
       raise InputError(
         f'config.eval.reference: {path}: no such file or folder; allowed {", ".join(SPLITS)}, a folder '
-        'of images, or an .npz file of images or moments'
+        'of images, or an .npz file of images or mu and sigma'
       )
     found = adm.read(path)
-    moments = None if found.mean is None else Moments(found.mean, found.covariance)
+    stats = None if found.mean is None else FeatureStats(found.mean, found.covariance)
     source = None if found.images is None else Arrays(found.images, found.digest)
-    return Reference(source, moments, found.digest)
+    return Reference(source, stats, found.digest)
 
   def check(self, num_samples: int) -> list[str]:
     """Warnings about the numbers to come, before any image is made or read.
@@ -113,9 +113,9 @@ class Evaluator:
         field = str(error).split(':')[0]
         place = 'config.eval' if field in ('num_samples', 'reference') else f'config.eval.{name}'
         problems.append(f'{place}.{error} (metric {name!r})')
-    if reference.moments and len(reference.moments.mean) != size:
+    if reference.stats and len(reference.stats.mean) != size:
       problems.append(
-        f'config.eval.reference: moments of {len(reference.moments.mean):,} features, but '
+        f'config.eval.reference: statistics of {len(reference.stats.mean):,} features, but '
         f'{self.network.name!r} has {size:,}'
       )
     theirs = reference.source and tuple(reference.source.element['image'].shape)
@@ -145,11 +145,11 @@ class Evaluator:
   @functools.cached_property
   def reference_features(self) -> FeatureSet:
     """Of all reference images, kept in `cache`."""
-    source, moments, _ = self.reference
+    source, stats, _ = self.reference
     if source is None:
-      return FeatureSet(None, None, None, moments)
+      return FeatureSet(None, None, None, stats)
     found = self.features(source, np.arange(source.num_examples), self.cache)
-    return found._replace(moments=moments or fid.moments(found.features))
+    return found._replace(stats=stats or fid.feature_stats(found.features))
 
   def measure(self, samples: FeatureSet) -> dict[str, float]:
     """All metrics of config.eval by backend 'jax'."""
@@ -175,7 +175,7 @@ class Evaluator:
     reference = self.reference.source
     if reference is None:
       raise InputError(
-        "config.eval.reference: got moments alone, allowed images with backend 'torch_fidelity'"
+        "config.eval.reference: got statistics alone, allowed images with backend 'torch_fidelity'"
       )
     return torch_fidelity.measure(
       source.read(indices)['image'],

@@ -26,9 +26,9 @@ class Posterior(NamedTuple):
   logvar: Array
 
   @classmethod
-  def from_moments(cls, moments: Array) -> 'Posterior':
-    """moments (..., 2 z): mean and log variance, the latter clipped as published."""
-    mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+  def from_parameters(cls, parameters: Array) -> 'Posterior':
+    """parameters (..., 2 z): mean and log variance, the latter clipped as published."""
+    mean, logvar = jnp.split(parameters.astype(jnp.float32), 2, axis=-1)
     return cls(mean, jnp.clip(logvar, MIN_LOGVAR, MAX_LOGVAR))
 
   def sample(self, noise: Array) -> Array:
@@ -190,7 +190,7 @@ class AutoencoderKL(nn.Module):
     height, width = images.shape[1:3]
     if height % self.factor or width % self.factor:
       raise ValueError(f'images: got {height}x{width}, allowed multiples of {self.factor}')
-    return Posterior.from_moments(self.quant_conv(self.encoder(images)))
+    return Posterior.from_parameters(self.quant_conv(self.encoder(images)))
 
   def decode(self, z: Array) -> Array:
     """z (B, h, w, embed_channels) -> images (B, f h, f w, C) float32, not clipped."""

@@ -179,7 +179,7 @@ def headline(group: Sequence[Record]) -> str:
 
 
 def _references(protocol: Mapping[str, Any]) -> str:
-  """'297 reference images'; given moments may not say of how many."""
+  """'297 reference images'; given statistics may not say of how many."""
   return f'{count(protocol.get("reference_size") or None, "unknown")} reference images'
 
 

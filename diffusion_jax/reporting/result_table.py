@@ -19,7 +19,7 @@ def results_table(folder: Path, result: Mapping[str, Any]) -> str:
   if 'real_baseline' in result:
     rows.append(['real training images', *cells(result['real_baseline'], names), ''])
   protocol = result['protocol']
-  size = f'{protocol["reference_size"]:,} images' if protocol['reference_size'] else 'moments'
+  size = f'{protocol["reference_size"]:,} images' if protocol['reference_size'] else 'statistics'
   title = (
     f'{protocol["num_samples"]:,} samples against {size} ({protocol["reference"]}), '
     f'features: {protocol["features"]} {protocol["features_digest"][:8]}, {protocol["backend"]}'

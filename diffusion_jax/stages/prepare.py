@@ -165,7 +165,7 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
   print(
     f'latents: {"x".join(map(str, made["latent_shape"]))} of {meta["num_train"]:,} training images'
     f'{" and the same mirrored" if made["mirrored"] else ""}, {meta["num_holdout"]:,} held out; '
-    f'{quantity(made["moments_bytes"], "B")}\n'
+    f'{quantity(made["posterior_bytes"], "B")}\n'
     f'  by {first.fingerprint} ({first.origin})\n'
     f'  mean {" ".join(f"{m:.4f}" for m in statistics["mean"])}, standard deviation '
     f'{statistics["std"]:.4f}: scale {1 / statistics["std"]:.5f}\n'
@@ -176,7 +176,10 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
 
 
 def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-  """Images (B, H, W, C) uint8 -> moments (B, h, w, 2 c) float32, B a multiple of the mesh's parts."""
+  """Images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
+
+  B is a multiple of the mesh's parts.
+  """
   first, sharding = experiment.first_stage, mesh.batch_sharding(experiment.mesh)
   params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
   params = mesh.to_devices(params, mesh.replicated(experiment.mesh))
@@ -198,8 +201,8 @@ def reconstructions(
   stored_latents = latents.open_split(folder, meta, made, split, mirrored=False)
   count = min(NUM_RECONSTRUCTED, source.num_examples)
   chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
-  real, moments = source.read(chosen)['image'], stored_latents.read(chosen)['moments']
-  means = moments[..., : moments.shape[-1] // 2].astype(np.float32)
+  real, posterior = source.read(chosen)['image'], stored_latents.read(chosen)['posterior']
+  means = posterior[..., : posterior.shape[-1] // 2].astype(np.float32)
   padding = [(0, mesh.round_up(count, experiment.mesh) - count)] + [(0, 0)] * 3
   placed = mesh.to_devices(np.pad(means, padding), mesh.batch_sharding(experiment.mesh))
   identity = Scaling(jnp.zeros(means.shape[-1]), jnp.ones(()))

@@ -31,9 +31,9 @@ def run(experiment: Experiment, workdir: Path) -> None:
       'images'
     )
   found, network = evaluator.reference_features, evaluator.network
-  mean, covariance = found.moments
+  mean, covariance = found.stats
   path = workdir / f'reference-{evaluator.reference.fingerprint}.npz'
-  hosts.from_first(lambda: adm.write_moments(path, mean, covariance))
+  hosts.from_first(lambda: adm.write_feature_stats(path, mean, covariance))
   hosts.say(
     f'{source.num_examples:,} images ({evaluator.reference.fingerprint}), network {network.name} '
     f'{network.digest[:16]}: {len(mean):,} features, mean {np.mean(mean):.6f}, trace of the covariance '

@@ -15,7 +15,7 @@ from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, pu
 from diffusion_jax.training.state import TrainState, ema_decay_at
 from diffusion_jax.types import Array, PyTree
 
-# label (B,) int32, and image (B,H,W,C) uint8 or moments (B,h,w,2c) float16
+# label (B,) int32, and image (B,H,W,C) uint8 or posterior (B,h,w,2c) float16
 Batch = dict[str, Array]
 
 
@@ -76,8 +76,8 @@ class Trainer:
     keys: (B,). flip mirrors half of the images; the latents of mirrored images are examples of
     their own.
     """
-    if 'moments' in batch:
-      posterior = Posterior.from_moments(batch['moments'])
+    if 'posterior' in batch:
+      posterior = Posterior.from_parameters(batch['posterior'])
       noise = normal_each(fold_in_each(keys, 0), posterior.mean.shape[1:])
       return scaling.normalise(posterior.sample(noise))
     x0 = from_uint8(batch['image'])

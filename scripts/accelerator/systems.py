@@ -235,7 +235,7 @@ def make_generator(
 def diffusion_training(
   module: nn.Module, shape: tuple[int, int, int], kind: str, batch_size: int, forward_flops: int
 ) -> Training:
-  """kind 'dit' trains on moments of latents, 'unet' on images."""
+  """kind 'dit' trains on posterior parameters of latents, 'unet' on images."""
   num_classes = NUM_CLASSES[kind]
   trainer = make_trainer(module, num_classes)
   channels = shape[-1]
@@ -245,7 +245,7 @@ def diffusion_training(
     label = jnp.arange(size, dtype=jnp.int32) % num_classes
     if kind == 'dit':
       return {
-        'moments': arrays.normal(0, size, *shape[:2], 2 * channels).astype(jnp.float16),
+        'posterior': arrays.normal(0, size, *shape[:2], 2 * channels).astype(jnp.float16),
         'label': label,
       }
     return {'image': arrays.random_images(size, shape), 'label': label}

@@ -26,7 +26,7 @@ def written(tmp_path, save=np.savez, **arrays):
 
 
 @pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-def test_images_and_moments_come_back(tmp_path, save):
+def test_images_and_statistics_come_back(tmp_path, save):
   path = written(tmp_path, save, mu=MEAN, sigma=COVARIANCE, mu_s=MEAN[:2], arr_0=IMAGES)
   found = adm.read(path)
   np.testing.assert_array_equal(found.images, IMAGES)
@@ -94,8 +94,8 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path):
     adm.read(tmp_path / 'gone.npz')
 
 
-def test_moments_are_written_for_numpy(tmp_path):
-  adm.write_moments(tmp_path / 'm.npz', MEAN, COVARIANCE)
+def test_statistics_are_written_for_numpy(tmp_path):
+  adm.write_feature_stats(tmp_path / 'm.npz', MEAN, COVARIANCE)
   with np.load(tmp_path / 'm.npz') as file:
     assert set(file) == {'mu', 'sigma'}
     np.testing.assert_array_equal(file['mu'], MEAN)

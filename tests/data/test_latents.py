@@ -48,10 +48,10 @@ def test_every_image_has_its_row(image_set, batch_size, mirrored):
       expected, labels = np.concatenate([expected, flipped]), np.tile(labels, 2)
     assert source.num_examples == len(expected) and source.label_names == images.label_names
     batch = source.read(np.arange(len(expected))[::-1])
-    np.testing.assert_array_equal(batch['moments'], expected[::-1].astype(np.float16))
+    np.testing.assert_array_equal(batch['posterior'], expected[::-1].astype(np.float16))
     np.testing.assert_array_equal(batch['label'], labels[::-1])
-    assert source.element['moments'].shape == (4, 4, 4)
-    assert batch['moments'].dtype == source.element['moments'].dtype == np.float16
+    assert source.element['posterior'].shape == (4, 4, 4)
+    assert batch['posterior'].dtype == source.element['posterior'].dtype == np.float16
   latents.verify(folder, meta, made, full=True)
 
 
@@ -61,7 +61,7 @@ def test_mirrored_latents_serve_a_run_without_flips(image_set):
   plain = latents.open_split(folder, meta, made, 'train', mirrored=False)
   assert plain.num_examples == meta['num_train']
   expected = encode_batch(packed.open_split(folder, meta, 'train').images).astype(np.float16)
-  np.testing.assert_array_equal(plain.moments, expected)
+  np.testing.assert_array_equal(plain.posterior, expected)
   assert latents.find(folder, meta, 'a' * 16, mirrored=False) == made
 
 
@@ -130,7 +130,7 @@ def test_mirrored_latents_replace_plain_ones(image_set):
   assert latents.find(folder, meta, 'a' * 16, mirrored=True) == made
   assert sorted(p.name for p in latents.folder_of(folder, made).iterdir()) == [
     'meta.json',
-    'moments.npy',
+    'posterior.npy',
   ]
 
 
@@ -138,16 +138,16 @@ def test_mirrored_latents_replace_plain_ones(image_set):
 def test_damage_is_seen(image_set, full):
   folder, meta = image_set
   made = encode(folder, meta)
-  path = latents.folder_of(folder, made) / 'moments.npy'
+  path = latents.folder_of(folder, made) / 'posterior.npy'
   with open(path, 'r+b') as file:
     file.seek(-3, os.SEEK_END)
     byte = file.read(1)[0]
     file.seek(-3, os.SEEK_END)
     file.write(bytes([byte ^ 1]))
-  with pytest.raises(DamagedError, match=r'moments\.npy: 1 of 1 parts'):
+  with pytest.raises(DamagedError, match=r'posterior\.npy: 1 of 1 parts'):
     latents.verify(folder, meta, made, full=full)
   path.write_bytes(path.read_bytes()[:-1])
-  with pytest.raises(DamagedError, match=r'moments\.npy: .* bytes, expected'):
+  with pytest.raises(DamagedError, match=r'posterior\.npy: .* bytes, expected'):
     latents.verify(folder, meta, made, full=full)
   description = path.with_name('meta.json')
   description.write_text(json.dumps({**json.loads(description.read_text()), 'mirrored': False}))
@@ -168,11 +168,11 @@ def test_a_damaged_description_is_said_and_nothing_is_encoded_again(image_set, c
     ) as error:
       ask(folder, meta, 'a' * 16, mirrored=True)
     assert ('missing' if content is None else 'damaged') in str(error.value)
-  assert latents.existing(folder) == ['a' * 16] and (own / 'moments.npy').exists()
+  assert latents.existing(folder) == ['a' * 16] and (own / 'posterior.npy').exists()
 
 
 @pytest.mark.parametrize('bad', [np.nan, 1e6])
-def test_moments_that_float16_cannot_hold(image_set, bad):
+def test_parameters_that_float16_cannot_hold(image_set, bad):
   with pytest.raises(InputError, match=r'config\.vae\.checkpoint: .* not finite in float16'):
     encode(*image_set, function=lambda images: np.full((len(images), 4, 4, 4), bad, np.float32))
 
@@ -209,3 +209,15 @@ def test_latents_of_other_images_are_made_again(image_set):
   assert encode(folder, meta) == made
   with pytest.raises(InputError, match=r'is one prepared set; give the folder that holds it'):
     sets.find(folder, {}, '')
+
+
+def test_latents_of_an_earlier_version_are_made_again(image_set):
+  folder, meta = image_set
+  made = encode(folder, meta)
+  old = {**made, 'moments_bytes': made['posterior_bytes']}
+  del old['posterior_bytes']
+  packed.write_meta(latents.folder_of(folder, made), old)
+  with pytest.raises(InputError, match='--mode=prepare'):
+    latents.find(folder, meta, 'a' * 16, mirrored=True)
+  assert latents.usable(folder, meta, 'a' * 16, mirrored=True) is None
+  assert encode(folder, meta) == made

@@ -13,11 +13,11 @@ from scipy.spatial.distance import cdist
 from configs import base
 from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.evaluation import nearest_neighbours
-from diffusion_jax.evaluation.fid import distance, moments
+from diffusion_jax.evaluation.fid import distance, feature_stats
 from diffusion_jax.evaluation.inception_score import score
 from diffusion_jax.evaluation.nearest_neighbours import nearest
 from diffusion_jax.evaluation.torch_fidelity import RESULTS
-from diffusion_jax.evaluation.types import FeatureSet, Moments, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, FeatureStats, Sizes
 from tests.fixtures import make_metrics_reference as recorded
 
 RNG = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def same_numbers():
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
 SHORT = {'kid': dict(subsets=3, subset_size=20)}
-MOMENTS_ALONE = FeatureSet(None, None, None, Moments(np.zeros(3), np.eye(3)))
+STATS_ALONE = FeatureSet(None, None, None, FeatureStats(np.zeros(3), np.eye(3)))
 
 
 def features(count=50, classes=4, size=3):
@@ -73,15 +73,15 @@ def test_contract(name):
 
 
 @pytest.mark.parametrize('name', plugin_names('evaluation'))
-def test_a_reference_of_moments_alone_gives_a_number_or_a_reason(name):
+def test_a_reference_of_statistics_alone_gives_a_number_or_a_reason(name):
   metric = metric_of(name, **SHORT.get(name, {}))
   try:
     metric.check(Sizes(50, 0, 3))
   except ValueError as error:
-    assert str(error).startswith('reference: got moments alone, allowed images')
-    assert metric(features(), MOMENTS_ALONE) == {}
+    assert str(error).startswith('reference: got statistics alone, allowed images')
+    assert metric(features(), STATS_ALONE) == {}
   else:
-    assert set(metric.names) <= set(metric(features(), MOMENTS_ALONE))
+    assert set(metric.names) <= set(metric(features(), STATS_ALONE))
 
 
 def test_metrics_that_need_logits_say_nothing_without_them():
@@ -192,7 +192,7 @@ def test_frechet_distance_of_diagonal_gaussians():
   assert found == pytest.approx(expected, rel=1e-10)
 
 
-def test_frechet_distance_of_features_of_known_moments():
+def test_frechet_distance_of_features_of_known_statistics():
   """The same of features, more than are centred at once and wider than the squares of `mirrored`."""
   size = 150
   sd_1, sd_2 = RNG.uniform(0.1, 2, (2, size))
@@ -231,9 +231,9 @@ def test_frechet_distance_of_fewer_images_than_features(counts):
   root = roots.sum() / np.sqrt((counts[0] - 1) * (counts[1] - 1))
   traces = np.var(x, axis=0, ddof=1).sum() + np.var(y, axis=0, ddof=1).sum()
   expected = np.square(x.mean(axis=0) - y.mean(axis=0)).sum() + traces - 2 * root
-  found = distance(*moments(x), *moments(y))
+  found = distance(*feature_stats(x), *feature_stats(y))
   assert found == pytest.approx(expected, rel=1e-6)
-  assert distance(*moments(y), *moments(x)) == pytest.approx(expected, rel=1e-6)
+  assert distance(*feature_stats(y), *feature_stats(x)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_frechet_distance_of_ill_conditioned_covariances():
@@ -259,21 +259,21 @@ def test_frechet_distance_of_rank_one_covariances():
 def test_frechet_distance_with_features_that_never_change():
   """Each adds its difference of means and the variance that it has in the other set."""
   x, y = RNG.normal(size=(2, 500, 40))
-  without = distance(*moments(x[:, :37]), *moments(y[:, :37]))
+  without = distance(*feature_stats(x[:, :37]), *feature_stats(y[:, :37]))
   x[:, 37:39], y[:, 38:] = 0.1, 0.3  # 37 in x, 38 in both, 39 in y.
   expected = without + np.square(x.mean(axis=0) - y.mean(axis=0))[37:].sum()
   expected += np.var(y[:, 37], ddof=1) + np.var(x[:, 39], ddof=1)
-  assert distance(*moments(x), *moments(y)) == pytest.approx(expected, rel=1e-6)
+  assert distance(*feature_stats(x), *feature_stats(y)) == pytest.approx(expected, rel=1e-6)
   zeros = np.zeros((9, 40))
-  assert distance(*moments(zeros), *moments(zeros + 1)) == pytest.approx(40)
-  assert distance(*moments(zeros), *moments(zeros)) == 0
+  assert distance(*feature_stats(zeros), *feature_stats(zeros + 1)) == pytest.approx(40)
+  assert distance(*feature_stats(zeros), *feature_stats(zeros)) == 0
 
 
 def test_frechet_distance_of_singular_covariances():
   """Fewer examples than dimensions; to itself 0, never negative or NaN."""
   few = RNG.normal(size=(5, 40))
   few[:, 7] = 1.0
-  mean, cov = moments(few)
+  mean, cov = feature_stats(few)
   assert distance(mean, cov, mean, cov) == pytest.approx(0, abs=1e-6)
   assert distance(mean, cov, mean + 1, cov) == pytest.approx(40, rel=1e-6)
 
@@ -281,18 +281,18 @@ def test_frechet_distance_of_singular_covariances():
 def test_covariance_is_that_of_numpy():
   """Of float32 features far from zero, in float64; symmetric to the bit."""
   x = (1000 + RNG.normal(size=(2500, 140))).astype(np.float32)
-  mean, covariance = moments(x)
+  mean, covariance = feature_stats(x)
   np.testing.assert_array_equal(mean, np.mean(x, axis=0))  # In float32, as torch-fidelity's.
   np.testing.assert_allclose(covariance, np.cov(x, rowvar=False, dtype=np.float64), atol=1e-13)
   np.testing.assert_array_equal(covariance, covariance.T)
   assert mean.dtype == covariance.dtype == np.float64
-  assert moments(x[:, :1]).covariance.shape == (1, 1)
+  assert feature_stats(x[:, :1]).covariance.shape == (1, 1)
 
 
-def test_given_moments_hold_instead_of_features():
+def test_given_statistics_hold_instead_of_features():
   samples = only(exact(np.ones(3), np.eye(3), 20))
-  given = Moments(np.zeros(3), 4 * np.eye(3))
-  for reference in (FeatureSet(None, None, None, given), samples._replace(moments=given)):
+  given = FeatureStats(np.zeros(3), 4 * np.eye(3))
+  for reference in (FeatureSet(None, None, None, given), samples._replace(stats=given)):
     found = metric_of('fid')(samples, reference)['frechet_distance']
     assert found == pytest.approx(3 + 3 * (2 - 1) ** 2)
 

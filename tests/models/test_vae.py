@@ -66,8 +66,10 @@ def test_kl_is_that_of_gaussians():
 
 
 def test_the_posterior_samples_and_clips_its_variance():
-  moments = jnp.concatenate([jnp.full((1, 1, 1, 2), 0.5), jnp.asarray([[[[100.0, -100.0]]]])], -1)
-  posterior = Posterior.from_moments(moments)
+  parameters = jnp.concatenate(
+    [jnp.full((1, 1, 1, 2), 0.5), jnp.asarray([[[[100.0, -100.0]]]])], -1
+  )
+  posterior = Posterior.from_parameters(parameters)
   np.testing.assert_array_equal(posterior.logvar[0, 0, 0], [20, -30])
   sample = Posterior(jnp.asarray([[[[1.0]]]]), jnp.asarray([[[[np.log(4.0)]]]])).sample(3.0)
   np.testing.assert_allclose(sample, 7.0, rtol=1e-6)

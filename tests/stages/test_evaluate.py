@@ -49,7 +49,7 @@ def pixels(images):
 
 
 def frechet(images, reference):
-  return fid.distance(*fid.moments(pixels(images)), *fid.moments(pixels(reference)))
+  return fid.distance(*fid.feature_stats(pixels(images)), *fid.feature_stats(pixels(reference)))
 
 
 def images_of(trained, name, count=20):
@@ -200,7 +200,7 @@ def test_a_set_of_another_config_is_refused(trained, monkeypatch):
     evaluate(trained, '', **{'sample.num_steps': 2})
 
 
-@pytest.mark.parametrize('form', ['train', 'folder', 'moments', 'images'])
+@pytest.mark.parametrize('form', ['train', 'folder', 'statistics', 'images'])
 def test_other_references(trained, form):
   """The training images in four forms have one distance."""
   images, given = split(trained, 'train'), trained / f'reference-{form}'
@@ -208,8 +208,8 @@ def test_other_references(trained, form):
     given.mkdir()
     for number, image in enumerate(images):
       Image.fromarray(image[..., 0]).save(given / f'{number:04d}.png')
-  elif form == 'moments':
-    mean, covariance = fid.moments(pixels(images))
+  elif form == 'statistics':
+    mean, covariance = fid.feature_stats(pixels(images))
     given = given.with_suffix('.npz')
     np.savez(given, mu=mean, sigma=covariance)
   elif form == 'images':  # Of three channels, which gray samples cannot be compared with in pixels.
@@ -223,19 +223,19 @@ def test_other_references(trained, form):
   result = evaluate(trained, form, **{'eval.reference': str(given)})
   expected = frechet(images_of(trained, form), images)
   assert result['metrics']['frechet_distance'] == pytest.approx(expected, rel=1e-6)
-  assert result['protocol']['reference_size'] == (0 if form == 'moments' else 1500)
-  if form == 'moments':
-    with pytest.raises(InputError, match=r"config\.eval\.reference: got moments alone.*'kid'"):
+  assert result['protocol']['reference_size'] == (0 if form == 'statistics' else 1500)
+  if form == 'statistics':
+    with pytest.raises(InputError, match=r"config\.eval\.reference: got statistics alone.*'kid'"):
       evaluate(trained, form, **{'eval.reference': str(given), 'eval.metrics': ('kid',)})
 
 
 def test_reference_statistics_by_one_command(trained, capsys):
-  """Before training too; evaluation finds the features, other tools the moments."""
+  """Before training too; evaluation finds the features, other tools the statistics."""
   run('reference', trained / 'new', trained, **PIXELS)
   assert '297 images' in capsys.readouterr().out
   (path,) = (trained / 'new').glob('reference-*.npz')
   with np.load(path) as file:
-    mean, covariance = fid.moments(pixels(split(trained, 'holdout')))
+    mean, covariance = fid.feature_stats(pixels(split(trained, 'holdout')))
     np.testing.assert_allclose(file['mu'], mean, rtol=1e-12)
     np.testing.assert_allclose(file['sigma'], covariance, rtol=1e-12, atol=1e-9)
   assert list((trained / 'data' / 'features').glob('pixels-*.npz'))
@@ -273,7 +273,7 @@ BAD = {
     lambda p: write(p, mu=np.zeros(3), sigma=np.eye(3)),
     {},
     InputError,
-    r"moments of 3 features, but 'pixels' has 64",
+    r"statistics of 3 features, but 'pixels' has 64",
   ),
   'truncated': (
     lambda p: (write(p, mu=np.zeros(64), sigma=np.eye(64)), truncate(p)),

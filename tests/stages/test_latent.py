@@ -114,7 +114,7 @@ def test_prepare_and_training_leave_what_the_readme_says(trained):
   assert json.loads((folder / 'config.json').read_text())['vae']['fingerprint']
 
 
-def test_cached_moments_are_the_encoders(trained):
+def test_cached_latents_are_the_encoders(trained):
   """Of images and of their mirror images, to what float16 holds."""
   experiment = experiment_of(trained)
   images, cached = experiment.datasets.images('train'), experiment.train_data
@@ -122,7 +122,7 @@ def test_cached_moments_are_the_encoders(trained):
   first = experiment.first_stage
   pixels = np.concatenate([images.images, images.images[:, :, ::-1]]) / np.float32(127.5) - 1
   encode = jax.jit(lambda x: first.module.apply({'params': first.params}, x, method='encode'))
-  found = cached.read(np.arange(24))['moments']
+  found = cached.read(np.arange(24))['posterior']
   np.testing.assert_allclose(found, np.concatenate(encode(pixels), axis=-1), rtol=2e-3, atol=2e-3)
 
 
@@ -134,7 +134,7 @@ def test_what_the_backbone_is_fed_has_deviation_one(trained, shift):
   x0 = experiment.trainer.x0(batch, experiment.scaling, keys, flip=True)
   assert x0.shape == (24, 4, 4, 3) and abs(np.std(x0) - 1) < 0.05
   again = experiment.trainer.x0(batch, experiment.scaling, keys[::-1], flip=True)
-  posterior = Posterior.from_moments(batch['moments'])
+  posterior = Posterior.from_parameters(batch['posterior'])
   noise = (np.asarray(x0) - again) / (experiment.scaling.scale * np.exp(posterior.logvar / 2))
   assert abs(np.std(noise) - np.sqrt(2)) < 0.1  # Fresh samples of the posterior each time.
   if shift == 'channel':
@@ -191,7 +191,7 @@ def test_prepare_tells_the_psnr_of_decoded_latents(trained, capsys):
 
 
 def test_interrupted_equals_uninterrupted_with_latents_on_the_device(trained, tmp_path):
-  """Two steps of four, then the rest with the moments kept on the device."""
+  """Two steps of four, then the rest with the latents kept on the device."""
   parts, whole = tmp_path / 'parts', trained / 'run'
   run('train', parts, trained, **{'train.num_steps': 2})
   run('train', parts, trained, **{'data.device_resident': True})

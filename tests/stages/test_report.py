@@ -23,8 +23,8 @@ PUBLISHED = {'name': 'DDPM', 'fid': 150.0, 'inception_score': 4.45, 'inception_s
 INCEPTION = {'features': 'inception', 'num_samples': 5000}
 
 
-def run(folder, num_classes=6, moments=5):
-  sections = Report(num_classes=num_classes, num_snapshots=moments)
+def run(folder, num_classes=6, snapshots=5):
+  sections = Report(num_classes=num_classes, num_snapshots=snapshots)
   report.run(SimpleNamespace(config=SimpleNamespace(report=sections)), folder)
   return folder / 'report'
 
@@ -175,7 +175,9 @@ def test_usual_names_and_published_numbers_belong_to_inception_features(tmp_path
 def test_headings_say_what_was_measured(tmp_path):
   for name, balance in (('a', 'balanced'), ('b', 'unconditional'), ('c', '{"counts": [1, 2]}')):
     make_run(tmp_path / name, protocol={'class_balance': balance})
-  make_run(tmp_path / 'd', protocol={'reference_size': 0, 'num_samples': 50})  # Moments were given.
+  make_run(
+    tmp_path / 'd', protocol={'reference_size': 0, 'num_samples': 50}
+  )  # Statistics were given.
   headings = [heading.partition(' against ')[::2] for heading, _ in markdown_tables(run(tmp_path))]
   references = '297 reference images, dataset_classifier features'
   assert headings == [  # A model without classes stands beside the others, and it is said.
@@ -376,9 +378,11 @@ def test_data_of_different_names_or_channels_have_panels_of_their_own(tmp_path):
 def test_sizes_of_the_panel_are_those_of_the_config(tmp_path):
   make_run(tmp_path / 'a', frames=frames_of(50, side=88))
   sizes = {}
-  for number, moments in ((1, 2), (2, 2), (2, 4), (9, 4)):
-    folder = run(tmp_path, number, moments)
-    sizes[number, moments] = [Image.open(folder / f'panel.{kind}').size for kind in ('png', 'gif')]
+  for number, snapshots in ((1, 2), (2, 2), (2, 4), (9, 4)):
+    folder = run(tmp_path, number, snapshots)
+    sizes[number, snapshots] = [
+      Image.open(folder / f'panel.{kind}').size for kind in ('png', 'gif')
+    ]
   assert sizes[2, 2][0][0] - sizes[1, 2][0][0] == 2 * 90 - 2 + 3 * 88 // 16
   assert sizes[2, 4][0][0] - sizes[2, 2][0][0] == 2 * 2 * 90
   assert sizes[2, 2][1][1] - sizes[1, 2][1][1] == 90

@@ -197,10 +197,10 @@ def test_padding_does_not_count_in_the_held_out_loss(experiment):
 
 def test_latents_are_samples_of_the_posterior(experiment):
   """Of N(mean, std^2) with mean 3 and std 2, shifted and scaled to N(1, 1)."""
-  moments = np.concatenate([np.full((500, 4, 4, 1), 3.0), np.full((500, 4, 4, 1), np.log(4.0))], -1)
+  parameters = np.full((500, 4, 4, 2), [3.0, np.log(4.0)], np.float16)
   keys = jax.random.split(jax.random.key(0), 500)
   scaling = Scaling(jnp.float32([1.0]), jnp.float32(0.5))
-  x0 = experiment.trainer.x0({'moments': moments.astype(np.float16)}, scaling, keys, flip=False)
+  x0 = experiment.trainer.x0({'posterior': parameters}, scaling, keys, flip=False)
   assert x0.shape == (500, 4, 4, 1)
   np.testing.assert_allclose([x0.mean(), x0.std()], 1, atol=0.05)  # 8,000 draws: 4 errors of 0.011.
 
