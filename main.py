@@ -17,6 +17,7 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/NAME.py, or DI
 WORKDIR = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
 MODE = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
 JSON = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
+FIELDS = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
 
 
 def main() -> int:
@@ -24,18 +25,14 @@ def main() -> int:
   if {'-h', '--help'} & set(sys.argv):
     print(help_text())
     return 0
-  if '--fields' in sys.argv:
-    from diffusion_jax.config.listing import all_fields
-
-    print(all_fields(), end='')
-    return 0
   from diffusion_jax.command import run_mode  # Here: other processes import this file again, and
   from diffusion_jax.errors import Stop  # start faster without.
   from diffusion_jax.parsing import parse
 
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
-    run_mode(MODE.value, config, overrides, WORKDIR.value, as_json=JSON.value)
+    page = {'as_json': JSON.value, 'fields': FIELDS.value}
+    run_mode(MODE.value, config, overrides, WORKDIR.value, **page)
   except Stop as reason:
     print(f'main.py: {reason}', file=sys.stderr)
     return reason.exit_code

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from diffusion_jax.config.listing import all_fields
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.errors import InputError
@@ -22,9 +23,17 @@ FROM_WEIGHTS = ('sample', 'evaluate')  # May begin with config.init_from, withou
 
 
 def run_mode(
-  mode: str, config: Mapping[str, Any], overrides: Mapping[str, Any], workdir, *, as_json: bool
+  mode: str,
+  config: Mapping[str, Any],
+  overrides: Mapping[str, Any],
+  workdir,
+  *,
+  as_json: bool = False,
+  fields: bool = False,
 ) -> None:
   """Checks the mode, the work directory and the config, then runs the stage.
+
+  as_json, fields: what --mode=describe prints instead of its page.
 
   Raises: errors.Stop with what the user is told and the exit code.
   """
@@ -32,8 +41,12 @@ def run_mode(
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if mode not in modes():
     raise InputError(unknown('--mode', mode, modes()))
-  if as_json and mode != 'describe':
-    raise InputError(f'--json: got --mode={mode}, allowed only with --mode=describe')
+  for flag in ['json'] * as_json + ['fields'] * fields:
+    if mode != 'describe':
+      raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=describe')
+  if fields:
+    print(all_fields(), end='')
+    return
   if config.get('task') == 'report':  # As configs/report.py.
     if mode not in OF_RUNS:
       raise InputError(

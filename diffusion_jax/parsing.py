@@ -19,7 +19,7 @@ OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
   """The resolved config as a plain mapping, and the fields set by flags (path -> value).
 
-  Without --config it is that of DIR/config.json, and --mode=report needs none.
+  Without --config it is that of DIR/config.json; --mode=report and --fields need none.
   Raises: InputError for anything wrong with the command line or the config file.
   """
   from ml_collections import config_flags
@@ -68,6 +68,8 @@ def _default_config(argv: list[str], workdir: str | None) -> Path:
   """The config of the work directory. Raises: InputError if it has none."""
   if value_of(argv, 'mode') == 'report':
     return Path(__file__).parents[1] / 'configs' / 'report.py'
+  if workdir is None and '--fields' in argv:
+    return Path(__file__).parents[1] / 'configs' / 'base.py'
   if workdir is None:
     raise InputError(f'--config is missing\n{USAGE}')
   path = Path(workdir).expanduser() / stored.FILE

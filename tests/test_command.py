@@ -157,6 +157,13 @@ CASES = {
     ["no prepared data 'imagenet100', 128 px", '{dir}/data', '--mode=prepare'],
   ),
   'json elsewhere': ([QUICK, '--workdir={dir}', '--json'], ['--json', 'describe']),
+  'fields elsewhere': ([QUICK, '--workdir={dir}', '--fields'], ['--fields', 'describe']),
+  'fields without their mode': (['--fields'], ['--fields', '--mode=train', 'describe']),
+  'unknown flag beside fields': (['--mode=describe', '--fields', '--workdirr=x'], ['workdirr']),
+  'unknown field beside fields': (
+    ['--mode=describe', '--fields', '--config.trian.num_steps=1'],
+    ['--config.trian.num_steps', "nearest 'train.num_steps'"],
+  ),
   'stray argument': ([QUICK, '--workdir={dir}', 'depth=8'], ['depth=8']),
 }
 
@@ -226,6 +233,13 @@ def test_describe_json_is_one_object():
   # By hand: see the derivation in test_quickstart_parameters_by_hand.
   assert facts['parameters'] == quickstart_parameters()
   assert facts['flops_per_image'] == quickstart_flops()
+
+
+@pytest.mark.parametrize('config', [[], [QUICK]])
+def test_describe_fields_prints_the_page_of_all_fields(config):
+  result = main(*config, '--mode=describe', '--fields', devices=1)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == (ROOT / 'docs' / 'config.md').read_text()
 
 
 def quickstart_parameters(d=128, depth=4, classes=10, patch=4):
