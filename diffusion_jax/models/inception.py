@@ -18,7 +18,6 @@ from diffusion_jax.types import Array
 
 HIGHEST = jax.lax.Precision.HIGHEST  # TF32 or bfloat16 would change the features.
 SIDE = 299
-NUM_FEATURES = 2048
 NUM_LOGITS = 1008
 RESIZE = 'bilinear to 299 px as TensorFlow 1: neither half-pixel centres nor antialiasing'
 

@@ -24,26 +24,12 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import datasets, first_stage, initial, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.generation import compile_generate, generate_parts, params_of
-from diffusion_jax.experiment.pictures import draw_grid, is_animated, picture_indices
+from diffusion_jax.experiment.generation import generate_parts, params_of
+from diffusion_jax.experiment.pictures import draw_grid, is_animated
 from diffusion_jax.runtime import hosts, mesh, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints, Restored, checksums
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.stages.train import open_checkpoints
-
-__all__ = [
-  'base_folder',
-  'compile_generate',
-  'find',
-  'identity',
-  'is_complete',
-  'load_checkpoint',
-  'picture_indices',
-  'require_diffusion',
-  'run',
-  'set_name',
-  'settings',
-]
 
 
 def run(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:

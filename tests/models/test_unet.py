@@ -13,10 +13,10 @@ from configs import base
 from diffusion_jax.models import unet
 from diffusion_jax.models.layers import sinusoidal_embedding
 from diffusion_jax.models.unet_blocks import average_pool, nearest_upsample
-from diffusion_jax.pretrained.unet_diffusers import convert
 from diffusion_jax.runtime.cost import flops, num_parameters, saved_for_backward
 from tests.fixtures import make_unet_parity
 from tests.fixtures.parity_weights import values, weights
+from tests.pretrained.unet_diffusers import convert
 
 DDPM = dict(
   scale_shift_norm=False,

@@ -11,10 +11,10 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.pictures import picture_indices
 from diffusion_jax.experiment.stored import has_checkpoint
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import sample
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same, corrupt
@@ -271,6 +271,6 @@ def test_unconditional_models_train_sample_and_evaluate(tmp_path):
 @pytest.mark.parametrize('batch_size', [1, 7, 16])
 def test_the_grid_has_a_row_a_class_whatever_the_batch(tiny, batch_size):
   experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': 40})
-  found = sample.picture_indices(experiment)
+  found = picture_indices(experiment)
   np.testing.assert_array_equal(found, np.arange(20).reshape(2, 10).T)
-  assert sample.picture_indices(experiment, limit=batch_size).size <= batch_size
+  assert picture_indices(experiment, limit=batch_size).size <= batch_size
