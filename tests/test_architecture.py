@@ -10,8 +10,9 @@ PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
   {'types', 'errors', 'usage'},
-  {'randomness', 'replacing', 'config'},
-  {'diffusion', 'models', 'data', 'reporting', 'runtime'},
+  {'randomness', 'config'},
+  {'runtime'},
+  {'diffusion', 'models', 'data', 'reporting'},
   {'pretrained', 'training'},
   {'evaluation'},
   {'experiment'},
@@ -19,11 +20,11 @@ TIERS = [
   {'benchmarks'},
   {'stages', 'command', 'parsing'},
 ]
-# What these may enter of the rooms of the third tier.
+# What these may enter of the rooms that describe data and networks.
 BELOW = {
   'pretrained': {'models'},
-  'training': {'diffusion', 'models', 'runtime'},
-  'evaluation': {'models', 'runtime'},
+  'training': {'diffusion', 'models'},
+  'evaluation': {'models'},
 }
 LIGHT = ('diffusion', 'models', 'training.step', 'evaluation')
 HEAVY = {'tensorflow', 'ml_collections', 'clu', 'sklearn', 'torch', 'wandb', 'tensorflow_datasets'}

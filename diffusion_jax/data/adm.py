@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 from diffusion_jax.types import DataSource
 
 ALLOWED = "'arr_0' (images, uint8 (N, H, W, 3)), 'mu' (D,) with 'sigma' (D, D), or all three"
@@ -131,8 +131,7 @@ def _feature_stats(
 
 def write_feature_stats(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
   """mean (D,) and covariance (D, D) as mu and sigma, written beside and renamed."""
-  with replacing(path) as stream:
-    np.savez(stream, mu=mean, sigma=covariance)
+  files.write_npz(path, mu=mean, sigma=covariance)
 
 
 def write_images(path: Path, source: DataSource, comment: str = '') -> None:
@@ -145,7 +144,11 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
   count, size = source.num_examples, source.num_examples * height * width * 3
   labels = np.zeros(count, np.int64)
   bar = tqdm(total=count, unit='image', desc=path.name, disable=size < SHOWN_BYTES)
-  with bar, replacing(path) as stream, zipfile.ZipFile(stream, 'w', zipfile.ZIP_STORED) as archive:
+  with (
+    bar,
+    files.replacing(path) as stream,
+    zipfile.ZipFile(stream, 'w', zipfile.ZIP_STORED) as archive,
+  ):
     archive.comment = comment.encode()
     with _member(archive, 'arr_0', (count, height, width, 3), np.dtype(np.uint8)) as file:
       for index, batch in _batches(source):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from diffusion_jax.data.decode import READ, BadImage, decode
 from diffusion_jax.data.readers.base import is_hidden, printable
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime.files import replacing
 from diffusion_jax.types import DataSource
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')

@@ -23,7 +23,7 @@ from diffusion_jax.data import packed
 from diffusion_jax.data.packing import disk_error, sync
 from diffusion_jax.data.prepare import locked
 from diffusion_jax.errors import InputError, Stop
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 
 DONE = 'done'  # Beside an unfinished file: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
@@ -243,10 +243,7 @@ def _rows_done(path: Path) -> int:
 def _note(posterior: np.memmap, path: Path, rows: int) -> None:
   """First the rows, then the note that they are there."""
   posterior.flush()
-  with replacing(path.with_name(DONE)) as stream:
-    stream.write(str(rows).encode())
-    stream.flush()
-    os.fsync(stream.fileno())
+  files.write(path.with_name(DONE), str(rows))
 
 
 def _batches(

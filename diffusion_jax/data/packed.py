@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 
 CHUNK_BYTES = 16 * 2**20
 QUICK_CHUNKS = 16
@@ -44,10 +44,7 @@ def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
   """meta.json with its own digest, written beside and renamed: a set is one once it has it."""
   meta = {key: meta[key] for key in meta if key != 'digest'}
-  with replacing(folder / 'meta.json') as file:
-    file.write((json.dumps({**meta, 'digest': _digest(meta)}, indent=1) + '\n').encode())
-    file.flush()
-    os.fsync(file.fileno())
+  files.write_json(folder / 'meta.json', {**meta, 'digest': _digest(meta)})
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

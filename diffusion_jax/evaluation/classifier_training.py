@@ -14,7 +14,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from diffusion_jax.randomness import purpose_key
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 from diffusion_jax.types import DataSource, PyTree
 
 TIMED_STEPS = 3
@@ -125,8 +125,7 @@ def affordable(
 
 def _write_progress(path: Path, state: Progress) -> None:
   content = serialization.to_bytes(jax.device_get(state))
-  with replacing(path) as stream:
-    stream.write(hashlib.sha256(content).digest() + content)
+  files.write(path, hashlib.sha256(content).digest() + content)
 
 
 def _read_progress(path: Path, like: Progress) -> Progress | None:

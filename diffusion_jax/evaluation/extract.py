@@ -16,10 +16,9 @@ from tqdm import tqdm
 from diffusion_jax.errors import DamagedError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
 from diffusion_jax.models.latents import in_batches
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime import mesh as devices
 from diffusion_jax.runtime.patience import alive
-from diffusion_jax.runtime.sample_set import UNREADABLE
 from diffusion_jax.types import Array, DataSource
 
 FIELDS = ('features', 'logits', 'labels')  # What is kept.
@@ -164,7 +163,7 @@ def _read(path: Path, count: int | None = None) -> FeatureSet | None:
     lengths = {len(x) for x in found if x is not None}
   except FileNotFoundError:
     return None
-  except UNREADABLE as error:
+  except files.UNREADABLE as error:
     problem = f'damaged ({error or type(error).__name__})'
   else:
     if digest is None:
@@ -183,6 +182,5 @@ def _read(path: Path, count: int | None = None) -> FeatureSet | None:
 
 def _write(path: Path, found: FeatureSet) -> None:
   """Raises: OSError that names the file."""
-  with replacing(path) as stream:
-    kept = {name: x for name, x in zip(FIELDS, found) if x is not None}
-    np.savez(stream, digest=_digest(found), **kept)
+  kept = {name: x for name, x in zip(FIELDS, found) if x is not None}
+  files.write_npz(path, digest=_digest(found), **kept)

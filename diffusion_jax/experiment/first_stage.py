@@ -18,8 +18,8 @@ from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.pretrained import compvis, diffusers, weights
-from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.runtime.files import replacing
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import PyTree
 

@@ -13,9 +13,8 @@ import numpy as np
 from diffusion_jax.diffusion.samplers.base import frame_slots
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.models.latents import Scaling
-from diffusion_jax.replacing import replacing
 from diffusion_jax.reporting import images
-from diffusion_jax.runtime import hosts, mesh, sample_set
+from diffusion_jax.runtime import files, hosts, mesh, sample_set
 from diffusion_jax.types import Array
 
 MAX_ROWS = 10  # Classes in the grid and the animation.
@@ -109,11 +108,5 @@ def save_frames(experiment: Experiment, path: Path, made: np.ndarray, picture: n
     index, frames = picture.reshape(-1)[:MAX_ROWS], flat[:, :MAX_ROWS]
   times = experiment.schedule.grid(sample.num_steps, sample.spacing)
   shown = frame_slots(sample.num_steps, len(made)) < len(made)
-  with replacing(path) as stream:
-    np.savez(
-      stream,
-      frames=frames,
-      labels=experiment.sample_labels(index),
-      index=index,
-      t=times[shown].astype(np.float32),
-    )
+  t, labels = times[shown].astype(np.float32), experiment.sample_labels(index)
+  files.write_npz(path, frames=frames, labels=labels, index=index, t=t)

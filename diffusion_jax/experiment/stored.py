@@ -84,7 +84,7 @@ def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
   """Writes DIR/config.json with its format version, whole or not at all."""
   if file == FILE:
     mapping = {'format_version': FORMAT_VERSION, **mapping}
-  files.write_text(workdir / file, json.dumps(mapping, indent=2) + '\n')
+  files.write_json(workdir / file, mapping)
 
 
 def save_meta(workdir: Path, meta: Mapping[str, Any]) -> None:

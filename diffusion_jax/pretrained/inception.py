@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.models.inception import InceptionV3
 from diffusion_jax.pretrained import weights
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 from diffusion_jax.types import PyTree
 
 FILE = 'weights-inception-2015-12-05-6726825d.pth'
@@ -120,8 +120,7 @@ def keep(cache_dir: Path, content: InceptionWeights) -> Path:
   """Writes the .safetensors file that `load` finds. Returns: its path."""
   path = _converted(cache_dir, content.sha256)
   state = {name: np.ascontiguousarray(array) for name, array in content.state.items()}
-  with replacing(path) as stream:
-    stream.write(save(state, {'sha256': content.sha256, 'content': _content_digest(state)}))
+  files.write(path, save(state, {'sha256': content.sha256, 'content': _content_digest(state)}))
   return path
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime.files import replacing
 
 MIN_SIDE = 48  # Smaller images are enlarged in pictures, so that a person can read them.
 MIN_SIDE_ANIMATED = 32  # Noise does not compress.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_jax.replacing import replacing
 from diffusion_jax.reporting.tables import shortened
+from diffusion_jax.runtime.files import replacing
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#999999')
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')  # Their number has no divisor with the colours'.

@@ -1,13 +1,18 @@
-"""Writing small files whole or not at all, and what to do where nothing can be written."""
+"""Writing files whole or not at all, and what to do where nothing can be written."""
 
 import contextlib
 import errno
+import json
 import os
 import re
-from collections.abc import Iterator
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from diffusion_jax.replacing import replacing
+import numpy as np
 
 ROOM = 'make room and repeat the command, which goes on from what is finished'
 ADVICE = {
@@ -24,14 +29,59 @@ ADVICE = {
 }
 # NumPy's own words for a write that the system cut short; they carry no number.
 CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
+# The errors with which NumPy refuses a damaged .npz file.
+UNREADABLE = (
+  *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
+  *(zipfile.BadZipFile, zlib.error),
+)
 
 
-def write_text(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+  """A stream beside `path`, under a name that no two processes share, that takes its place at the end.
+
+  After an exception nothing is left of it.
+  Raises: OSError that names `path`, also where the system or NumPy name no file, as on a full disk.
+  """
+  temporary = path.with_name(f'.{path.name}-{secrets.token_hex(8)}.tmp')
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, 'xb') as stream:
+      yield stream
+    os.replace(temporary, path)
+  except OSError as error:
+    number = error.errno or errno.ENOSPC  # NumPy's write that was cut short carries no number.
+    raise OSError(number, os.strerror(number), str(path)) from error
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
   """Writes the file whole or not at all, and to the disk itself. Raises: OSError that names path."""
   with replacing(path) as stream:
-    stream.write(text.encode())
+    stream.write(content.encode() if isinstance(content, str) else content)
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+  """Writes indented JSON as `write` does."""
+  write(path, json.dumps(content, indent=2) + '\n')
+
+
+def write_npz(path: Path, **arrays: Any) -> None:
+  """Writes the arrays whole or not at all. Raises: OSError that names path."""
+  with replacing(path) as stream:
+    np.savez(stream, **arrays)
+
+
+def sync(path: Path) -> None:
+  """Returns when the file, or the folder's entries, are on disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def number_in(text: str) -> int | None:
@@ -62,8 +112,6 @@ def message(error: OSError) -> str | None:
   number = errno.ENOSPC if CUT_SHORT.search(str(error)) else error.errno
   if number is None or (number not in ADVICE and error.filename is None):
     return None
-  happened = os.strerror(number)
+  what = error.filename or 'a file cannot be written or read'
   advice = f'; {ADVICE[number]}' if number in ADVICE else ''
-  if error.filename is None:
-    return f'a file cannot be written or read: {happened}{advice}'
-  return f'{error.filename}: {happened}{advice}'
+  return f'{what}: {os.strerror(number)}{advice}'

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.replacing import replacing
 from diffusion_jax.runtime import files, hosts
 
 KEPT_RUNS = 3  # Former runs of a work directory whose metrics stay.
@@ -104,7 +103,7 @@ def keep_until(workdir: Path, step: int) -> None:
     return
   if path.exists():
     lines = path.read_text(errors='replace').splitlines()
-    files.write_text(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
+    files.write(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
   for events in (workdir / 'logs').glob('events.out.tfevents.*'):
     _keep_events_until(events, step)
   for left in (workdir / 'logs').glob(
@@ -167,8 +166,7 @@ def _keep_events_until(path: Path, step: int) -> None:
       break
     start = end
   if sum(map(len, kept)) < len(content):
-    with replacing(path) as stream:
-      stream.writelines(kept)
+    files.write(path, b''.join(kept))
 
 
 def create_writer(workdir: Path, *, wandb_project: str, config: dict):

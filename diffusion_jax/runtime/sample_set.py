@@ -8,8 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.replacing import replacing
+from diffusion_jax.runtime import files
 
 AT_ONCE = 64  # Images, when all are read.
 SHOWN_BYTES = 2**30  # From here on, reading all is shown.
@@ -27,10 +25,6 @@ KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the mos
 FORMER = {'guide_channels': 0}  # How sets were made before their identity said so.
 # What a set takes from the checkpoint, so that sets of two checkpoints differ there alone.
 OF_CHECKPOINT = ('step', 'parameters', 'latent_shift', 'latent_scale')
-UNREADABLE = (
-  *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-  *(zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -166,7 +160,7 @@ def _read(path: Path, *names: str) -> dict[str, np.ndarray]:
   try:
     with np.load(path, allow_pickle=False) as file:
       return {name: file[name] for name in names}
-  except UNREADABLE as error:
+  except files.UNREADABLE as error:
     raise _damaged(path, str(error)) from error
 
 
@@ -179,8 +173,7 @@ def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndar
   if not len(index):
     return
   path = folder / f'part-{index[0]:08d}.npz'
-  with replacing(path) as stream:
-    np.savez(stream, images=made, labels=labels, index=index)
+  files.write_npz(path, images=made, labels=labels, index=index)
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +187,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
   if not path.exists():
     if _parts(folder):
       raise DamagedError(f'{path}: missing, but there are parts of a set; delete {folder}')
-    write_json(path, {'identity': wanted})
+    files.write_json(path, {'identity': wanted})
   meta = read_meta(folder)
   require_same(folder, meta['identity'], wanted)
   return meta
@@ -266,9 +259,3 @@ def require_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) ->
       f'{folder} holds a set that was made otherwise:\n' + '\n'.join(lines) + '\n'
       'choose another --config.sample.name, or delete the folder'
     )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-  """Indented, written beside and renamed."""
-  with replacing(path) as stream:
-    stream.write((json.dumps(content, indent=2) + '\n').encode())

@@ -13,8 +13,7 @@ import jax
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.runtime import provenance
-from diffusion_jax.runtime.sample_set import write_json
+from diffusion_jax.runtime import files, provenance
 from diffusion_jax.stages import prepare
 
 
@@ -38,6 +37,6 @@ def run(experiment: Experiment, workdir: Path) -> None:
     'data_bytes': experiment.meta['images_bytes'],
   }
   path = workdir / f'bench-{bench.subject.name}.json'
-  write_json(path, {**settings, **results})
+  files.write_json(path, {**settings, **results})
   print(benchmark.report(results))
   print(f'written to {path}')

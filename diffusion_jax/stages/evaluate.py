@@ -23,7 +23,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import params_of
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.result_table import read_result, results_table
-from diffusion_jax.runtime import cost, hosts, provenance, sample_set
+from diffusion_jax.runtime import cost, files, hosts, provenance, sample_set
 from diffusion_jax.stages import sample
 from diffusion_jax.tasks import task_of
 from diffusion_jax.types import DataSource
@@ -202,7 +202,6 @@ def save_pairs(workdir: Path, name: str, real: np.ndarray, made: np.ndarray) -> 
   count = len(pairs) // 4 * 4 or 1
   rows, columns = (-1, 8) if count >= 4 else (1, 2)
   path = workdir / 'eval' / f'{name}.png'
-  path.parent.mkdir(exist_ok=True)
   images.save_png(path, images.grid(pairs[:count].reshape(rows, columns, *real.shape[1:])))
 
 
@@ -272,7 +271,6 @@ def draw_neighbours(
   rows = np.concatenate([batch['image'][:, None], blank, near], axis=1)
   names = [f'sample {number}' for number in chosen]
   path = workdir / 'eval' / f'{folder.name}-neighbours.png'
-  path.parent.mkdir(exist_ok=True)
   hosts.from_first(lambda: images.save_png(path, images.grid(rows, names)))
   hosts.say(f'nearest training images of {count} samples: {path}')
   result = {'num_samples': count, 'nearest_training_image': float(np.median(distances[:, 0]))}
@@ -287,7 +285,7 @@ def finish(result: dict[str, Any], workdir: Path) -> None:
   """Writes the result beside those of other protocols, and prints the table."""
   result = json.loads(json.dumps(result))  # As it will be read again: lists for tuples.
   path = result_path(workdir, result['name'], result['protocol'])
-  sample_set.write_json(path, result)
+  files.write_json(path, result)
   print(results_table(workdir / 'eval', result))
   print(f'written to {path}')
 
@@ -295,7 +293,6 @@ def finish(result: dict[str, Any], workdir: Path) -> None:
 def result_path(workdir: Path, name: str, protocol: Mapping[str, Any]) -> Path:
   """DIR/eval/NAME.json, with a suffix if that holds a result of another protocol."""
   path = workdir / 'eval' / f'{name}.json'
-  path.parent.mkdir(exist_ok=True)
   if path.exists() and read_result(path).get('protocol') != protocol:
     digest = zlib.crc32(json.dumps(protocol, sort_keys=True).encode())
     return path.with_stem(f'{name}-{digest:08x}')

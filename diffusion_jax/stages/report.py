@@ -114,5 +114,5 @@ def draw_panels(
 
 def write_text(path: Path, text: str) -> Path:
   """Writes the file whole or not at all. Returns: the path."""
-  files.write_text(path, text)
+  files.write(path, text)
   return path

@@ -26,7 +26,7 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import generate_parts, params_of
 from diffusion_jax.experiment.pictures import draw_grid, is_animated
-from diffusion_jax.runtime import hosts, mesh, sample_set
+from diffusion_jax.runtime import files, hosts, mesh, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints, Restored, checksums
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.stages.train import open_checkpoints
@@ -113,7 +113,8 @@ def make(experiment: Experiment, workdir: Path, restored: Restored | None = None
     meta = sample_set.read_meta(folder)
     if len(missing):
       meta.setdefault('images_per_s', images_per_s)
-    sample_set.write_json(folder / 'meta.json', {**meta, 'num_samples': len(done) + len(missing)})
+    meta['num_samples'] = len(done) + len(missing)
+    files.write_json(folder / 'meta.json', meta)
 
   hosts.from_first(finish)
   return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.runtime import files, sample_set
 
 SHAPE = (4, 6, 3)
 
@@ -188,7 +188,7 @@ def test_a_sample_that_two_parts_hold_is_no_obstacle(tmp_path):
 
 def described(folder, **identity):
   folder.mkdir()
-  sample_set.write_json(folder / 'meta.json', {'identity': identity})
+  files.write_json(folder / 'meta.json', {'identity': identity})
 
 
 def test_a_set_of_other_parameters_has_a_place_beside(tmp_path):

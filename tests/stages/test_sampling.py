@@ -16,7 +16,7 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import generation
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.generation import batches_to_make
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.runtime import files, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import sample
 from tests.conftest import tiny_mapping
@@ -248,7 +248,7 @@ def test_other_parameters_of_the_same_step_go_beside(trained, monkeypatch):
     no_sampling(patch)
     run(trained, 'mine')
   other = {**meta['identity'], 'parameters': '0123abcd'}
-  sample_set.write_json(folder / 'meta.json', {**meta, 'identity': other})
+  files.write_json(folder / 'meta.json', {**meta, 'identity': other})
   before = {path.name: path.read_bytes() for path in folder.iterdir()}
   run(trained, 'mine')
   beside = sample_set.read_meta(folder.with_name('mine-step4'))
@@ -316,7 +316,7 @@ def test_guided_channels_belong_to_a_set(trained):
   folder = run(trained, 'guided', **flags)
   meta = sample_set.read_meta(folder)
   assert meta['identity'].pop('guide_channels') == 0
-  sample_set.write_json(folder / 'meta.json', meta)
+  files.write_json(folder / 'meta.json', meta)
   run(trained, 'guided', **flags)
   with pytest.raises(InputError, match='guide_channels: 0, asked 1'):
     run(trained, 'guided', **flags, guide_channels=1)

@@ -22,8 +22,7 @@ from safetensors.numpy import save
 from diffusion_jax.config.options import option
 from diffusion_jax.evaluation.classifier_training import train_params
 from diffusion_jax.evaluation.types import Context
-from diffusion_jax.replacing import replacing
-from diffusion_jax.runtime import hosts
+from diffusion_jax.runtime import files, hosts
 from diffusion_jax.types import Array, DataSource, PyTree
 
 LARGEST = 32  # Pixels a side that the first level sees at their own size.
@@ -162,8 +161,7 @@ class DatasetClassifier:
       notes = {'holdout_accuracy': accuracy(module, params, holdout, self.batch_size)}
       notes |= {'num_steps': taken} if taken < self.num_steps else {}
       metadata = {'digest': _digest(params), 'notes': json.dumps(notes), 'identity': identity}
-      with replacing(path) as stream:
-        stream.write(save(flatten_dict(params, sep='/'), metadata))
+      files.write(path, save(flatten_dict(params, sep='/'), metadata))
       kept.unlink(missing_ok=True)
 
     hosts.from_first(ensure)
