@@ -8,8 +8,6 @@ which it was fastest (evaluation/torch_fidelity.py), and with batches of several
 import dataclasses
 import functools
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +21,6 @@ from diffusion_jax.benchmarks.timing import Speeds, seconds
 from diffusion_jax.config.options import option
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.prepare import cores
-from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation import fid, torch_fidelity
 from diffusion_jax.evaluation.extract import Extractor
 from diffusion_jax.evaluation.types import FeatureSet
@@ -144,14 +141,8 @@ def distance(samples: np.ndarray, reference: np.ndarray) -> float:
 def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dict[str, float]:
   """Seconds of each part, in a process of its own; and of our distance, which needs the same memory."""
   request = {'folder': str(folder), 'batch_size': batch_size, 'num_features': num_features}
-  command = [sys.executable, '-m', __name__, json.dumps(request)]
-  environment = {**os.environ, **torch_fidelity.KEEPING_MEMORY}
-  root = Path(__file__).parents[2]
-  done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-  if done.returncode:
-    last = (done.stderr.strip().splitlines() or ['no message'])[-1]
-    raise InputError(f'torch-fidelity could not be timed: {last}')
-  return json.loads(done.stdout.splitlines()[-1])
+  printed = torch_fidelity.run_module(__name__, json.dumps(request), 'timing torch-fidelity')
+  return json.loads(printed.splitlines()[-1])
 
 
 def main(folder: str, batch_size: int, num_features: int) -> None:

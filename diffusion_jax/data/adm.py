@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.patience import progress
 from diffusion_jax.types import DataSource
 
 ALLOWED = "'arr_0' (images, uint8 (N, H, W, 3)), 'mu' (D,) with 'sigma' (D, D), or all three"
 AT_ONCE = 256  # Images, when they are written.
-SHOWN_BYTES = 2**28  # From here on, writing is shown.
 SYMMETRY = 1e-4  # Of the largest entry: what float32 leaves of it.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error)
 
@@ -141,11 +140,10 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
   give equal files. comment: kept by the archive, see comment_of.
   """
   height, width, _ = source.element['image'].shape
-  count, size = source.num_examples, source.num_examples * height * width * 3
+  count = source.num_examples
   labels = np.zeros(count, np.int64)
-  bar = tqdm(total=count, unit='image', desc=path.name, disable=size < SHOWN_BYTES)
   with (
-    bar,
+    progress(None, path.name, count) as bar,
     files.replacing(path) as stream,
     zipfile.ZipFile(stream, 'w', zipfile.ZIP_STORED) as archive,
   ):

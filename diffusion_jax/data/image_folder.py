@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from diffusion_jax.data.decode import READ, BadImage, decode
 from diffusion_jax.data.readers.base import is_hidden, printable
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime.files import replacing
+from diffusion_jax.runtime.patience import progress
 from diffusion_jax.types import DataSource
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 AT_ONCE = 64  # Images.
-SHOWN = 5000  # Images: from here on, how far they are is shown.
 ORIENTATION = 0x0112  # Of EXIF; 5 to 8 turn an image on its side.
 
 
@@ -71,7 +70,7 @@ def open_folder(path: Path, channels: int) -> ImageFolder:
   if not names:
     raise InputError(f'{path}: no images in it, looked for {" ".join(SUFFIXES)}')
   paths = [path / name for name in names]
-  sizes = _shown(_threads(_size, paths), 'sizes', len(paths))
+  sizes = iter(progress(_threads(_size, paths), 'sizes', len(paths)))
   width, height = next(sizes)
   for other, size in zip(paths[1:], sizes):
     if size != (width, height):
@@ -85,7 +84,7 @@ def _fingerprint(folder: ImageFolder) -> str:
   digest = hashlib.sha256(repr(folder.shape).encode())
   paths = [folder.root / name for name in folder.names]
   pixels = _threads(lambda path: _pixels(path, folder.shape), paths)
-  for name, image in zip(folder.names, _shown(pixels, 'reading', len(paths))):
+  for name, image in zip(folder.names, progress(pixels, 'reading', len(paths))):
     digest.update(os.fsencode(name) + b'\0')
     digest.update(image)
   return digest.hexdigest()[:16]
@@ -149,10 +148,6 @@ def _threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[A
       yield from pool.map(function, items[start : start + AT_ONCE])
 
 
-def _shown(items: Iterable[Any], what: str, count: int) -> Iterator[Any]:
-  return iter(tqdm(items, desc=what, total=count, unit='image', disable=count < SHOWN))
-
-
 def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
   """CLASS/000000.png and so on, one an image; those there are left, other numbered ones removed.
 
@@ -176,8 +171,7 @@ def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
   absent = np.array([n for n in range(len(paths)) if n not in there], int)
   for parent in {paths[number].parent for number in absent}:
     parent.mkdir(exist_ok=True)
-  bar = tqdm(total=len(absent), desc='png', unit='image', disable=len(absent) < SHOWN)
-  with bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+  with progress(None, 'png', len(absent)) as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
     for start in range(0, len(absent), AT_ONCE):
       numbers = absent[start : start + AT_ONCE]
       images = source.read(numbers)['image']

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.patience import progress
 
 CHUNK_BYTES = 16 * 2**20
 QUICK_CHUNKS = 16
-SHOWN_CHUNKS = 64  # 1 GiB: from here on, reading them is shown.
 SPLITS = ('train', 'holdout')
 VERSION = 1  # Of meta.json.
 LATENTS = 'latents-'  # Folders that lie in that of their images begin with it.
@@ -172,6 +171,4 @@ def chunk_digests(path: Path, numbers: range | np.ndarray | None = None) -> list
 
   with ThreadPoolExecutor(os.cpu_count()) as pool:
     digests = pool.map(digest, numbers)
-    few = len(numbers) < SHOWN_CHUNKS
-    bar = tqdm(digests, desc='verifying', total=len(numbers), unit='part', disable=few, leave=False)
-    return list(bar)
+    return list(progress(digests, 'verifying', len(numbers), unit='part', leave=False))

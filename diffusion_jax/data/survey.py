@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from diffusion_jax.data import class_lists
 from diffusion_jax.data.decode import BadImage, header
@@ -13,9 +12,9 @@ from diffusion_jax.data.packing import content
 from diffusion_jax.data.readers import open_source
 from diffusion_jax.data.readers.base import Payload, Slice
 from diffusion_jax.errors import InputError
+from diffusion_jax.runtime.patience import progress
 
 LOOKED_AT = 1000  # Images, spread over the source.
-SHOWN = 200  # From here on, looking at them is shown.
 HEADER_BYTES = 2**20  # What is read of a file, unless that is too little.
 SIDES = (128, 64, 32)
 FEW = 0.01  # Share of the images that may have to be enlarged.
@@ -44,8 +43,7 @@ def survey(source: str, class_list: str, label_order: str) -> Survey:
   chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, count).astype(int)]
   sides, gray = [], []
   payloads = itertools.islice(reader.payloads(chosen), count)
-  bar = tqdm(payloads, 'sizes', count, leave=False, unit='image', disable=count < SHOWN)
-  for _, payload in bar:
+  for _, payload in progress(payloads, 'sizes', count, leave=False):
     try:
       side, is_gray = _header(payload)
     except BadImage:

@@ -60,21 +60,16 @@ def train_params(
   if before:
     step, state = begun(before.num_steps)[0], before
   elif max_seconds:
-    allowed = affordable(
-      step, state, source.read(np.arange(batch_size) % source.num_examples), max_seconds
-    )
+    batch = source.read(np.arange(batch_size) % source.num_examples)
+    allowed = affordable(step, state, batch, max_seconds)
     if allowed < num_steps:
-      print(
-        f'evaluation classifier: {allowed:,} of {num_steps:,} steps, which take {max_seconds:g} s',
-        flush=True,
-      )
+      reduced = f'{allowed:,} of {num_steps:,} steps, which take {max_seconds:g} s'
+      print(f'evaluation classifier: {reduced}', flush=True)
       step, state = begun(allowed)
   rng, first, saved_at = np.random.default_rng(seed), state.step, time.monotonic()
-  bar = tqdm(
-    total=state.num_steps, initial=first, desc='training the evaluation classifier', mininterval=1
-  )
+  what = 'training the evaluation classifier'
   try:
-    with bar:
+    with tqdm(total=state.num_steps, initial=first, desc=what, mininterval=1) as bar:
       for number in range(state.num_steps):
         indices = rng.integers(source.num_examples, size=batch_size)
         shift = tuple(rng.integers(-reach, reach + 1, size=2))

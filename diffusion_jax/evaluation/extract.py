@@ -11,19 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError
 from diffusion_jax.evaluation.types import FeatureNetwork, FeatureSet
 from diffusion_jax.models.latents import in_batches
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime import mesh as devices
-from diffusion_jax.runtime.patience import alive
+from diffusion_jax.runtime.patience import alive, progress
 from diffusion_jax.types import Array, DataSource
 
 FIELDS = ('features', 'logits', 'labels')  # What is kept.
 IN_FLIGHT = 2  # Batches.
-SHOWN_SECONDS = 3  # From here on, progress is shown.
 
 
 def num_features(network: FeatureNetwork, image_shape: tuple[int, int, int]) -> int:
@@ -73,7 +71,8 @@ class Extractor:
     found = path and _read(path, len(indices))
     if not found:
       found = self._extract(source, indices, path and path.with_suffix('.part.npz'))
-      _require_finite(found, self.network.name)
+      if not _is_finite(found):  # Only broken weights make that of images.
+        raise DamagedError(f'{self.network.name}: features not finite; its weights are damaged')
       if path and jax.process_index() == 0:
         _write(path, found)
         path.with_suffix('.part.npz').unlink(missing_ok=True)
@@ -95,17 +94,9 @@ class Extractor:
     rows, sharding = devices.local_rows(self.mesh, size), devices.batch_sharding(self.mesh)
     parts: list[tuple[FeatureSet, int]] = []
     first = len(before.features) if before else 0
-    bar = tqdm(
-      total=len(indices),
-      initial=first,
-      unit='image',
-      desc=f'{self.network.name} features',
-      delay=SHOWN_SECONDS,
-      mininterval=1,
-      disable=jax.process_index() > 0,
-    )
+    what, hidden = f'{self.network.name} features', jax.process_index() > 0
     try:
-      with bar:
+      with progress(None, what, len(indices), initial=first, disable=hidden) as bar:
         for start in range(first, len(indices), size):
           chosen = indices[start : start + size]
           padded = np.pad(chosen, (0, size - len(chosen)), 'edge')  # One shape, one compilation.
@@ -124,20 +115,15 @@ class Extractor:
 
 def fetched(parts: Sequence[tuple[FeatureSet, int]]) -> FeatureSet:
   """One set of the first images of each (set on the devices, how many of it)."""
-  given = [[None if x is None else x[:n] for x in jax.device_get(s)[:3]] for s, n in parts]
-  return FeatureSet(*(None if x[0] is None else np.concatenate(x) for x in zip(*given)))
+  return _joined(
+    [[None if x is None else x[:n] for x in jax.device_get(found)[:3]] for found, n in parts]
+  )
 
 
-def _joined(sets: Sequence[FeatureSet]) -> FeatureSet:
-  """The images of several sets in one."""
-  fields = zip(*(found[:3] for found in sets))
+def _joined(sets: Sequence[Sequence[np.ndarray | None]]) -> FeatureSet:
+  """The images of several sets (features, logits, labels, ...) in one."""
+  fields = list(zip(*sets))[:3]
   return FeatureSet(*(None if x[0] is None else np.concatenate(x) for x in fields))
-
-
-def _require_finite(found: FeatureSet, network: str) -> None:
-  """Raises: DamagedError for NaN or infinity, which only broken weights make of images."""
-  if not _is_finite(found):
-    raise DamagedError(f'{network}: features that are not finite; its weights are damaged')
 
 
 def _is_finite(found: FeatureSet) -> bool:

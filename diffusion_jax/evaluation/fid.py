@@ -6,12 +6,11 @@ forming a root, and are real and not negative but for rounding.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.linalg import LinAlgError, blas, eigh
 
-from diffusion_jax.evaluation.types import FeatureSet, FeatureStats, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, FeatureStats, Metric, Sizes
 
 ROWS = 1000  # Features that are centred at once: their float64 copy stays small.
 SIDE = 128
@@ -68,12 +67,10 @@ def trace_of_root(cov_1: np.ndarray, cov_2: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class FID:
+class FID(Metric):
   """{'frechet_distance'} of samples against the reference."""
 
-  @property
-  def names(self) -> Sequence[str]:
-    return ('frechet_distance',)
+  names = ('frechet_distance',)
 
   def check(self, sizes: Sizes) -> list[str]:
     """A warning for each set that is too small for its covariance to have full rank."""

@@ -4,14 +4,12 @@ With the logits of another classifier than Inception it is a score of that class
 """
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
-from diffusion_jax.config.options import COUNT, option, require_options
-from diffusion_jax.evaluation.types import FeatureSet, Sizes
+from diffusion_jax.config.options import COUNT, option
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
 
 PERMUTATION_SEED = 2020  # As torch-fidelity's.
 
@@ -24,17 +22,11 @@ def score(logits: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class InceptionScore:
+class InceptionScore(Metric):
   """{'inception_score', 'inception_score_std'}: mean and deviation over shuffled splits."""
 
   splits: int = option(10, 'Parts whose scores give mean and deviation.', COUNT)
-
-  def __post_init__(self):
-    require_options(self)
-
-  @property
-  def names(self) -> Sequence[str]:
-    return ('inception_score',)
+  names = ('inception_score',)
 
   def check(self, sizes: Sizes) -> list[str]:
     """Raises: ValueError if a split would be empty."""
@@ -48,9 +40,8 @@ class InceptionScore:
       return {}
     count = len(samples.logits)
     order = np.random.RandomState(PERMUTATION_SEED).permutation(count)
-    bounds = [i * count // self.splits for i in range(self.splits + 1)]
-    parts = [order[start:end] for start, end in itertools.pairwise(bounds)]
-    scores = [score(samples.logits[part]) for part in parts]
+    bounds = [i * count // self.splits for i in range(1, self.splits)]
+    scores = [score(samples.logits[part]) for part in np.split(order, bounds)]
     return {
       'inception_score': float(np.mean(scores)),
       'inception_score_std': float(np.std(scores)),

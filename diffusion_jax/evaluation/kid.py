@@ -6,12 +6,11 @@ and of that the mean and deviation over random subsets. It has no bias in N, and
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.config.options import COUNT, at_least, option, require_options
-from diffusion_jax.evaluation.types import FeatureSet, Sizes
+from diffusion_jax.config.options import COUNT, at_least, option
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_images
 
 SUBSET_SEED = 2020  # As torch-fidelity's.
 
@@ -36,29 +35,16 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class KID:
+class KID(Metric):
   """{'kernel_distance', 'kernel_distance_std'}: mean and deviation over subsets of both sets."""
 
   subsets: int = option(100, 'How many are drawn.', COUNT)
   subset_size: int = option(1000, 'Features of each set in one.', at_least(2))
-
-  def __post_init__(self):
-    require_options(self)
-
-  @property
-  def names(self) -> Sequence[str]:
-    return ('kernel_distance',)
+  names = ('kernel_distance',)
 
   def check(self, sizes: Sizes) -> list[str]:
     """Raises: ValueError if a subset is larger than a set."""
-    if not sizes.num_reference:
-      raise ValueError('reference: got statistics alone, allowed images: it takes their features')
-    sets = {'samples': sizes.num_samples, 'reference': sizes.num_reference}
-    what = min(sets, key=sets.get)
-    if sets[what] < self.subset_size:
-      raise ValueError(
-        f'subset_size: got {self.subset_size}, allowed up to the {sets[what]} images of the {what}'
-      )
+    require_images(sizes, 'subset_size', self.subset_size, self.subset_size, 'up to')
     return []
 
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

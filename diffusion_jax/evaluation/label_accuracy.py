@@ -1,25 +1,17 @@
 """Share of samples that a classifier gives the label that they were made for."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.evaluation.types import FeatureSet, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Metric
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelAccuracy:
+class LabelAccuracy(Metric):
   """{'label_accuracy'} in 0..1; nothing without class logits, or for an unconditional model."""
 
-  @property
-  def names(self) -> Sequence[str]:
-    return ('label_accuracy',)
-
-  def check(self, sizes: Sizes) -> list[str]:
-    """Any number of samples will do."""
-    del sizes
-    return []
+  names = ('label_accuracy',)
 
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     del reference

@@ -6,38 +6,24 @@ samples cover.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from diffusion_jax.config.options import COUNT, option, require_options
+from diffusion_jax.config.options import COUNT, option
 from diffusion_jax.evaluation.nearest_neighbours import blocks, nearest
-from diffusion_jax.evaluation.types import FeatureSet, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_images
 
 
 @dataclasses.dataclass(frozen=True)
-class PrecisionRecall:
+class PrecisionRecall(Metric):
   """{'precision', 'recall'} in 0..1."""
 
   neighbours: int = option(3, 'The k of the k-th nearest, whose distance is the radius.', COUNT)
-
-  def __post_init__(self):
-    require_options(self)
-
-  @property
-  def names(self) -> Sequence[str]:
-    return ('precision', 'recall')
+  names = ('precision', 'recall')
 
   def check(self, sizes: Sizes) -> list[str]:
     """Raises: ValueError if a feature has fewer neighbours than that."""
-    if not sizes.num_reference:
-      raise ValueError('reference: got statistics alone, allowed images: it takes their features')
-    sets = {'samples': sizes.num_samples, 'reference': sizes.num_reference}
-    what = min(sets, key=sets.get)
-    if sets[what] <= self.neighbours:
-      raise ValueError(
-        f'neighbours: got {self.neighbours}, allowed fewer than the {sets[what]} images of the {what}'
-      )
+    require_images(sizes, 'neighbours', self.neighbours, self.neighbours + 1, 'fewer than')
     return []
 
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:

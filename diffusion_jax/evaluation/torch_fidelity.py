@@ -45,7 +45,7 @@ KEEPING_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_'
 
 
 class Measured(NamedTuple):
-  """Numbers by our names, and the features that they are of."""
+  """Numbers by our names, and the features that they are of where these were asked for."""
 
   metrics: dict[str, float]
   samples: FeatureSet
@@ -88,30 +88,30 @@ def measure(
   metrics: Mapping[str, Mapping[str, Any]],
   *,
   batch_size: int,
-) -> dict[str, float]:
-  """Metrics by our names, of images (N,H,W,C) uint8 (C 1 or 3) or .npy files of them.
+  with_features: bool = False,
+) -> Measured:
+  """Metrics of images (N,H,W,C) uint8 (C 1 or 3) or .npy files of them.
 
   weights: the network's, by PyTorch's names, verified by the caller. metrics: name -> options.
+  with_features: (N, 2048) and, of metrics with 'inception_score', logits (N, 1008) too.
   Raises: InputError if torch-fidelity is not there, lacks a metric, or stops.
   """
-  with tempfile.TemporaryDirectory() as folder:
-    images = dict(zip(SETS, (samples, reference)))
-    return _run(Path(folder), images, weights, metrics, batch_size=batch_size)
-
-
-def measure_with_features(
-  samples: np.ndarray | Path,
-  reference: np.ndarray | Path,
-  weights: Mapping[str, np.ndarray],
-  metrics: Mapping[str, Mapping[str, Any]],
-  *,
-  batch_size: int,
-) -> Measured:
-  """The same with features (N, 2048) and, of metrics with 'inception_score', logits (N, 1008)."""
-  with tempfile.TemporaryDirectory() as folder:
-    images = dict(zip(SETS, (samples, reference)))
-    found = _run(Path(folder), images, weights, metrics, batch_size=batch_size, keep=True)
-    return Measured(found, *(_features(Path(folder), name) for name in SETS))
+  version()
+  request = {'arguments': {**arguments(metrics), 'batch_size': batch_size}, 'keep': with_features}
+  with tempfile.TemporaryDirectory() as temporary:
+    folder = Path(temporary)
+    for name, images in zip(SETS, (samples, reference)):
+      path = images
+      if isinstance(images, np.ndarray):
+        path = folder / f'{name}.npy'
+        np.save(path, images)
+      request[name] = str(Path(path).absolute())
+    np.savez(folder / 'weights.npz', **weights)
+    (folder / 'request.json').write_text(json.dumps(request))
+    run_module(__name__, folder / 'request.json', "config.eval.backend: 'torch_fidelity'")
+    found = json.loads((folder / 'result.json').read_text())
+    metrics = {ours: found[theirs] for theirs, ours in RESULTS.items() if theirs in found}
+    return Measured(metrics, *(_features(folder, name) for name in SETS))
 
 
 def _features(folder: Path, name: str) -> FeatureSet:
@@ -119,43 +119,18 @@ def _features(folder: Path, name: str) -> FeatureSet:
   return FeatureSet(*(np.load(path) if path.exists() else None for path in paths), labels=None)
 
 
-def _run(
-  folder: Path,
-  images: Mapping[str, np.ndarray | Path],
-  weights: Mapping[str, np.ndarray],
-  metrics: Mapping[str, Mapping[str, Any]],
-  *,
-  batch_size: int,
-  keep: bool = False,
-) -> dict[str, float]:
-  """`measure`, through files in a folder; keep: of the features too, SET-LAYER.npy."""
-  version()
-  request = {'arguments': {**arguments(metrics), 'batch_size': batch_size}, 'keep': keep}
-  for name, content in images.items():
-    path = folder / f'{name}.npy'
-    if isinstance(content, np.ndarray):
-      np.save(path, content)
-    else:
-      path = Path(content).absolute()
-    request[name] = str(path)
-  np.savez(folder / 'weights.npz', **weights)
-  (folder / 'request.json').write_text(json.dumps(request))
-  command = [
-    sys.executable,
-    '-m',
-    'diffusion_jax.evaluation.torch_fidelity',
-    folder / 'request.json',
-  ]
+def run_module(module: str, argument: Path | str, what: str) -> str:
+  """Runs `python -m MODULE ARGUMENT` with the memory settings of torch-fidelity. Returns: its output.
+
+  Raises: InputError that begins with `what` if the process fails.
+  """
+  command, root = [sys.executable, '-m', module, argument], Path(__file__).parents[2]
   environment = {**os.environ, **KEEPING_MEMORY}
-  root = Path(__file__).parents[2]
   done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
   if done.returncode:
     last = (done.stderr.strip().splitlines() or ['it said nothing'])[-1]
-    raise InputError(
-      f"config.eval.backend: 'torch_fidelity' stopped with exit code {done.returncode}: {last}"
-    )
-  found = json.loads((folder / 'result.json').read_text())
-  return {ours: found[theirs] for theirs, ours in RESULTS.items() if theirs in found}
+    raise InputError(f'{what} stopped with exit code {done.returncode}: {last}')
+  return done.stdout
 
 
 def main(path: Path) -> None:

@@ -1,11 +1,13 @@
 """What feature networks give and metrics take."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from diffusion_jax.config.options import require_options
 from diffusion_jax.types import Array, DataSource, PyTree
 
 
@@ -50,35 +52,52 @@ class Context(NamedTuple):
   allow_pickle: bool
 
 
-class FeatureNetwork(Protocol):
-  """Images to features, a pure function to be compiled by whoever calls it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureNetwork:
+  """Images to features.
 
-  name, digest (of the weights), resize, notes and warnings go into every result. params: of apply.
-  knows_labels: whether the logits are of the classes of the data.
+  name, digest (of the weights), resize, notes and warnings go into every result.
+  apply: (params, images (B,H,W,C) uint8) -> features (B, D) float32, logits (B, C) float32 or None; a
+  pure function, compiled by its caller. knows_labels: whether the logits are of the classes of the data.
   """
 
   name: str
   digest: str
-  resize: str
-  knows_labels: bool
-  notes: Mapping[str, float]
-  warnings: Sequence[str]
-  params: PyTree
-
-  def apply(self, params: PyTree, images: Array) -> tuple[Array, Array | None]:
-    """images (B,H,W,C) uint8 -> features (B, D) float32, logits (B, C) float32 or None."""
+  apply: Callable[[PyTree, Array], tuple[Array, Array | None]]
+  params: PyTree = ()
+  resize: str = 'none'
+  knows_labels: bool = False
+  notes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  warnings: Sequence[str] = ()
 
 
 class Metric(Protocol):
-  """A plug-in of diffusion_jax/evaluation: a dataclass of its options.
+  """A plug-in of diffusion_jax/evaluation: a dataclass of its options, which it checks.
 
   names: of its numbers, deviations aside.
   """
 
   names: Sequence[str]
 
+  def __post_init__(self):
+    require_options(self)
+
   def check(self, sizes: Sizes) -> list[str]:
     """Warnings about numbers that will mislead. Raises: ValueError if there can be no number."""
+    del sizes
+    return []
 
   def __call__(self, samples: FeatureSet, reference: FeatureSet) -> dict[str, float]:
     """Name -> number; NAME_std is the deviation of NAME. Nothing where a set lacks what it takes."""
+
+
+def require_images(sizes: Sizes, option: str, got: int, least: int, allowed: str) -> None:
+  """Raises: ValueError for `option` where a set has fewer than `least` images, or only statistics."""
+  if not sizes.num_reference:
+    raise ValueError('reference: got statistics alone, allowed images: it takes their features')
+  sets = {'samples': sizes.num_samples, 'reference': sizes.num_reference}
+  what = min(sets, key=sets.get)
+  if sets[what] < least:
+    raise ValueError(
+      f'{option}: got {got}, allowed {allowed} the {sets[what]} images of the {what}'
+    )

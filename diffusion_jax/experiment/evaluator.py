@@ -177,13 +177,14 @@ class Evaluator:
       raise InputError(
         "config.eval.reference: got statistics alone, allowed images with backend 'torch_fidelity'"
       )
-    return torch_fidelity.measure(
+    found = torch_fidelity.measure(
       source.read(indices)['image'],
       reference.read(np.arange(reference.num_examples))['image'],
       weights.state,
       {choice.name: dict(choice.options) for choice in config.eval.metrics},
       batch_size=self.extractor.batch_size,
     )
+    return found.metrics
 
   def protocol(self, num_samples: int, class_balance: str) -> dict[str, Any]:
     """What the numbers mean: results can be compared if all of this is the same."""

@@ -1,15 +1,22 @@
-"""Shows that a long silent phase lives: compiling, restoring, loading large weights."""
+"""Shows that a long phase lives: by a bar, or by a line where nothing can be counted, as in compiling."""
 
 import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 from tqdm import tqdm
 
 FIRST_AFTER = 5.0  # Seconds without a word.
+SHOWN_AFTER = 3.0  # Seconds without a bar.
+
+
+def progress(items: Iterable | None, what: str, total: int | None, **options) -> tqdm:
+  """A bar over `items`, or to be updated by hand, that only what takes its time shows."""
+  options = {'unit': 'image', 'delay': SHOWN_AFTER, 'mininterval': 1, **options}
+  return tqdm(items, what, total, **options)
 
 
 @contextlib.contextmanager

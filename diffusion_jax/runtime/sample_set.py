@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files
+from diffusion_jax.runtime.patience import progress
 
 AT_ONCE = 64  # Images, when all are read.
-SHOWN_BYTES = 2**30  # From here on, reading all is shown.
 KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
 FORMER = {'guide_channels': 0}  # How sets were made before their identity said so.
 # What a set takes from the checkpoint, so that sets of two checkpoints differ there alone.
@@ -57,8 +56,7 @@ class Stored:
   def fingerprint(self) -> str:
     """16 hexadecimal digits of all images in order, and of the labels."""
     digest = hashlib.sha256(repr(self.shape).encode())
-    few = self.num_examples * int(np.prod(self.shape)) < SHOWN_BYTES
-    with tqdm(total=self.num_examples, unit='image', desc='verifying', disable=few) as bar:
+    with progress(None, 'verifying', self.num_examples) as bar:
       for start in range(0, self.num_examples, AT_ONCE):
         index = np.arange(start, min(start + AT_ONCE, self.num_examples))
         digest.update(self.read(index)['image'])

@@ -7,7 +7,8 @@ from diffusion_jax.config.fields import make_plugin
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.extract import Extractor
-from diffusion_jax.evaluation.features.inception import InceptionFeatures
+from diffusion_jax.evaluation.features.inception import apply
+from diffusion_jax.evaluation.types import FeatureNetwork
 from diffusion_jax.pretrained import inception
 from diffusion_jax.runtime.mesh import make_mesh
 from tests.fixtures.inception_weights import crops, state
@@ -25,8 +26,8 @@ METRICS = {
 @pytest.mark.parametrize('side', [32, 64, 128])
 def test_features_and_metrics_are_those_of_torch_fidelity(side):
   images = crops(COUNT, side), crops(COUNT, side, seed=1)
-  theirs = torch_fidelity.measure_with_features(*images, state(), METRICS, batch_size=8)
-  network = InceptionFeatures(inception.fold(state(), 'random weights'), 'random')
+  theirs = torch_fidelity.measure(*images, state(), METRICS, batch_size=8, with_features=True)
+  network = FeatureNetwork('inception', 'random', apply, inception.fold(state(), 'random weights'))
   extractor = Extractor(network, make_mesh(-1, 1, 1), 8)
   samples, reference = (extractor(Arrays(x, ''), np.arange(COUNT)) for x in images)
   for found, wanted in ((samples, theirs.samples), (reference, theirs.reference)):

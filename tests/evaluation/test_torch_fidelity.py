@@ -86,7 +86,9 @@ def test_numbers_are_those_of_our_metrics_of_its_features(recorded, weights, tmp
   """Its features of the recorded photographs are the recorded ones, which another process took."""
   np.save(tmp_path / 'samples.npy', crops(10, 32))
   samples, reference = tmp_path / 'samples.npy', crops(9, 64)
-  found = torch_fidelity.measure_with_features(samples, reference, weights, OPTIONS, batch_size=4)
+  found = torch_fidelity.measure(
+    samples, reference, weights, OPTIONS, batch_size=4, with_features=True
+  )
   for given, side in ((found.samples, 32), (found.reference, 64)):
     for array, name in ((given.features, 'features'), (given.logits, 'logits')):
       wanted = recorded[f'{name}{side}']
@@ -104,7 +106,7 @@ def test_numbers_are_those_of_our_metrics_of_its_features(recorded, weights, tmp
 def test_gray_images_are_repeated_and_one_metric_is_enough(weights):
   gray = crops(4, 32)[..., :1]
   rgb = np.repeat(gray, 3, axis=-1)
-  found = torch_fidelity.measure_with_features(gray, rgb, weights, {'fid': {}}, batch_size=3)
+  found = torch_fidelity.measure(gray, rgb, weights, {'fid': {}}, batch_size=3, with_features=True)
   np.testing.assert_array_equal(found.samples.features, found.reference.features)
   assert found.samples.logits is None and found.metrics.keys() == {'frechet_distance'}
   spread = np.var(found.samples.features, axis=0).sum()

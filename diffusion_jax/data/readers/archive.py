@@ -9,8 +9,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from diffusion_jax.data.decode import BadImage
 from diffusion_jax.data.readers import imagenet
 from diffusion_jax.data.readers.base import (
@@ -26,6 +24,7 @@ from diffusion_jax.data.readers.base import (
   tree_listing,
 )
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime.patience import progress
 
 SUFFIXES = ('.tar', '.gz', '.tgz', '.bz2', '.xz', '.zip')
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -53,7 +52,7 @@ class Archive:
     files, folders = [], []
     stamp = stamp_of(self.path.stat())
     with told(self.path):
-      members = tqdm(self._members(), desc='listing', unit='file', mininterval=1, leave=False)
+      members = progress(self._members(), 'listing', None, unit='file', leave=False)
       for name, is_folder, size, key in members:
         (folders if is_folder else files).append(
           name if is_folder else File(name, size, f'{stamp} {size}', key)

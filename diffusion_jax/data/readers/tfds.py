@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from diffusion_jax.data.readers.base import HOLDOUT_NAMES, Entry, Keep, Listing, Payload
 from diffusion_jax.errors import InputError
+from diffusion_jax.runtime.patience import progress
 
 NAME = re.compile(r'[a-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?')
 
@@ -35,14 +34,9 @@ class TFDS:
       splits[holdout] = 'holdout'
     entries, stamp = [], f'{self.builder.info.full_name} {self.builder.data_dir}'
     for source_split, split in splits.items():
-      labels = tqdm(
-        self._examples(source_split, {'label'}),
-        desc=f'reading labels of {source_split}',
-        total=self.builder.info.splits[source_split].num_examples,
-        unit='image',
-        mininterval=1,
-        leave=False,
-      )
+      examples = self._examples(source_split, {'label'})
+      total = self.builder.info.splits[source_split].num_examples
+      labels = progress(examples, f'reading labels of {source_split}', total, leave=False)
       for number, example in enumerate(labels):
         class_id = class_names[int(example['label'])]
         if keep(class_id):

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from diffusion_jax.data.readers import imagenet
 from diffusion_jax.data.readers.base import (
   Entry,
@@ -20,6 +18,7 @@ from diffusion_jax.data.readers.base import (
   tree_listing,
 )
 from diffusion_jax.errors import InputError
+from diffusion_jax.runtime.patience import progress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Tree:
         else:  # A dangling link is a file that cannot be read.
           files.append(File(name, 0, '', item.path))
 
-    with tqdm(desc='listing', unit='file', delay=1, mininterval=1, leave=False) as bar:
+    with progress(None, 'listing', None, unit='file', leave=False) as bar:
       walk(str(self.root), '', frozenset())
     return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}')
 

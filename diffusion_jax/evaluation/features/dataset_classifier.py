@@ -8,7 +8,6 @@ and goes on where it was interrupted.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import flax.linen as nn
@@ -21,7 +20,7 @@ from safetensors.numpy import save
 
 from diffusion_jax.config.options import option
 from diffusion_jax.evaluation.classifier_training import train_params
-from diffusion_jax.evaluation.types import Context
+from diffusion_jax.evaluation.types import Context, FeatureNetwork
 from diffusion_jax.runtime import files, hosts
 from diffusion_jax.types import Array, DataSource, PyTree
 
@@ -64,34 +63,16 @@ def first_stride(side: int) -> int:
   return 1 if side <= LARGEST else side // REDUCED
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ClassifierFeatures:
-  """A trained CNN. digest: of its weights. notes: its held-out accuracy."""
-
-  module: CNN
-  params: PyTree
-  digest: str
-  notes: Mapping[str, float]
-  name: str = 'dataset_classifier'
-  resize: str = 'none'
-  knows_labels: bool = True
-
-  @property
-  def warnings(self) -> list[str]:
-    """One if the features are worth little: the classifier hardly tells the classes apart."""
-    count, accuracy = self.module.num_classes, self.notes['holdout_accuracy']
-    chance = 1 / max(count, 1)
-    if count > 1 and accuracy >= min(2 * chance, (1 + chance) / 2):
-      return []
-    return [
-      f'dataset_classifier gets {accuracy:.1%} of held-out images right, chance is {chance:.1%} of '
-      f'{count} classes: numbers of its features say little; train it longer '
-      '(config.eval.features.dataset_classifier) or use other features'
-    ]
-
-  def apply(self, params: PyTree, images: Array) -> tuple[Array, Array]:
-    """images (B,H,W,C) uint8 -> features (B, feature_size), logits (B, num_classes)."""
-    return self.module.apply({'params': params}, images)
+def near_chance(accuracy: float, num_classes: int) -> list[str]:
+  """A warning if the features are worth little: the classifier hardly tells the classes apart."""
+  chance = 1 / max(num_classes, 1)
+  if num_classes > 1 and accuracy >= min(2 * chance, (1 + chance) / 2):
+    return []
+  return [
+    f'dataset_classifier gets {accuracy:.1%} of held-out images right, chance is {chance:.1%} of '
+    f'{num_classes} classes: numbers of its features say little; train it longer '
+    '(config.eval.features.dataset_classifier) or use other features'
+  ]
 
 
 def accuracy(module: CNN, params: PyTree, source: DataSource, batch_size: int) -> float:
@@ -137,7 +118,7 @@ class DatasetClassifier:
   seed: int = option(0, 'Of its training.')
   max_seconds: float = option(120.0, 'Of its training, as many steps as fit; 0: all.')
 
-  def build(self, context: Context) -> ClassifierFeatures:
+  def build(self, context: Context) -> FeatureNetwork:
     """The cached network of this data set and these settings, trained first if there is none.
 
     The first host trains; the others wait for its file.
@@ -166,4 +147,12 @@ class DatasetClassifier:
 
     hosts.from_first(ensure)
     params, notes = _load(path)
-    return ClassifierFeatures(module, params, _digest(params), notes)
+    return FeatureNetwork(
+      'dataset_classifier',
+      _digest(params),
+      lambda params, images: module.apply({'params': params}, images),
+      params,
+      knows_labels=True,
+      notes=notes,
+      warnings=near_chance(notes['holdout_accuracy'], module.num_classes),
+    )
