@@ -1,6 +1,7 @@
 """From the flags to a config: a file of configs/, or the config.json of a work directory."""
 
 import re
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from absl import flags
 
+from diffusion_jax.config.fields import Section, defaults, section_of, updated, walk
 from diffusion_jax.config.options import unknown
+from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.experiment import stored
 from diffusion_jax.usage import USAGE, leaves, nearest_fields
@@ -19,12 +22,15 @@ OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], dict[str, Any]]:
   """The resolved config as a plain mapping, and the fields set by flags (path -> value).
 
-  Without --config it is that of DIR/config.json; --mode=report and --fields need none.
+  Without --config it is that of DIR/config.json; --mode=report and --fields need none. Plug-ins outside
+  the package are looked for in the current directory too.
   Raises: InputError for anything wrong with the command line or the config file.
   """
   from ml_collections import config_flags
 
-  workdir, reader = value_of(argv, 'workdir'), ConfigReader(values['config'].parser)
+  if str(Path.cwd()) not in sys.path:
+    sys.path.append(str(Path.cwd()))
+  workdir, reader = value_of(argv, 'workdir'), ConfigReader(values['config'].parser, argv)
   values['config'].parser = reader
   path = value_of(argv, 'config')
   if path is None:
@@ -55,12 +61,31 @@ def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], di
 
 def value_of(argv: list[str], name: str) -> str | None:
   """The last --name=VALUE, or --name VALUE."""
-  found = None
+  return next(iter(values_of(argv, name)[::-1]), None)
+
+
+def values_of(argv: list[str], name: str) -> list[str]:
+  """Every --name=VALUE, or --name VALUE."""
+  found = []
   for argument, following in zip(argv, [*argv[1:], '']):
     if re.fullmatch(f'--?{name}', argument):
-      found = following
+      found.append(following)
     elif re.match(f'--?{name}=', argument):
-      found = argument.split('=', 1)[1]
+      found.append(argument.split('=', 1)[1])
+  return found
+
+
+def named_plugins(argv: list[str]) -> dict[str, str | tuple[str, ...]]:
+  """The names of plug-ins that flags give: path -> name, or names."""
+  from ml_collections.config_flags.tuple_parser import TupleParser
+
+  found = {}
+  for where, item in walk(section_of(Config)):
+    given = values_of(argv, re.escape(where))
+    if given and not isinstance(item, Section) and item.package:
+      several = isinstance(item.default, tuple)
+      names = tuple(name for value in given for name in TupleParser().parse(value))
+      found[where.removeprefix('config.')] = names if several else given[-1]
   return found
 
 
@@ -81,33 +106,40 @@ def _default_config(argv: list[str], workdir: str | None) -> Path:
 
 
 class ConfigReader:
-  """The parser of --config: a Python file as ml_collections reads it, or a config.json."""
+  """The parser of --config: a Python file as ml_collections reads it, or a config.json.
 
-  def __init__(self, python):
-    self.python = python
+  argv: the command line; the options of the plug-ins that it names are fields too.
+  """
+
+  def __init__(self, python, argv: list[str]):
+    self.python, self.argv = python, argv
     self.config, self.lost = None, []  # What was read, and its fields that no longer exist.
 
   def flag_type(self) -> str:
     return self.python.flag_type()
 
   def parse(self, path: str) -> Any:
-    """The ConfigDict, locked. Raises: InputError, DamagedError; as the Python parser."""
+    """The ConfigDict, complete and locked. Raises: InputError, DamagedError; as the Python parser."""
     if not path.endswith('.json'):
-      self.config = self.python.parse(path)
+      config = self.python.parse(path)
     else:
       mapping, self.lost = stored.read(Path(path).expanduser())
-      self.config = locked(mapping, path)
-    return self.config
+      config = locked(mapping, path)
+    mapping = updated(Config, config.to_dict(), named_plugins(self.argv))
+    with config.unlocked():
+      _fit(config, mapping)
+    self.config = config
+    return config
 
 
 def locked(mapping: Mapping[str, Any], path: str) -> Any:
-  """configs/base.py with the values of a config.json, as a locked ConfigDict.
+  """The defaults with the values of a config.json, as a locked ConfigDict.
 
-  Raises: InputError for values of other types than those of base.py.
+  Raises: InputError for values of other types than those of the defaults.
   """
-  from configs import base
+  from ml_collections import ConfigDict
 
-  config, problems = base.get_config(), []
+  config, problems = ConfigDict(defaults(Config, mapping)), []
   _update(config, mapping, 'config', problems)
   if problems:
     raise InputError('\n'.join(f'{path}: {problem}' for problem in problems))
@@ -124,6 +156,17 @@ def _update(config, mapping: Mapping[str, Any], prefix: str, problems: list[str]
     except TypeError:
       expected = type(config[key]).__name__
       problems.append(f'{prefix}.{key}: got {value!r}, allowed type {expected}')
+
+
+def _fit(config: Any, mapping: Mapping[str, Any]) -> None:
+  """Gives a ConfigDict the keys of the mapping; its own values stay."""
+  for key in set(config) - set(mapping):
+    del config[key]
+  for key, value in mapping.items():
+    if key not in config:
+      config[key] = value
+    elif isinstance(value, Mapping):
+      _fit(config[key], value)
 
 
 def _told(error: Exception, argv: list[str], config: Any) -> str:

@@ -1,20 +1,25 @@
-"""Defaults of the schema, and reading a nested mapping into it, with every problem noted and none raised.
+"""The schema as a tree in the shape of a config, and what is made of it; reading a nested mapping into it.
 
-A problem is one line, `config.path: got X, allowed Y`. A field of type Choice is a plug-in: the name of
-a file, and the subsection of that name with the options that the file's class declares.
+A field of type Choice is a plug-in. Its name is that of a file of the package ('dit' of diffusion_jax/models)
+or the dotted name of any module on the Python path ('mylab.heun3'). The options that the module's class
+declares are the fields of a subsection, whose key is the last part of the name.
+
+A problem is one line, `config.path: got X, allowed Y`.
 """
 
 import dataclasses
+import functools
 import importlib
 import math
 import pkgutil
 import re
+import traceback
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.options import ANY, options_of, unknown
+from diffusion_jax.config.options import Check, one_of, options_of, unknown
 from diffusion_jax.errors import InputError
 
 CLASS = re.compile(r'^class (\w+)', re.MULTILINE)
@@ -22,19 +27,27 @@ CLASS = re.compile(r'^class (\w+)', re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-  """A plug-in, diffusion_jax.PACKAGE.NAME, with its options."""
+  """A plug-in with its options: diffusion_jax.PACKAGE.NAME, or the module NAME if that has dots.
+
+  path: of the section that its own stands in.
+  """
 
   package: str
   name: str
   options: Mapping[str, Any]
   path: str
 
+  @property
+  def section(self) -> str:
+    """The path of its options."""
+    return f'{self.path}.{key_of(self.name)}'
+
   def build(self, **derived: Any) -> Any:
     """As make_plugin. Raises: InputError for options that the plug-in refuses with a ValueError."""
     try:
       return make_plugin(self.package, self.name, **self.options, **derived)
     except ValueError as error:
-      raise InputError(f'{self.path}.{self.name}.{error}') from error
+      raise InputError(f'{self.section}.{error}') from error
 
 
 def choice(
@@ -45,19 +58,17 @@ def choice(
   inline: `name` and the subsections stand beside the section's other fields.
   """
   metadata = {'package': package, 'name': default, 'about': comment, 'change': change}
-  metadata |= {'inline': inline}
   return dataclasses.field(
-    default_factory=lambda: default_choice(package, default), metadata=metadata
+    default_factory=lambda: default_choice(package, default), metadata=metadata | {'inline': inline}
   )
 
 
 def choices(package: str, default: Sequence[str], comment: str, change: str = '') -> Any:
-  """A field that is several of them."""
+  """A field that is several of them; the subsections stand beside it."""
   metadata = {'package': package, 'name': default, 'about': comment, 'change': change}
-  metadata |= {'inline': True}
   return dataclasses.field(
     default_factory=lambda: tuple(default_choice(package, name) for name in default),
-    metadata=metadata,
+    metadata=metadata | {'inline': True},
   )
 
 
@@ -71,13 +82,27 @@ def plugin_names(package: str) -> list[str]:
   """The files of diffusion_jax.`package` that are plug-ins: those with a class of their own name."""
   folder = Path(__file__).parents[1].joinpath(*package.split('.'))
   names = (module.name for module in pkgutil.iter_modules([str(folder)]) if not module.ispkg)
-  return sorted(name for name in names if _class_name(name, (folder / f'{name}.py').read_text()))
+  return sorted(
+    name
+    for name in names
+    if _plain(name) in map(str.lower, CLASS.findall((folder / f'{name}.py').read_text()))
+  )
 
 
 def load_plugin(package: str, name: str) -> type:
-  """The class of diffusion_jax/PACKAGE/NAME.py that has the file's name: DiT of dit.py, DDIM of ddim.py."""
-  module = importlib.import_module(f'diffusion_jax.{package}.{name}')
-  return getattr(module, _class_name(name, Path(module.__file__).read_text()))
+  """The dataclass that has the module's name but for case and underscores: DiT of dit.py.
+
+  Raises: InputError for a module outside the package that cannot be imported or has no such class.
+  """
+  if is_dotted(name):
+    module = _import_outside(name)
+  else:
+    module = importlib.import_module(f'diffusion_jax.{package}.{name}')
+  for key, value in vars(module).items():
+    if key.lower() == _plain(name) and isinstance(value, type) and dataclasses.is_dataclass(value):
+      return value
+  wanted = ''.join(word.capitalize() for word in key_of(name).split('_'))
+  raise InputError(f'got {name!r}, but {module.__file__ or name} has no dataclass {wanted}')
 
 
 def make_plugin(package: str, name: str, /, **arguments: Any) -> Any:
@@ -92,196 +117,306 @@ def make_plugin(package: str, name: str, /, **arguments: Any) -> Any:
   return cls(**options).build(**arguments)
 
 
-def _class_name(name: str, source: str) -> str:
-  """Of the class whose name is that of its file but for case and underscores; '' if there is none."""
-  plain = name.replace('_', '')
-  return next((found for found in CLASS.findall(source) if found.lower() == plain), '')
+def is_dotted(name: Any) -> bool:
+  """Whether a plug-in's name is that of a module outside the package."""
+  return isinstance(name, str) and '.' in name and all(map(str.isidentifier, name.split('.')))
 
 
-def defaults(cls: type) -> dict[str, Any]:
-  """The nested mapping of a section's defaults, all alternatives of a choice included."""
-  mapping: dict[str, Any] = {}
-  for field in dataclasses.fields(cls):
-    if 'package' not in field.metadata:
-      inner = dataclasses.is_dataclass(field.type)
-      mapping[field.name] = defaults(field.type) if inner else field.default
-      continue
-    package, name = field.metadata['package'], field.metadata['name']
-    alternatives = {n: defaults_of_plugin(package, n) for n in plugin_names(package)}
-    alternatives = {n: options for n, options in alternatives.items() if options}
-    if field.type != Choice:
-      mapping |= {field.name: name, **alternatives}
-    elif field.metadata['inline']:
-      mapping |= {'name': name, **alternatives}
-    else:
-      mapping[field.name] = {'name': name, **alternatives}
-  return mapping
+def key_of(name: str) -> str:
+  """The key of a plug-in's section: the last part of its name."""
+  return name.rpartition('.')[2]
 
 
-def defaults_of_plugin(package: str, name: str) -> dict[str, Any]:
-  """Option -> default."""
-  return {n: f.default for n, f in options_of(load_plugin(package, name)).items()}
+def _plain(name: str) -> str:
+  return key_of(name).replace('_', '').lower()
 
 
-def described(cls: type, path: str = 'config', change: str = '') -> Iterator[dict[str, Any]]:
-  """Every field below a section: path, default, comment, allowed, change; a section has only a comment."""
-  for field in dataclasses.fields(cls):
-    own, where = field.metadata.get('change') or change, f'{path}.{field.name}'
-    if 'comment' in field.metadata:
-      yield _described(field, where, own)
-    elif 'package' in field.metadata:
-      package = field.metadata['package']
-      many = field.type != Choice
-      section = path if field.metadata['inline'] else where
-      if section == where:
-        yield {'path': where, 'comment': field.metadata['about']}
-      yield {
-        'path': where if many else f'{section}.name',
-        'default': field.metadata['name'],
-        'comment': field.metadata['about'],
-        'allowed': ', '.join(plugin_names(package)),
-        'change': own,
-      }
-      for name in plugin_names(package):
-        plugin = load_plugin(package, name)
-        if options_of(plugin):
-          yield {'path': f'{section}.{name}', 'comment': _summary(plugin)}
-        for key, option in options_of(plugin).items():
-          yield _described(option, f'{section}.{name}.{key}', option.metadata['change'] or own)
-    else:
-      yield {'path': where, 'comment': _summary(field.type)}
-      yield from described(field.type, where, own)
-
-
-def _described(field: dataclasses.Field, path: str, change: str) -> dict[str, Any]:
-  said = {'default': field.default, 'comment': field.metadata['comment']}
-  return {'path': path, **said, 'allowed': field.metadata['check'].allowed, 'change': change}
-
-
-def _summary(cls: type) -> str:
-  return (cls.__doc__ or '').split('\n')[0]
-
-
-def change_of(cls: type, path: str) -> str:
-  """When a run may take another value of the field SECTION.FIELD: one of options.py's, '' if unsaid."""
-  change = ''
-  for key in path.split('.'):
-    if not dataclasses.is_dataclass(cls):
-      break
-    found = {field.name: field for field in dataclasses.fields(cls)}
-    if key in found:
-      change = found[key].metadata.get('change') or change
-      package = found[key].metadata.get('package')
-      cls = _Plugins(package) if package else found[key].type
-    elif isinstance(cls, _Plugins) and key in plugin_names(cls.package):
-      cls = load_plugin(cls.package, key)
-  return change
+def _import_outside(name: str) -> Any:
+  try:
+    return importlib.import_module(name)
+  except Exception as error:  # It is code of the user's: anything can come out of it.
+    if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
+      raise InputError(
+        f'got {name!r}, but there is no module {error.name} on the Python path or in this directory'
+      ) from error
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if 'importlib' not in f.filename]
+    place = ''.join(f' ({f.filename}:{f.lineno})' for f in frames[1:][-1:])
+    raise InputError(
+      f'got {name!r}, but importing it raised {type(error).__name__}: {error}{place}'
+    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plugins:
-  """Stands for the section of a choice."""
+class Leaf:
+  """A field of a config that holds a value. package: of the plug-ins that it names, '' if it names none."""
 
-  package: str
+  default: Any
+  comment: str
+  check: Check
+  change: str
+  hint: Any = Any
+  package: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """Fields and sections by key. chooser: for a plug-in's, the key beside it that holds the plug-in's name."""
+
+  comment: str
+  change: str
+  items: Mapping[str, 'Leaf | Section']
+  chooser: str = ''
+
+
+@functools.cache
+def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
+  """What a dataclass declares: the schema, a section of it, or a plug-in."""
+  items: dict[str, Leaf | Section] = {}
+  for field in dataclasses.fields(cls):
+    metadata, own = field.metadata, field.metadata.get('change') or change
+    if 'package' in metadata:
+      package, key, names = metadata['package'], _chooser(field), plugin_names(metadata['package'])
+      check = one_of(*names)._replace(allowed=', '.join(names))
+      found = {key: Leaf(metadata['name'], metadata['about'], check, own, package=package)}
+      found |= {name: section_of(load_plugin(package, name), own, key) for name in names}
+      inner = {field.name: Section(metadata['about'], own, found)}
+      items |= found if metadata['inline'] else inner
+    elif 'comment' in metadata:
+      written = isinstance(field.type, str)  # By `from __future__ import annotations`.
+      hint = typing.get_type_hints(cls)[field.name] if written else field.type
+      items[field.name] = Leaf(field.default, metadata['comment'], metadata['check'], own, hint)
+    elif 'change' in metadata:
+      items[field.name] = section_of(field.type, own)
+  return Section((cls.__doc__ or '').split('\n')[0], change, items, chooser)
+
+
+def _chooser(field: dataclasses.Field) -> str:
+  """The key that holds the name of a choice, or the names of several."""
+  return 'name' if field.type is Choice else field.name
+
+
+def schema(cls: type, mapping: Any = None, path: str = 'config') -> Section:
+  """section_of, and the sections of the plug-ins that the mapping names by a dotted name.
+
+  Raises: InputError that lists those that cannot be loaded, or whose key is another's.
+  """
+  problems: list[str] = []
+  section = _with_dotted(section_of(cls), mapping, path, problems)
+  if problems:
+    raise InputError('\n'.join(problems))
+  return section
+
+
+def _with_dotted(section: Section, mapping: Any, path: str, problems: list[str]) -> Section:
+  items = dict(section.items)
+  for key, item in section.items.items():
+    value, where = mapping.get(key) if isinstance(mapping, Mapping) else None, f'{path}.{key}'
+    if isinstance(item, Section):
+      items[key] = _with_dotted(item, value, where, problems)
+    elif item.package:
+      for name in dict.fromkeys(filter(is_dotted, _names(value))):
+        try:
+          items[key_of(name)] = _outside(item, key, name, items)
+        except InputError as error:
+          problems.append(f'{where}: {error}')
+  return dataclasses.replace(section, items=items)
+
+
+def _outside(leaf: Leaf, key: str, name: str, beside: Mapping[str, Any]) -> Section:
+  if key_of(name) in beside:
+    raise InputError(
+      f'got {name!r}, whose options would share a section with {key_of(name)!r}, which is something '
+      'else; rename the module'
+    )
+  return section_of(load_plugin(leaf.package, name), leaf.change, key)
+
+
+def walk(section: Section, path: str = 'config') -> Iterator[tuple[str, Leaf | Section]]:
+  """Everything below a section with its path, depth first."""
+  for key, item in section.items.items():
+    yield f'{path}.{key}', item
+    if isinstance(item, Section):
+      yield from walk(item, f'{path}.{key}')
+
+
+def change_of(cls: type, path: str, mapping: Any = None) -> str:
+  """When a run may take another value of the field SECTION.FIELD: one of options.py's, '' if unsaid.
+
+  mapping: a config, for options of the plug-ins that it names by a dotted name.
+  """
+  item: Leaf | Section = schema(cls, mapping)
+  for key in path.split('.'):
+    if isinstance(item, Leaf) or key not in item.items:
+      break
+    item = item.items[key]
+  return item.change
+
+
+def defaults(cls: type, mapping: Any = None) -> dict[str, Any]:
+  """The nested mapping of a section's defaults, all alternatives of a choice included.
+
+  mapping: a config, for those that it names by a dotted name.
+  """
+  return _defaults(schema(cls, mapping))
+
+
+def _defaults(section: Section) -> dict[str, Any]:
+  return {
+    key: item.default if isinstance(item, Leaf) else _defaults(item)
+    for key, item in section.items.items()
+    if isinstance(item, Leaf) or item.items
+  }
+
+
+def completed(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with the defaults of the fields that it lacks. Raises: as schema."""
+  return updated(cls, mapping, {})
+
+
+def updated(cls: type, mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping, completed, with fields set by path.
+
+  The section of a plug-in outside the package goes where its dotted name goes.
+  Raises: as schema.
+  """
+  changed = with_values(mapping, values)
+  return _settled(changed, schema(cls, mapping), schema(cls, changed))
+
+
+def _settled(mapping: Mapping[str, Any], before: Section, after: Section) -> dict[str, Any]:
+  """The mapping without what only `before` has, and with the defaults of `after`."""
+  kept = {k: v for k, v in mapping.items() if k in after.items or k not in before.items}
+  for key, item in after.items.items():
+    if isinstance(item, Section) and isinstance(kept.get(key), Mapping):
+      kept[key] = _settled(kept[key], before.items.get(key, item), item)
+  return {**_defaults(after), **kept}
+
+
+def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+  """The mapping with fields of any depth set, by path; it shares the rest with the given one."""
+  changed = dict(mapping)
+  for path, value in values.items():
+    *parents, last = path.split('.')
+    inner = changed
+    for key in parents:
+      inner[key] = dict(inner.get(key, {}))
+      inner = inner[key]
+    inner[last] = value
+  return changed
+
+
+def in_force(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
+  """Path -> value of a complete mapping's fields: of a choice only the named alternatives."""
+  return dict(_in_force(schema(cls, mapping), mapping, ''))
+
+
+def _in_force(
+  section: Section, mapping: Mapping[str, Any], prefix: str
+) -> Iterator[tuple[str, Any]]:
+  for key, item in section.items.items():
+    value = mapping.get(key)
+    if isinstance(item, Leaf):
+      yield f'{prefix}{key}', value
+    elif not item.chooser or key in map(key_of, _names(mapping.get(item.chooser))):
+      yield from _in_force(item, value if isinstance(value, Mapping) else {}, f'{prefix}{key}.')
+
+
+def _names(value: Any) -> list[str]:
+  """What the key of a choice holds: one name, or several."""
+  return [n for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, str)]
+
+
+def recognised(cls: type, mapping: Any) -> tuple[dict[str, Any], list[str]]:
+  """The mapping without the fields that `cls` does not have, and the paths of those.
+
+  Raises: ValueError if something else stands where a section must be; as schema.
+  """
+  lost: list[str] = []
+  return _recognised(schema(cls, mapping), mapping, 'config', lost), sorted(lost)
+
+
+def _recognised(section: Section, mapping: Any, path: str, lost: list[str]) -> dict[str, Any]:
+  if not isinstance(mapping, Mapping):
+    raise ValueError(f'{path}: got {mapping!r}, allowed a section')
+  kept = {key: value for key, value in mapping.items() if key in section.items}
+  lost += [f'{path}.{key}' for key in mapping if key not in kept]
+  for key, value in kept.items():
+    if isinstance(section.items[key], Section):
+      kept[key] = _recognised(section.items[key], value, f'{path}.{key}', lost)
+  return kept
 
 
 def read(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
-  """An instance of the dataclass `cls`, or None if there were problems, which are appended."""
-  if not isinstance(mapping, Mapping):
-    problems.append(f'{path}: got {mapping!r}, allowed a section; see docs/config.md')
+  """An instance of the dataclass `cls`, or None if there were problems, which are appended.
+
+  What the mapping lacks has its default.
+  """
+  try:
+    return _read(cls, schema(cls, mapping, path), mapping, path, problems)
+  except InputError as error:
+    problems += str(error).splitlines()
     return None
-  before, values = len(problems), {}
-  known, hints = set(), typing.get_type_hints(cls)
+
+
+def _read(cls: type, section: Section, mapping: Any, path: str, problems: list[str]) -> Any:
+  before = len(problems)
+  values = _read_fields(section, mapping, path, problems)
   for field in dataclasses.fields(cls):
-    name, hint = field.name, hints[field.name]
-    if hint is Choice and field.metadata['inline']:
-      known |= {'name', *plugin_names(field.metadata['package'])}
-      values[name] = _read_choice(mapping, field.metadata, path, problems)
-      continue
-    known.add(name)
-    if name not in mapping:
-      problems.append(f'{path}.{name}: missing; docs/config.md has it')
-    elif hint == tuple[Choice, ...]:  # Names here, the subsection of each beside them.
-      package = field.metadata['package']
-      known |= set(plugin_names(package))
-      sections = [{'name': n, n: mapping.get(n, {})} for n in mapping[name]]
-      choices = [_read_choice(s, field.metadata, path, problems) for s in sections]
-      values[name] = tuple(choices)
-    elif hint is Choice:
-      section, inner = mapping[name], f'{path}.{name}'
-      values[name] = _read_choice(section, field.metadata, inner, problems)
-      extra = sorted(set(section) - {'name', *plugin_names(field.metadata['package'])})
-      problems += [f'{inner}.{key}: no such choice or field' for key in extra]
-    elif dataclasses.is_dataclass(hint):
-      values[name] = read(hint, mapping[name], f'{path}.{name}', problems)
-    else:
-      values[name] = _read_value(mapping[name], field, f'{path}.{name}', problems)
-  for name in sorted(set(mapping) - known):
-    problems.append(unknown(f'{path}: unknown field', name, sorted(known)))
+    name, given = field.name, mapping if isinstance(mapping, Mapping) else {}
+    if 'package' in field.metadata:
+      values[name] = _read_choice(field, section, given, path, problems)
+    elif isinstance(inner := section.items[name], Section):
+      values[name] = _read(field.type, inner, given.get(name, {}), f'{path}.{name}', problems)
   return cls(**values) if len(problems) == before else None
 
 
-def recognised(cls: type, mapping: Any, path: str = 'config') -> tuple[dict[str, Any], list[str]]:
-  """The mapping without the fields that `cls` does not have, and the paths of those.
-
-  Raises: ValueError if something else stands where a section must be.
-  """
+def _read_fields(section: Section, mapping: Any, path: str, problems: list[str]) -> dict[str, Any]:
+  """The values of a section's own fields; notes what is no field of it."""
   if not isinstance(mapping, Mapping):
-    raise ValueError(f'{path}: got {mapping!r}, allowed a section')
-  hints, kept, lost = typing.get_type_hints(cls), dict(mapping), []
-  names, sections = set(), {}
-  for field in dataclasses.fields(cls):
-    hint, metadata = hints[field.name], field.metadata
-    names.add(field.name)
-    if hint in (Choice, tuple[Choice, ...]):
-      plugins = plugin_names(metadata['package'])
-      inline = metadata['inline'] or field.name not in mapping
-      if inline:
-        names |= {'name', *plugins}
-      elif isinstance(mapping[field.name], Mapping):
-        inner = mapping[field.name]
-        kept[field.name] = {k: v for k, v in inner.items() if k in ('name', *plugins)}
-        lost += [f'{path}.{field.name}.{k}' for k in inner if k not in ('name', *plugins)]
-      else:
-        raise ValueError(f'{path}.{field.name}: got {mapping[field.name]!r}, allowed a section')
-      section = kept if inline else kept[field.name]
-      for name in set(section) & set(plugins):
-        wanted = options_of(load_plugin(metadata['package'], name))
-        where_ = f'{path}.{name}' if inline else f'{path}.{field.name}.{name}'
-        if not isinstance(section[name], Mapping):
-          raise ValueError(f'{where_}: got {section[name]!r}, allowed a section')
-        lost += [f'{where_}.{key}' for key in section[name] if key not in wanted]
-        section[name] = {k: v for k, v in section[name].items() if k in wanted}
-    elif dataclasses.is_dataclass(hint) and field.name in mapping:
-      sections[field.name] = hint
-  for name, hint in sections.items():
-    kept[name], more = recognised(hint, mapping[name], f'{path}.{name}')
-    lost += more
-  lost += [f'{path}.{name}' for name in kept if name not in names]
-  return {name: value for name, value in kept.items() if name in names}, sorted(lost)
+    problems.append(f'{path}: got {mapping!r}, allowed a section; see docs/config.md')
+    return {}
+  for key in sorted(set(mapping) - set(section.items)):
+    problems.append(unknown(f'{path}: unknown field', key, sorted(section.items)))
+  return {
+    key: _read_value(item, mapping.get(key, item.default), f'{path}.{key}', problems)
+    for key, item in section.items.items()
+    if isinstance(item, Leaf) and not item.package
+  }
 
 
-def _read_choice(section: Mapping, metadata: Mapping, path: str, problems: list[str]) -> Choice:
-  package, names = metadata['package'], plugin_names(metadata['package'])
-  name = section.get('name')
-  if name not in names:
-    problems.append(unknown(f'{path}.name', name, names))
+def _read_choice(
+  field: dataclasses.Field, section: Section, mapping: Any, path: str, problems: list[str]
+) -> Any:
+  """The Choice that a field holds, or the tuple of several."""
+  if not field.metadata['inline']:
+    path, section, mapping = (
+      f'{path}.{field.name}',
+      section.items[field.name],
+      mapping.get(field.name, {}),
+    )
+    _read_fields(section, mapping, path, problems)  # It has none of its own.
+  if not isinstance(mapping, Mapping):
     return None
-  wanted = options_of(load_plugin(package, name))
-  given, path_of = section.get(name, {}), f'{path}.{name}'
-  options = {}
-  for key, field in wanted.items():
-    if key not in given:
-      problems.append(f'{path_of}.{key}: missing; docs/config.md has it')
-    else:
-      options[key] = _read_value(given[key], field, f'{path_of}.{key}', problems)
-  for key in sorted(set(given) - set(wanted)):
-    problems.append(unknown(f'{path_of}: unknown field', key, sorted(wanted)))
-  return Choice(package, name, options, path)
+  key, many = _chooser(field), field.type is not Choice
+  leaf, where = section.items[key], f'{path}.{key}'
+  names = mapping.get(key, leaf.default)
+  if many and not isinstance(names, (list, tuple)):
+    problems.append(f'{where}: got {names!r}, allowed a tuple of {leaf.check.allowed}')
+    return None
+  found = []
+  for name in names if many else [names]:
+    problem = '' if is_dotted(name) else leaf.check.problem(where, name)
+    if problem:
+      problems.append(f'{problem}; or the dotted name of a module outside the package')
+      continue
+    own = key_of(name)
+    options = _read_fields(section.items[own], mapping.get(own, {}), f'{path}.{own}', problems)
+    found.append(Choice(leaf.package, name, options, path))
+  return tuple(found) if many else next(iter(found), None)
 
 
-def _read_value(value: Any, field: dataclasses.Field, path: str, problems: list[str]) -> Any:
-  hint, check = field.type, field.metadata.get('check', ANY)
+def _read_value(leaf: Leaf, value: Any, path: str, problems: list[str]) -> Any:
+  hint = leaf.hint
   if isinstance(value, list):
     value = tuple(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -291,7 +426,7 @@ def _read_value(value: Any, field: dataclasses.Field, path: str, problems: list[
     problems.append(f'{path}: got {value!r}, allowed type {expected}')
   elif hint is float and not math.isfinite(value):
     problems.append(f'{path}: got {value!r}, allowed finite numbers')
-  elif problem := check.problem(path, value):
+  elif problem := leaf.check.problem(path, value):
     problems.append(problem)
   return value
 

@@ -1,9 +1,6 @@
 """All fields of the schema as one Markdown page: --mode=describe --fields, and docs/config.md."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from diffusion_jax.config.fields import described
+from diffusion_jax.config.fields import Leaf, Section, section_of, walk
 from diffusion_jax.config.options import BY_COMMAND, IF_GIVEN, NEVER, SETTING
 from diffusion_jax.config.schema import Config
 
@@ -27,20 +24,20 @@ SAID = {NEVER: 'fixed', SETTING: 'setting', IF_GIVEN: 'flag', BY_COMMAND: 'comma
 def all_fields() -> str:
   """The page: a heading for each section, a row for each field."""
   lines, begun = [HEAD], False
-  for field in described(Config):
-    path = field['path'].removeprefix('config.')
-    if 'default' not in field:
-      lines.append(f'\n## {path}\n\n{field["comment"]}\n')
-      begun = False
+  for path, item in walk(section_of(Config)):
+    path = path.removeprefix('config.')
+    if isinstance(item, Section):
+      lines += [f'\n## {path}\n\n{item.comment}\n'] * bool(item.items)
+      begun = begun and not item.items
       continue
     if not begun:
       lines += ['| field | default | meaning | once trained |', '|---|---|---|---|']
       begun = True
-    lines.append(_row(path, field))
+    lines.append(_row(path, item))
   return '\n'.join(lines) + '\n'
 
 
-def _row(path: str, field: Mapping[str, Any]) -> str:
-  allowed = f' Allowed: {field["allowed"]}.' if field['allowed'] else ''
-  said = f'{field["comment"]}{allowed}'.replace('|', '\\|')
-  return f'| `{path}` | `{field["default"]!r}` | {said} | {SAID.get(field["change"], "")} |'
+def _row(path: str, leaf: Leaf) -> str:
+  allowed = f' Allowed: {leaf.check.allowed}.' if leaf.check.allowed else ''
+  said = f'{leaf.comment}{allowed}'.replace('|', '\\|')
+  return f'| `{path}` | `{leaf.default!r}` | {said} | {SAID.get(leaf.change, "")} |'

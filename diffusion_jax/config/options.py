@@ -77,4 +77,4 @@ def unknown(what: str, got: Any, allowed: Sequence[Any]) -> str:
   """'what: got X, allowed A, B (nearest A)'."""
   close = difflib.get_close_matches(str(got), [str(name) for name in allowed], n=1)
   nearest = f' (nearest {close[0]!r})' if close else ''
-  return f'{what}: got {got!r}, allowed {", ".join(map(str, allowed))}{nearest}'
+  return f'{what}: got {got!r}, allowed {", ".join(map(str, allowed)) or "none"}{nearest}'

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.config.fields import read
+from diffusion_jax.config.fields import completed, read
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data
@@ -26,7 +26,7 @@ def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = N
 
   Raises: InputError that lists every problem found; as from_data.resolved.
   """
-  mapping = from_data.resolved(mapping)
+  mapping = from_data.resolved(completed(Config, mapping))
   problems: list[str] = []
   config = read(Config, mapping, 'config', problems)
   if config is None:
@@ -179,7 +179,7 @@ def _variance_problems(experiment: Experiment) -> list[str]:
   learned, sampler = config.process.learned_variance, config.sampler
   if sampler.options.get('variance') == 'learned' and not learned:
     problems.append(
-      f"config.sampler.{sampler.name}.variance: got 'learned', allowed 'fixed_small', "
+      f"{sampler.section}.variance: got 'learned', allowed 'fixed_small', "
       "'fixed_large' unless config.process.learned_variance is True"
     )
   if learned and getattr(experiment.schedule, 'num_timesteps', 0) < 2:
@@ -222,7 +222,7 @@ def device_problems(experiment: Experiment) -> list[str]:
   backend = jax.default_backend()
   if config.model.options.get('attention') == 'cudnn' and backend != 'gpu':
     problems.append(
-      f"config.model.{config.model.name}.attention: got 'cudnn', allowed 'xla' on {backend} devices"
+      f"{config.model.section}.attention: got 'cudnn', allowed 'xla' on {backend} devices"
     )
     return problems
   shards, size = batch_shards(mesh), config.train.batch_size

@@ -250,7 +250,7 @@ class Experiment:
       state = jax.eval_shape(self.init_state, self.abstract_scaling)
     except ValueError as error:
       diffuses = self.config.task == 'diffusion'
-      path = f'config.model.{self.config.model.name}' if diffuses else 'config.vae'
+      path = self.config.model.section if diffuses else 'config.vae'
       raise InputError(f'{path}.{error}') from error
     try:
       shardings = state_shardings(state, self.mesh, self.config.mesh.rules)

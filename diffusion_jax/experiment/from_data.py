@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.config.fields import with_values
 from diffusion_jax.data import class_lists, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.survey import survey
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.stored import value_at, with_values
+from diffusion_jax.experiment.stored import value_at
 
 OPEN = {
   'num_classes': -1,

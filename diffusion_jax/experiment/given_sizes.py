@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.config.fields import key_of, with_values
 from diffusion_jax.errors import Stop
 from diffusion_jax.experiment import stored
 from diffusion_jax.pretrained import weights
@@ -35,17 +36,18 @@ def with_sizes(
   new = {path: value for path, value in sizes.items() if path not in overrides}
   old = {path: stored.value_at(mapping, path) for path in new}
   changed = [f'config.{p}: {old[p]!r} -> {new[p]!r}' for p in new if old[p] != new[p]]
-  return stored.with_values(mapping, new), changed
+  return with_values(mapping, new), changed
 
 
 def of_workdir(folder: Path, space: str) -> dict[str, Any]:
   """Those that a work directory was trained with. Raises: as stored.load."""
   trained = stored.load(folder)
   name = trained['model']['name']
-  options = {k: v for k, v in trained['model'][name].items() if k not in FREE}
+  key = key_of(name)
+  options = {k: v for k, v in trained['model'].get(key, {}).items() if k not in FREE}
   sizes = {
     'model.name': name,
-    **{f'model.{name}.{option}': value for option, value in options.items()},
+    **{f'model.{key}.{option}': value for option, value in options.items()},
     **{f'process.{field}': value for field, value in trained['process'].items()},
   }
   if space == trained['space'] == 'latent':

@@ -189,10 +189,10 @@ def _require_same_module(
   path: Path, found: nn.Module, experiment: Experiment, free: set[str] = frozenset()
 ) -> None:
   """Raises: InputError that lists every field in which the modules differ."""
-  wanted, name = experiment.module, experiment.config.model.name
+  wanted, model = experiment.module, experiment.config.model
   if type(found) is not type(wanted):
     kind = type(found).__name__
-    _refuse(path, [f'config.model.name: got {name!r}, the weights are those of a {kind}'])
+    _refuse(path, [f'config.model.name: got {model.name!r}, the weights are those of a {kind}'])
   problems = []
   for field in dataclasses.fields(wanted):
     got, has = getattr(wanted, field.name), getattr(found, field.name)
@@ -203,7 +203,7 @@ def _require_same_module(
       continue
     hint = ' (1 in files of diffusers, 0 in those of the authors)'
     hint = hint if field.name == 'frequency_shift' else ''
-    problems.append(f'config.model.{name}.{field.name}: got {got}, the file has {has}{hint}')
+    problems.append(f'{model.section}.{field.name}: got {got}, the file has {has}{hint}')
   _refuse(path, problems)
 
 

@@ -4,11 +4,11 @@ DIR/data.json describes the data, so that sampling needs no copy of them.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.fields import change_of, recognised
+from diffusion_jax.config.fields import change_of, completed, in_force, recognised, updated
 from diffusion_jax.config.options import BY_COMMAND, IF_GIVEN, NEVER, SETTING
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import DamagedError, InputError, Stop
@@ -45,7 +45,7 @@ def began_with(workdir: Path) -> str:
 
 
 def load(workdir: Path) -> dict[str, Any]:
-  """The stored mapping, lists as tuples, without fields that no longer exist.
+  """The stored mapping, complete, lists as tuples, without fields that no longer exist.
 
   Raises: as read.
   """
@@ -53,10 +53,11 @@ def load(workdir: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-  """A config.json, lists as tuples, and the paths of its fields that no longer exist, left out.
+  """A config.json, and the paths of its fields that no longer exist, left out.
 
-  Raises: InputError if there is none, or one of another format version; DamagedError if it is not the
-  JSON of a config.
+  Lists become tuples; what came after it was stored has its default.
+  Raises: InputError if there is none, one of another format version, or one with a plug-in that is not
+  found; DamagedError if it is not the JSON of a config.
   """
   try:
     mapping = _tuples(json.loads(path.read_bytes()))
@@ -67,6 +68,8 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
       raise ValueError(f'it has no config.{lacking[0]}')
   except FileNotFoundError as error:
     raise InputError(f'{path}: not found, so nothing was trained in {path.parent}') from error
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
   except (ValueError, RecursionError) as error:
     raise DamagedError(
       f'{path}: not the config of a run ({error}); restore it from a copy, or train in another workdir'
@@ -77,7 +80,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
       'diffusion_jax wrote it, whose fields mean something else; go on with that version, or train in '
       'another workdir'
     )
-  return found, lost
+  return completed(Config, found), lost
 
 
 def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
@@ -105,19 +108,6 @@ def with_value(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, A
   """The mapping with SECTION.FIELD set."""
   section, field = path.split('.')
   return {**mapping, section: {**mapping[section], field: value}}
-
-
-def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with fields of any depth set, by path; it shares the rest with the given one."""
-  changed = dict(mapping)
-  for path, value in values.items():
-    *parents, last = path.split('.')
-    inner = changed
-    for key in parents:
-      inner[key] = dict(inner[key])
-      inner = inner[key]
-    inner[last] = value
-  return changed
 
 
 def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,31 +146,26 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
   trained, given = load(workdir), _plain(given)
   problems = []
   for path, value in sorted(overrides.items()):
-    if not _is(path, *FREE) and value_at(trained, path) != value_at(given, path):
+    if not _is(given, path, *FREE) and value_at(trained, path) != value_at(given, path):
       problems.append(
         f'--config.{path}: got {value!r}, but {workdir} was trained with {value_at(trained, path)!r}; '
         'leave the flag out, or train in another workdir'
       )
   if problems:
     raise InputError('\n'.join(problems))
-  trained = _filled(trained, given)
-  chosen = [path for path in overrides if _is(path, SETTING, IF_GIVEN)]
-  for path in (*(path for path in leaves(given) if _is(path, BY_COMMAND)), *chosen):
-    _set(trained, path, value_at(given, path))
-  return trained
+  chosen = [path for path in leaves(given) if _is(given, path, BY_COMMAND)]
+  chosen += [path for path in overrides if _is(given, path, SETTING, IF_GIVEN)]
+  return updated(Config, trained, {path: value_at(given, path) for path in chosen})
 
 
 def with_settings(
   workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
   """The given config with the settings that `workdir` was trained with, where no flag gives others."""
-  given = _plain(given)
-  trained = _filled(load(workdir), given)
-  result = {**given, **{section: trained[section] for section in given if _is(section, SETTING)}}
-  for path in overrides:
-    if _is(path, SETTING):
-      _set(result, path, value_at(given, path))
-  return result
+  trained, given = load(workdir), _plain(given)
+  settings = {section: trained[section] for section in trained if _is(trained, section, SETTING)}
+  chosen = [path for path in overrides if _is(given, path, SETTING)]
+  return updated(Config, {**given, **settings}, {path: value_at(given, path) for path in chosen})
 
 
 def settings_kept(
@@ -188,7 +173,11 @@ def settings_kept(
 ) -> list[str]:
   """Where settings of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
   new, old = (
-    {path: value for path, value in _leaves(mapping) if _is(path, SETTING)}
+    {
+      path: value
+      for path, value in in_force(Config, mapping).items()
+      if _is(mapping, path, SETTING)
+    }
     for mapping in (_plain(given), with_settings(workdir, given, overrides))
   )
   return [f'{p}: {old[p]!r}, not {new.get(p)!r}' for p in old if old[p] != new.get(p)]
@@ -199,41 +188,21 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
   Raises: InputError for a difference that does.
   """
-  given = _plain(given)
-  old = dict(_leaves(_filled(load(workdir), given)))
-  new = dict(_leaves(given))
+  trained, given = load(workdir), completed(Config, _plain(given))
+  old, new = in_force(Config, trained), in_force(Config, given)
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
-  fatal = [p for p in differing if _is(p, NEVER)]
+  fatal = [p for p in differing if _is(given if p in new else trained, p, NEVER)]
   if fatal:
     lines = [f'config.{p}: trained with {old.get(p)!r}, got {new.get(p)!r}' for p in fatal]
     advice = f'go on with the same values, or train in another workdir than {workdir}'
     raise InputError('\n'.join(['the checkpoint does not fit this config:', *lines, advice]))
-  noted = [p for p in differing if p == 'dtype' or not _is(p, *FREE)]
+  noted = [p for p in differing if p == 'dtype' or not _is(given, p, *FREE)]
   return [f'{p}: {old.get(p)!r} -> {new.get(p)!r}' for p in noted]
 
 
-def _filled(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-  """`old` with the fields that only `new` has: those that came after it was stored."""
-  filled = {**new, **old}
-  both = [key for key in old if isinstance(old[key], Mapping) and isinstance(new.get(key), Mapping)]
-  return {**filled, **{key: _filled(old[key], new[key]) for key in both}}
-
-
-def _is(path: str, *changes: str) -> bool:
-  """Whether the schema says one of these of a field or section."""
-  return change_of(Config, path) in changes
-
-
-def _leaves(mapping: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """(path, value) of what is in force: of a choice only the named alternative."""
-  name = mapping.get('name')
-  chosen = isinstance(mapping.get(name), Mapping)
-  for key, value in mapping.items():
-    if isinstance(value, Mapping):
-      if not chosen or key == name:
-        yield from _leaves(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value
+def _is(mapping: Mapping[str, Any], path: str, *changes: str) -> bool:
+  """Whether the schema says one of these of a field or section of the mapping."""
+  return change_of(Config, path, mapping) in changes
 
 
 def value_at(mapping: Mapping[str, Any], path: str) -> Any:
@@ -241,13 +210,6 @@ def value_at(mapping: Mapping[str, Any], path: str) -> Any:
   for key in path.split('.'):
     mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
   return mapping
-
-
-def _set(mapping: dict[str, Any], path: str, value: Any) -> None:
-  *parents, last = path.split('.')
-  for key in parents:
-    mapping = mapping[key]
-  mapping[last] = value
 
 
 def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def memory_warnings(experiment: Experiment, f: dict) -> list[str]:
   if config.train.batch_size > shards:
     helps.append(f'a smaller --config.train.batch_size than {config.train.batch_size:,}')
   if config.task == 'diffusion' and config.model.options.get('remat') is False:
-    helps.append(f'--config.model.{config.model.name}.remat=True')
+    helps.append(f'--{config.model.section}.remat=True')
   if f['dtype'] == 'float32':
     helps.append('--config.dtype=bfloat16')
   if f['resident_bytes_per_device']:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 
 from configs import base
-from diffusion_jax.config.fields import change_of, defaults, described, plugin_names, read
+from diffusion_jax.config.fields import (
+  Leaf,
+  change_of,
+  defaults,
+  plugin_names,
+  read,
+  section_of,
+  walk,
+)
 from diffusion_jax.config.listing import all_fields
 from diffusion_jax.config.options import (
   BY_COMMAND,
@@ -29,18 +37,16 @@ def test_defaults_are_allowed_and_what_is_built_without_a_config():
 
 
 def test_every_field_is_described_once_with_a_comment():
-  found = [field for field in described(Config) if 'default' in field]
-  paths = [field['path'].removeprefix('config.') for field in found]
+  found = list(walk(section_of(Config)))
+  paths = [path.removeprefix('config.') for path, item in found if isinstance(item, Leaf)]
   assert sorted(paths) == sorted(leaves(base.get_config().to_dict()))
-  assert not [field['path'] for field in described(Config) if not field['comment']]
+  assert not [path for path, item in found if not item.comment]
 
 
 def test_the_page_says_of_each_field_what_a_trained_run_may_change():
-  fields = [field for field in described(Config) if 'default' in field]
+  fields = [(path, item) for path, item in walk(section_of(Config)) if isinstance(item, Leaf)]
   assert not [
-    field['path']
-    for field in fields
-    if field['change'] != change_of(Config, field['path'].removeprefix('config.'))
+    path for path, leaf in fields if leaf.change != change_of(Config, path.removeprefix('config.'))
   ]
 
 

@@ -81,18 +81,41 @@ def test_values_that_are_not_allowed(tmp_path, changes, message):
     create(tiny_mapping(tmp_path, **changes))
 
 
-def test_unknown_missing_and_mistyped_keys_are_all_named_at_once(tmp_path):
+def test_unknown_and_mistyped_keys_are_all_named_at_once(tmp_path):
   mapping = tiny_mapping(tmp_path)
   mapping['model']['dit']['dept'] = 3
-  del mapping['loss']['class_dropout']
+  mapping['loss'] = 'l2'
   mapping['optimizer']['b1'] = 'high'
   mapping['extra'] = 1
   with pytest.raises(InputError) as caught:
     create(mapping)
   text = str(caught.value)
   assert '4 problems' in text
-  for part in ("unknown field: got 'dept'", 'class_dropout: missing', "b1: got 'high'", "'extra'"):
+  for part in ("unknown field: got 'dept'", "config.loss: got 'l2'", "b1: got 'high'", "'extra'"):
     assert part in text
+
+
+def test_a_missing_field_takes_its_default(tmp_path):
+  mapping = tiny_mapping(tmp_path)
+  del mapping['loss']['class_dropout'], mapping['model']['dit']['mlp_ratio'], mapping['report']
+  del mapping['sampler']['name'], mapping['eval']['metrics'], mapping['schedule']
+  experiment = create(mapping)
+  assert experiment.config == create(tiny_mapping(tmp_path)).config
+  assert experiment.mapping == create(tiny_mapping(tmp_path)).mapping  # As config.json keeps it.
+
+
+def test_what_a_work_directory_lacks_counts_as_the_default(tmp_path):
+  older = tiny_mapping(tmp_path)
+  del older['process']['learned_variance'], older['loss']['weighting'], older['sample']['cfg_scale']
+  stored.save(tmp_path, older)
+  assert stored.changes(tmp_path, tiny_mapping(tmp_path)) == []
+  given = tiny_mapping(tmp_path, **{'loss.weighting': 'min_snr', 'sample.cfg_scale': 2.0})
+  assert stored.changes(tmp_path, given) == ["loss.weighting: 'none' -> 'min_snr'"]
+  for taken in (stored.merged(tmp_path, given, {}), stored.with_settings(tmp_path, given, {})):
+    assert taken['sample']['cfg_scale'] == 1.0
+  given = tiny_mapping(tmp_path, **{'process.learned_variance': True})
+  with pytest.raises(InputError, match=r'learned_variance: trained with False, got True'):
+    stored.changes(tmp_path, given)
 
 
 def test_unused_alternatives_are_not_looked_at(tmp_path):

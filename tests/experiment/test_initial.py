@@ -347,7 +347,7 @@ def test_what_is_no_model(tmp_path):
     (tmp_path / name).mkdir()
     stored.save(tmp_path / name, make(tmp_path, **changes).mapping)
   old = json.loads((tmp_path / 'old' / 'config.json').read_text())
-  del old['loss']
+  old['process']['prediction_type'] = 'noise'
   (tmp_path / 'old' / 'config.json').write_text(json.dumps(old))
   params = random_params(make(tmp_path))
   params['condition']['label']['embedding'] = params['condition']['label']['embedding'][1:]
@@ -361,7 +361,7 @@ def test_what_is_no_model(tmp_path):
     ('empty', r'no config\.json in it; give a published DiT'),
     ('vae', r"vae: trained with config\.task 'autoencoder'; give a published DiT"),
     ('begun', 'no finished checkpoint in it'),
-    ('old', r'its config\.json is not one of this version: config\.loss: missing'),
+    ('old', r'its config\.json is not one of this version: config\.process\.prediction_type'),
     ('other.safetensors', r'no DiT as published, it lacks x_embedder\.proj\.weight'),
     ('no-null.safetensors', r'has 10 rows, allowed 11 with config\.num_classes 10: the last one'),
     (
