@@ -45,7 +45,7 @@ def run_mode(
     if mode != 'describe':
       raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=describe')
   if fields:
-    print(all_fields(), end='')
+    print(all_fields(config), end='')
     return
   if config.get('task') == 'report':  # As configs/report.py.
     if mode not in OF_RUNS:
