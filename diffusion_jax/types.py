@@ -30,19 +30,40 @@ class Prediction(NamedTuple):
   variance: Array | None = None
 
 
+Condition = dict[str, Array]  # 'label' (B,) int32; others (B,) float32, where an objective has them
+Network = Callable[
+  [Array, Array, Condition], Array
+]  # (input, network time (B,), condition) -> output
 Denoiser = Callable[[Array, Array], Prediction]  # (x_t, t) -> Prediction
 
 
 class NoiseSchedule(Protocol):
-  """Noise as a function of t in [0, 1]; 0 is data, 1 is noise."""
+  """Noise as a function of t in [0, 1]; 0 is data, 1 is noise.
+
+  num_timesteps: entries of its table; 0: continuous. time_at: log SNR -> t, the inverse. network_time:
+  t as the network sees it. snap: t in (0, 1) -> a time that can be trained on.
+  """
+
+  num_timesteps: int
 
   def __call__(self, t: Array) -> NoiseLevel: ...
 
+  def time_at(self, log_snr: Array) -> Array: ...
+
   def network_time(self, t: Array) -> Array: ...
 
-  def sample_t(self, key: Array, shape: Sequence[int]) -> Array: ...
+  def snap(self, t: Array) -> Array: ...
 
-  def grid(self, num_steps: int, spacing: str) -> np.ndarray: ...
+
+Spacing = Callable[
+  [NoiseSchedule, int], np.ndarray
+]  # (schedule, num_steps) -> (num_steps + 1,) times
+
+
+class TimeSampling(Protocol):
+  """The distribution of training times, in (0, 1]."""
+
+  def __call__(self, key: Array, shape: Sequence[int], schedule: NoiseSchedule) -> Array: ...
 
 
 class Sampler(Protocol):
@@ -56,9 +77,12 @@ class Sampler(Protocol):
 
 
 class Backbone(Protocol):
-  """A Flax module: x (B,H,W,C), network time (B,), labels y (B,) int32 -> (B,H,W,C)."""
+  """A Flax module: x (B,H,W,C), network time (B,), condition -> (B,H,W,C), or 2C with learned variance.
 
-  def __call__(self, x: Array, time: Array, y: Array, *, train: bool) -> Array: ...
+  It sows hidden states as 'hidden' into the collection 'intermediates', for those who ask for it.
+  """
+
+  def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool) -> Array: ...
 
 
 class DataSource(Protocol):

@@ -15,6 +15,11 @@ FIELDS: dict[str, str] = {  # Config fields: REF's name -> the name here; '' whe
   'loss.label_drop': 'loss.class_dropout',
   'process.prediction': 'process.prediction_type',
   'report.moments': 'report.num_snapshots',
+  **{
+    f'schedule.{name}.{field}': ''
+    for name in ('cosine', 'linear', 'quadratic', 'straight')
+    for field in ('time_distribution', 'logit_mean', 'logit_std')
+  },
   'schedule.quadratic': 'schedule.scaled_linear',
   'schedule.straight': 'schedule.rectified_flow',
 }

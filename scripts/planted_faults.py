@@ -39,8 +39,8 @@ TRAINING = _faults(
   (
     'dropout is off in training',
     'step.py',
-    'network = self.network(params, dropout_key)',
-    'network = self.network(params)',
+    'network, condition = self.network(params, dropout_key), ',
+    'network, condition = self.network(params), ',
   ),
   (
     'every step draws the same dropout mask',
@@ -51,8 +51,8 @@ TRAINING = _faults(
   (
     'the held-out loss is computed as in training',
     'step.py',
-    "batch['label'], keys, train=False)",
-    "batch['label'], keys, train=True)",
+    "{'label': batch['label']}, keys, train=False",
+    "{'label': batch['label']}, keys, train=True",
   ),
   (
     'an infinite gradient norm is not a reason to skip',
@@ -115,8 +115,8 @@ LOSSES = _faults(
   (
     'one decision drops the labels of the whole batch',
     'losses.py',
-    'labels = jnp.where(dropped, self.null_label, labels)',
-    'labels = jnp.where(dropped[0], self.null_label, labels)',
+    "labels = jnp.where(dropped, self.null_label, condition['label'])",
+    "labels = jnp.where(dropped[0], self.null_label, condition['label'])",
   ),
   (
     'min-SNR weighting is never applied',
@@ -148,21 +148,21 @@ PROCESS = _faults(
   ),
   (
     'trailing times are rounded down',
-    'schedules/base.py',
-    'np.round(np.arange(num_steps, 0, -1) * num_timesteps / num_steps)',
-    'np.floor(np.arange(num_steps, 0, -1) * num_timesteps / num_steps)',
+    'spacings/trailing.py',
+    'on_table(schedule, np.round(indices))',
+    'on_table(schedule, np.floor(indices))',
   ),
   (
     'training never draws the last timestep',
     'schedules/base.py',
-    'jnp.clip(jnp.ceil(u * self.num_timesteps), 1, self.num_timesteps)',
-    'jnp.clip(jnp.floor(u * self.num_timesteps), 1, self.num_timesteps)',
+    'jnp.clip(jnp.ceil(t * self.num_timesteps), 1, self.num_timesteps)',
+    'jnp.clip(jnp.floor(t * self.num_timesteps), 1, self.num_timesteps)',
   ),
   (
     'logit-normal times ignore their mean',
-    'schedules/base.py',
-    'jax.nn.sigmoid(self.logit_mean + self.logit_std * normal)',
-    'jax.nn.sigmoid(self.logit_std * normal)',
+    'time_sampling/logit_normal.py',
+    'jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape, jnp.float32))',
+    'jax.nn.sigmoid(self.std * jax.random.normal(key, shape, jnp.float32))',
   ),
   (
     'the cosine schedule ignores its offset',

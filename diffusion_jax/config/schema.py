@@ -107,7 +107,12 @@ class Data:
 class Process:
   """What the network predicts."""
 
-  prediction_type: str = option('v', 'What its output means.', one_of('eps', 'x0', 'v', 'velocity'))
+  prediction_type: str = option(
+    'v',
+    "What its output means; 'edm': preconditioned (arXiv:2206.00364).",
+    one_of('eps', 'x0', 'v', 'velocity', 'edm'),
+  )
+  sigma_data: float = option(0.5, "Standard deviation of the data, for 'edm'.", POSITIVE)
   learned_variance: bool = option(
     False, 'The variance of the reverse steps too, in C more output channels.'
   )
@@ -253,7 +258,9 @@ class Sample:
   batch_size: int = option(250, 'At most; does not change the images.', COUNT)
   num_steps: int = option(50, "Of the sampler, up to the schedule's num_timesteps.", COUNT)
   spacing: str = option(
-    'trailing', 'How the times of the steps are spread.', one_of('trailing', 'leading', 'linspace')
+    'trailing',
+    'How the times of the steps are spread.',
+    one_of('trailing', 'leading', 'linspace', 'karras'),
   )
   cfg_scale: float = option(1.0, 'Classifier-free guidance; 1: none.', NOT_NEGATIVE)
   guide_channels: int = option(
@@ -412,6 +419,9 @@ class Config:
   data: Data = section(Data, NEVER)
   schedule: Choice = choice('diffusion.schedules', 'cosine', 'The noise schedule.', NEVER)
   process: Process = section(Process, NEVER)
+  time_sampling: Choice = choice(
+    'diffusion.time_sampling', 'uniform', 'The distribution of training times.'
+  )
   loss: Loss = section(Loss)
   vae: Vae = section(Vae, NEVER)
   model: Choice = choice('models', 'dit', 'The backbone.', NEVER)

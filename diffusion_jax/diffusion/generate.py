@@ -5,10 +5,10 @@ Sample number i depends on (seed, i), its label and the settings, never on the b
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.guidance import make_denoiser
-from diffusion_jax.diffusion.losses import Network
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers.base import (
   SamplingState,
@@ -18,7 +18,7 @@ from diffusion_jax.diffusion.samplers.base import (
   steps_along,
 )
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
-from diffusion_jax.types import Array, Sampler
+from diffusion_jax.types import Array, Network, Sampler
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +44,8 @@ class Generator:
 
   def start(self, indices: Array) -> SamplingState:
     """indices (B,) uint32 -> the state of their noise."""
-    x_T = normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+    noise = normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+    x_T = self.process.start(noise, jnp.float32(self.times[0]))
     examples = min(self.frame_examples, len(indices))
     return start_sampling(self.sampler, x_T, num_frames=self.num_frames, frame_examples=examples)
 
@@ -55,7 +56,7 @@ class Generator:
     denoise = make_denoiser(
       network,
       self.process,
-      labels,
+      {'label': labels},
       null_label=self.null_label,
       cfg_scale=self.cfg_scale,
       clip_x0=self.clip_x0,

@@ -1,4 +1,4 @@
-"""Network and labels -> Denoiser, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
+"""Network and condition -> Denoiser, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
 The scale here is the one most codebases use, uncond + scale * (cond - uncond): 1 is no guidance
 (the paper's w is scale - 1). The order is: guide, clip x0, derive eps again from the clipped x0.
@@ -9,22 +9,21 @@ the labelled row; guide_channels does the same.
 
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.losses import Network
 from diffusion_jax.diffusion.process import Process
-from diffusion_jax.types import Array, Denoiser, Prediction
+from diffusion_jax.types import Array, Condition, Denoiser, Network, Prediction
 
 
 def make_denoiser(
   network: Network,
   process: Process,
-  labels: Array,
+  condition: Condition,
   *,
   null_label: int,
   cfg_scale: float,
   clip_x0: bool,
   guide_channels: int = 0,
 ) -> Denoiser:
-  """A denoiser for a batch with these labels (B,) int32.
+  """A denoiser for a batch with this condition; null_label stands for "no class".
 
   cfg_scale 1 costs one forward pass; any other one pass over a doubled batch, in which each
   example's two rows are neighbours, so that a batch sharded over devices stays where it is.
@@ -39,12 +38,13 @@ def make_denoiser(
     return jnp.concatenate([without + cfg_scale * (first - without), rest], axis=-1)
 
   def denoise(x_t: Array, t: Array) -> Prediction:
-    time = jnp.broadcast_to(process.schedule.network_time(t), labels.shape)
     if cfg_scale == 1:
-      prediction = process.to_prediction(network(x_t, time, labels), x_t, t)
+      prediction = process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
     else:
-      pairs = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
-      output = network(jnp.repeat(x_t, 2, axis=0), jnp.repeat(time, 2), pairs)
+      labels = condition['label']
+      pairs = {name: jnp.repeat(values, 2, axis=0) for name, values in condition.items()}
+      pairs['label'] = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
+      output = process.apply(network, jnp.repeat(x_t, 2, axis=0), t, pairs)
       output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
       cond = process.to_prediction(output[:, 0], x_t, t)
       uncond = process.to_prediction(output[:, 1], x_t, t)

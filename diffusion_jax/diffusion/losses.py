@@ -6,7 +6,6 @@ T times the term of one uniform timestep estimates.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,7 @@ import jax.numpy as jnp
 from diffusion_jax.diffusion import variational_bound
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.randomness import fold_in_each, normal_each
-from diffusion_jax.types import Array
-
-Network = Callable[[Array, Array, Array], Array]  # (x_t, network time (B,), labels (B,)) -> output
+from diffusion_jax.types import Array, Condition, Network, TimeSampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +26,7 @@ class DenoisingLoss:
   """
 
   process: Process
+  time_sampling: TimeSampling
   null_label: int
   class_dropout: float
   weighting: str
@@ -36,24 +34,25 @@ class DenoisingLoss:
   vlb_weight: float
 
   def __call__(
-    self, network: Network, x0: Array, labels: Array, keys: Array, *, train: bool
+    self, network: Network, x0: Array, condition: Condition, keys: Array, *, train: bool
   ) -> Array:
-    """x0 (B,H,W,C) float32 in [-1, 1] or latents, labels (B,) int32, keys (B,) -> (B,) float32."""
+    """x0 (B,H,W,C) float32 in [-1, 1] or latents, keys (B,) -> (B,) float32."""
     t_keys, eps_keys, drop_keys = (fold_in_each(keys, purpose) for purpose in range(3))
-    t = jax.vmap(lambda key: self.process.schedule.sample_t(key, ()))(t_keys)  # (B,)
+    schedule = self.process.schedule
+    t = schedule.snap(jax.vmap(lambda key: self.time_sampling(key, (), schedule))(t_keys))  # (B,)
     eps = normal_each(eps_keys, x0.shape[1:])
     if train and self.class_dropout > 0:
       dropped = jax.vmap(lambda key: jax.random.bernoulli(key, self.class_dropout))(drop_keys)
-      labels = jnp.where(dropped, self.null_label, labels)
+      labels = jnp.where(dropped, self.null_label, condition['label'])
+      condition = {**condition, 'label': labels}
     x_t = self.process.corrupt(x0, eps, t)
-    output = network(x_t, self.process.schedule.network_time(t), labels).astype(jnp.float32)
+    output = self.process.apply(network, x_t, t, condition).astype(jnp.float32)
     prediction, fraction = self.process.split(output)
     error = jnp.square(prediction - self.process.target(x0, eps, t))
     loss = jnp.mean(error, axis=range(1, error.ndim))  # (B,)
     if train and self.weighting == 'min_snr':
       loss = loss * self.process.min_snr_weight(t, self.min_snr_gamma)
     if train and fraction is not None:
-      schedule = self.process.schedule
       mean_x0 = jax.lax.stop_gradient(self.process.to_prediction(output, x_t, t).x0)
       term = variational_bound.term(schedule, x0, x_t, t, mean_x0, fraction)  # (B,)
       loss = loss + self.vlb_weight * schedule.num_timesteps * term

@@ -156,9 +156,9 @@ def _rule_problems(rules) -> list[str]:
 def _grid_problems(experiment: Experiment) -> list[str]:
   sample, prediction = experiment.config.sample, experiment.config.process.prediction_type
   try:
-    times = experiment.schedule.grid(sample.num_steps, sample.spacing)
-  except ValueError as error:
-    return [f'config.sample.{error}']
+    times = experiment.times(sample.num_steps)
+  except InputError as error:
+    return [str(error)]
   if prediction != 'eps':
     return []
   alpha, sigma = (float(x) for x in experiment.schedule(jnp.float32(times[0])))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.fields import make_plugin
 from diffusion_jax.config.schema import TASK_METRICS, Config
 from diffusion_jax.data import class_names
 from diffusion_jax.diffusion.generate import Generator
@@ -176,6 +177,7 @@ class Experiment:
     config = self.config
     loss = DenoisingLoss(
       self.process,
+      config.time_sampling.build(),
       null_label=config.num_classes,
       class_dropout=config.loss.class_dropout if config.num_classes else 0.0,
       weighting=config.loss.weighting,
@@ -205,7 +207,7 @@ class Experiment:
     """Parameters at step 0, a function of the seed."""
     x = jnp.zeros((1, *self.x0_shape), jnp.float32)
     key = purpose_key(self.config.seed, 'init')
-    return self.module.init(key, x, jnp.zeros(1), jnp.zeros(1, jnp.int32))['params']
+    return self.module.init(key, x, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})['params']
 
   def init_state(self, scaling: Scaling | None = None, given: PyTree | None = None) -> PyTree:
     """The state of config.task at step 0; scaling: of latents.
@@ -268,6 +270,16 @@ class Experiment:
     own = name in TASK_METRICS[config.task]
     return name if own else f'{name}@{config.train.eval_num_samples}'
 
+  def times(self, num_steps: int) -> np.ndarray:
+    """(num_steps + 1,) float64, from noise to data, as config.sample.spacing spreads them.
+
+    Raises: InputError if the schedule has no such times.
+    """
+    try:
+      return make_plugin('diffusion.spacings', self.config.sample.spacing)(self.schedule, num_steps)
+    except ValueError as error:
+      raise InputError(f'config.sample.{error}') from error
+
   def generator(
     self, num_frames: int = 0, frame_examples: int = 0, num_steps: int = 0
   ) -> Generator:
@@ -280,7 +292,7 @@ class Experiment:
     return Generator(
       self.process,
       self.sampler,
-      self.schedule.grid(num_steps, sample.spacing),
+      self.times(num_steps),
       self.x0_shape,
       seed=sample.seed,
       null_label=self.config.num_classes,

@@ -106,7 +106,7 @@ def save_frames(experiment: Experiment, path: Path, made: np.ndarray, picture: n
   else:
     flat = made.reshape(len(made), -1, *made.shape[3:])
     index, frames = picture.reshape(-1)[:MAX_ROWS], flat[:, :MAX_ROWS]
-  times = experiment.schedule.grid(sample.num_steps, sample.spacing)
+  times = experiment.times(sample.num_steps)
   shown = frame_slots(sample.num_steps, len(made)) < len(made)
   t, labels = times[shown].astype(np.float32), experiment.sample_labels(index)
   files.write_npz(path, frames=frames, labels=labels, index=index, t=t)

@@ -18,7 +18,7 @@ from diffusion_jax.models.layers import (
   require_divisible,
   spread,
 )
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Condition
 
 SINUSOID_WIDTH = 256
 ATTENTIONS = ('xla', 'cudnn')
@@ -96,11 +96,12 @@ class DiTBlock(nn.Module):
     h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in')(h), approximate=True)
     h = dense(width, 'mlp_out')(h)
     x = x + spread(gate_m, h) * h
+    self.sow('intermediates', 'hidden', x, reduce_fn=lambda _, new: new)
     return x, None
 
 
 class DiT(nn.Module):
-  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
+  """x (B, H, W, C), network time (B,), condition -> (B, H, W, out_channels) float32.
 
   dtype: of all but the condition and what comes after the blocks, which are float32. remat keeps only
   the input of each block for the backward pass and computes the block again; the values are the same.
@@ -142,7 +143,7 @@ class DiT(nn.Module):
       )
 
   @nn.compact
-  def __call__(self, x: Array, time: Array, y: Array, *, train: bool = False) -> Array:
+  def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool = False) -> Array:
     """Raises: ValueError if patch_size does not divide the height and width."""
     del train  # The published DiT has no dropout.
     p, (height, width) = self.patch_size, x.shape[1:3]
@@ -160,13 +161,13 @@ class DiT(nn.Module):
       self.num_classes,
       frequency_shift=self.frequency_shift,
       name='condition',
-    )(time, y)  # (B, d)
+    )(time, condition)  # (B, d)
 
     # Inside a scan nothing can be merged with its recomputation, so prevent_cse would only cost.
     block = nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock
     blocks = nn.scan(
       block,
-      variable_axes={'params': 0},
+      variable_axes={'params': 0, 'intermediates': 0},
       split_rngs={'params': True},
       length=self.depth,
       in_axes=nn.broadcast,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config.options import Check
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Condition
 
 MAX_SIZE = 65_536  # Of a width, a depth, a number of heads: beyond it even shapes take for ever.
 SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
@@ -82,11 +82,12 @@ def sinusoidal_embedding(
 
 
 class ConditionEmbedding(nn.Module):
-  """Time and label -> one vector: MLP(sinusoids) + label table, (B,) and (B,) -> (B, width) float32.
+  """Time and condition -> one vector (B, width) float32: MLP(sinusoids) + label table.
 
   float32 throughout: the vector's gradient is a sum over all blocks, a row's one over the batch.
-  num_classes = 0 is unconditional: there is no table and y is not looked at. Otherwise the table
-  has num_classes + 1 rows, the last for "no class".
+  num_classes = 0 is unconditional: there is no table and no label is needed. Otherwise the table
+  has num_classes + 1 rows, the last for "no class". Each further condition is a number (B,), which is
+  embedded as the time is and added; its parameters exist if it is there at initialisation.
   """
 
   width: int
@@ -96,19 +97,22 @@ class ConditionEmbedding(nn.Module):
   frequency_shift: int = 0
 
   @nn.compact
-  def __call__(self, time: Array, y: Array) -> Array:
-    h = sinusoidal_embedding(
-      time, self.sinusoid_width, frequency_shift=self.frequency_shift
-    )  # (B, sinusoid_width)
-    h = nn.Dense(self.width, kernel_init=self.kernel_init, name='time_in')(h)
-    h = nn.Dense(self.width, kernel_init=self.kernel_init, name='time_out')(
-      nn.silu(h)
-    )  # (B, width)
+  def __call__(self, time: Array, condition: Condition) -> Array:
+    def embed(value: Array, name: str) -> Array:
+      h = sinusoidal_embedding(
+        value, self.sinusoid_width, frequency_shift=self.frequency_shift
+      )  # (B, sinusoid_width)
+      h = nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_in')(h)
+      return nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_out')(nn.silu(h))
+
+    h = embed(time, 'time')  # (B, width)
     if self.num_classes:
       table = nn.Embed(
         self.num_classes + 1, self.width, embedding_init=EMBEDDING_INIT, name='label'
       )
-      h = h + table(y)
+      h = h + table(condition['label'])
+    for name in sorted(set(condition) - {'label'}):
+      h = h + embed(condition[name], name)
     return h
 
 

@@ -33,13 +33,13 @@ from diffusion_jax.models.unet_blocks import (
   nearest_upsample,
   zeros,
 )
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Condition
 
 lecun = nn.initializers.lecun_normal()
 
 
 class UNet(nn.Module):
-  """x (B, H, W, C), network time (B,), labels (B,) -> (B, H, W, out_channels) float32.
+  """x (B, H, W, C), network time (B,), condition -> (B, H, W, out_channels) float32.
 
   dtype: of all but the condition and the last norm and convolution, which are float32.
   """
@@ -88,17 +88,17 @@ class UNet(nn.Module):
       )
 
   @nn.compact
-  def __call__(self, x: Array, time: Array, y: Array, *, train: bool = False) -> Array:
+  def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool = False) -> Array:
     """Raises: ValueError if the image cannot be halved often enough or attention would be nowhere."""
     self._check(x.shape[1:3])
-    condition = ConditionEmbedding(
+    c = ConditionEmbedding(
       4 * self.channels,
       self.channels,
       self.num_classes,
       kernel_init=lecun,
       frequency_shift=self.frequency_shift,
       name='condition',
-    )(time, y)  # (B, 4 channels)
+    )(time, condition)  # (B, 4 channels)
     residual_block, attention_block = ResidualBlock, AttentionBlock
     if self.remat:
       residual_block = nn.remat(ResidualBlock, static_argnums=(3,))  # `train`, after self.
@@ -114,7 +114,7 @@ class UNet(nn.Module):
         resample,
         name=name,
       )
-      return block(h, condition, train)
+      return block(h, c, train)
 
     def attend(h, name):
       block = attention_block(
@@ -161,6 +161,7 @@ class UNet(nn.Module):
     h = residual(h, middle, 'mid_0_residual')
     h = attend(h, 'mid_attention')
     h = residual(h, middle, 'mid_1_residual')
+    self.sow('intermediates', 'hidden', h, reduce_fn=lambda _, new: new)
 
     for level, mult in reversed(levels):
       for block in range(self.num_res_blocks + 1):

@@ -145,7 +145,7 @@ def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
     module,
     jnp.zeros((1, side, side, config['in_channels'])),
     jnp.zeros(1),
-    jnp.zeros(1, jnp.int32),
+    {'label': jnp.zeros(1, jnp.int32)},
   )
   convert = weights.convert
   params = convert(abstract, state, _dit_source_of(depth), origin=origin, transform=patches_to_flax)

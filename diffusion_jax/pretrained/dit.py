@@ -81,7 +81,9 @@ def from_state(
   _require_our_positions(state, width, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed'}
   images = jnp.zeros((1, 2 * patch, 2 * patch, in_channels))
-  abstract = weights.abstract_params(module, images, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  abstract = weights.abstract_params(
+    module, images, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
+  )
   source_of = dit_source(NAMES, 'blocks.{}.', depth)
   return module, weights.convert(
     abstract, state, source_of, origin=origin, transform=patches_to_flax

@@ -112,14 +112,14 @@ class Diffusion:
       parts.append((part, min(size, count - start)))
     return evaluator.with_known_labels(fetched(parts))
 
-  def forward(self, params, x, time, y):
-    return self.experiment.trainer.network(params)(x, time, y)
+  def forward(self, params, x, time, condition):
+    return self.experiment.trainer.network(params)(x, time, condition)
 
   def forward_inputs(self, batch_size: int) -> tuple:
     return (
       jax.ShapeDtypeStruct((batch_size, *self.experiment.x0_shape), jnp.float32),
       jax.ShapeDtypeStruct((batch_size,), jnp.float32),
-      jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+      {'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32)},
     )
 
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.diffusion.losses import DenoisingLoss, Network
+from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.models.vae import Posterior
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
 from diffusion_jax.training.state import TrainState, ema_decay_at
-from diffusion_jax.types import Array, PyTree
+from diffusion_jax.types import Array, Network, PyTree
 
 # label (B,) int32, and image (B,H,W,C) uint8 or posterior (B,h,w,2c) float16
 Batch = dict[str, Array]
@@ -34,8 +34,8 @@ class Trainer:
     """The backbone with these parameters; dropout is on if a key is given."""
     rngs = {} if dropout_key is None else {'dropout': dropout_key}
 
-    def apply(x, time, y):
-      return self.module.apply({'params': params}, x, time, y, train=bool(rngs), rngs=rngs)
+    def apply(x, time, condition):
+      return self.module.apply({'params': params}, x, time, condition, train=bool(rngs), rngs=rngs)
 
     return apply
 
@@ -50,8 +50,8 @@ class Trainer:
     dropout_key = jax.random.fold_in(purpose_key(self.seed, 'dropout'), state.step)
 
     def mean_loss(params):
-      network = self.network(params, dropout_key)
-      return jnp.mean(self.loss(network, x0, batch['label'], fold_in_each(keys, 1), train=True))
+      network, condition = self.network(params, dropout_key), {'label': batch['label']}
+      return jnp.mean(self.loss(network, x0, condition, fold_in_each(keys, 1), train=True))
 
     loss, grads = jax.value_and_grad(mean_loss)(state.params)
     grad_norm = optax.tree.norm(grads)
@@ -96,6 +96,8 @@ class Trainer:
     """
     keys = example_keys(purpose_key(self.seed, 'holdout'), batch['index'].astype(jnp.uint32))
     x0 = self.x0(batch, scaling, fold_in_each(keys, 3), flip=False)  # The loss folds in 0 to 2.
-    losses = self.loss(self.network(params), x0, batch['label'], keys, train=False)  # (B,)
+    losses = self.loss(
+      self.network(params), x0, {'label': batch['label']}, keys, train=False
+    )  # (B,)
     valid = batch['index'] >= 0
     return jnp.sum(jnp.where(valid, losses, 0)), jnp.sum(valid)

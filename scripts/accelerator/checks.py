@@ -61,7 +61,9 @@ def gradient_of(module: nn.Module) -> Callable:
   """(params, x, time, labels, target) -> gradient of the mean squared error to the target."""
 
   def loss(params, x, time, labels, target):
-    return jnp.mean(jnp.square(module.apply({'params': params}, x, time, labels) - target))
+    return jnp.mean(
+      jnp.square(module.apply({'params': params}, x, time, {'label': labels}) - target)
+    )
 
   return jax.grad(loss)
 
@@ -187,7 +189,12 @@ def condition(sizes: Sizes) -> Rows:
     def run(params, x, time, labels, target):
       del target
       _, kept = module.apply(
-        {'params': params}, x, time, labels, capture_intermediates=True, mutable=['intermediates']
+        {'params': params},
+        x,
+        time,
+        {'label': labels},
+        capture_intermediates=True,
+        mutable=['intermediates'],
       )
       return kept['intermediates']['condition']['__call__'][0]
 

@@ -26,7 +26,7 @@ def activation_dtype() -> jnp.dtype:
 def forward_flops(module, shape: tuple[int, int, int]) -> int:
   """Operations of one example forward; the module must not use cuDNN, whose kernels have no count."""
   params = systems.abstract_params(module, shape)
-  inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
   return cost.flops(lambda p, *x: module.apply({'params': p}, *x), params, *inputs)
 
 

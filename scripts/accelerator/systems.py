@@ -18,6 +18,8 @@ from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim
 from diffusion_jax.diffusion.schedules import cosine
+from diffusion_jax.diffusion.spacings.trailing import Trailing
+from diffusion_jax.diffusion.time_sampling.uniform import Uniform
 from diffusion_jax.models import dit, unet
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.latents import Scaling
@@ -185,7 +187,7 @@ def optimizer():
 
 def make_trainer(module: nn.Module, num_classes: int) -> Trainer:
   """The loss with a tenth of the labels hidden, the average, no mirroring."""
-  loss = DenoisingLoss(PROCESS, num_classes, 0.1, 'none', 5.0, 0.0)
+  loss = DenoisingLoss(PROCESS, Uniform(), num_classes, 0.1, 'none', 5.0, 0.0)
   return Trainer(
     module=module, loss=loss, optimizer=optimizer(), ema_decay=0.9999, flip=False, seed=SEED
   )
@@ -193,7 +195,7 @@ def make_trainer(module: nn.Module, num_classes: int) -> Trainer:
 
 def abstract_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
   """Shapes of the parameters of a backbone for x0 of this shape."""
-  inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  inputs = (jnp.zeros((1, *shape)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
   return jax.eval_shape(module.init, jax.random.key(SEED), *inputs)['params']
 
 
@@ -223,7 +225,7 @@ def make_generator(
   return Generator(
     PROCESS,
     ddim.DDIM(schedule=PROCESS.schedule, eta=0.0),
-    PROCESS.schedule.grid(num_steps, 'trailing'),
+    Trailing()(PROCESS.schedule, num_steps),
     shape,
     seed=SEED,
     null_label=num_classes,

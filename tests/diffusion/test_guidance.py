@@ -10,13 +10,15 @@ from tests.diffusion.test_schedules import build
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 2, 1)), jnp.float32)
 LABELS = jnp.asarray([0, 4, 7])
+CONDITION = {'label': LABELS}
 T = jnp.float32(0.5)
 
 
 def denoise(cfg_scale, clip_x0=False, rows=None):
   """With a network whose output is x / 10 + label."""
 
-  def network(x, time, labels):
+  def network(x, time, condition):
+    labels = condition['label']
     if rows is not None:
       rows.append(len(x))
     assert time.shape == labels.shape == (len(x),)
@@ -24,7 +26,7 @@ def denoise(cfg_scale, clip_x0=False, rows=None):
 
   process = Process(build('cosine'), 'v')
   options = dict(null_label=10, cfg_scale=cfg_scale, clip_x0=clip_x0)
-  return make_denoiser(network, process, LABELS, **options)(X, T), process
+  return make_denoiser(network, process, CONDITION, **options)(X, T), process
 
 
 @pytest.mark.parametrize('scale', [0.0, 1.0, 1.5, 4.0])
@@ -39,6 +41,20 @@ def test_guided_prediction_is_the_published_combination(scale):
   np.testing.assert_allclose(alpha * found.x0 + sigma * found.eps, X, atol=1e-4)
 
 
+def test_further_conditions_are_kept_by_both_rows():
+  seen = {}
+
+  def network(x, time, condition):
+    seen.update(condition)
+    return x
+
+  condition = {**CONDITION, 'width': jnp.asarray([1.0, 2.0, 3.0])}
+  options = dict(null_label=10, cfg_scale=2.0, clip_x0=False)
+  make_denoiser(network, Process(build('cosine'), 'v'), condition, **options)(X, T)
+  np.testing.assert_array_equal(seen['width'], [1, 1, 2, 2, 3, 3])
+  np.testing.assert_array_equal(seen['label'], [0, 10, 4, 10, 7, 10])
+
+
 def test_cost_is_one_pass_without_guidance_and_one_doubled_pass_with():
   for scale, expected in ((1.0, [3]), (2.0, [6])):
     rows = []
@@ -49,13 +65,13 @@ def test_cost_is_one_pass_without_guidance_and_one_doubled_pass_with():
 @pytest.mark.parametrize('clip_x0', [False, True])
 @pytest.mark.parametrize('scale', [1.0, 3.0])
 def test_learned_variance_is_that_of_the_labelled_row_and_not_guided(scale, clip_x0):
-  def network(x, time, labels):
-    v = jnp.broadcast_to(labels[:, None, None, None] / 10, x.shape)
+  def network(x, time, condition):
+    v = jnp.broadcast_to(condition['label'][:, None, None, None] / 10, x.shape)
     return jnp.concatenate([x / 10, v], axis=-1)
 
   process = Process(build('cosine'), 'v', learned_variance=True)
   options = dict(null_label=10, cfg_scale=scale, clip_x0=clip_x0)
-  found = make_denoiser(network, process, LABELS, **options)(X, T)
+  found = make_denoiser(network, process, CONDITION, **options)(X, T)
   expected = np.broadcast_to((LABELS[:, None, None, None] / 10 + 1) / 2, X.shape)
   np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
   assert found.x0.shape == found.eps.shape == X.shape
@@ -81,7 +97,9 @@ def test_three_of_four_channels_are_guided_as_the_published_dit_is_sampled(scale
     table[label] = output
   process = Process(build('linear'), 'eps', learned_variance=True)
   options = dict(null_label=10, cfg_scale=scale, clip_x0=False, guide_channels=3)
-  denoise = make_denoiser(lambda x, time, y: jnp.asarray(table)[y], process, LABELS, **options)
+  denoise = make_denoiser(
+    lambda x, time, condition: jnp.asarray(table)[condition['label']], process, CONDITION, **options
+  )
   found = denoise(jnp.asarray(x, jnp.float32), jnp.float32(0.4))
 
   alpha_bar = np.prod(1 - np.linspace(1e-4, 0.02, 1000)[:400])

@@ -17,6 +17,7 @@ from diffusion_jax.types import Prediction
 from tests.conftest import tiny_mapping
 from tests.diffusion.test_samplers import exact_denoiser, keys_of
 from tests.diffusion.test_schedules import build
+from tests.diffusion.test_schedules import times as times_of
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 2, 1)), jnp.float32)
 
@@ -40,7 +41,7 @@ def test_at_its_ends_it_is_a_fixed_variance_step_for_step(v, fixed, num_steps, s
       *arguments, exact_denoiser(schedule), ()
     )[0]
 
-  x, times = X, schedule.grid(num_steps, spacing)
+  x, times = X, times_of(schedule, num_steps, spacing)
   for t, s in itertools.pairwise(times):
     x, expected = steps(x, jnp.float32(t), jnp.float32(s))
     np.testing.assert_allclose(x, expected, rtol=1e-5, atol=1e-5)
@@ -122,7 +123,7 @@ def test_an_experiment_trains_and_samples(tiny, name):
   assert np.isfinite(metrics['loss']) and int(after.skipped) == 0
   network = experiment.trainer.network(after.params)
   labels = jnp.arange(4)
-  out = jax.eval_shape(network, jnp.zeros((4, 8, 8, 1)), jnp.zeros(4), labels)
+  out = jax.eval_shape(network, jnp.zeros((4, 8, 8, 1)), jnp.zeros(4), {'label': labels})
   assert out.shape == (4, 8, 8, 2) and experiment.image_shape == (8, 8, 1)
   images, frames = jax.jit(lambda n, y: experiment.generator(2, 1)(network, n, y))(labels, labels)
   assert images.shape == (4, 8, 8, 1) and frames.shape == (2, 1, 8, 8, 1)
@@ -156,7 +157,7 @@ def test_ddim_does_not_look_at_the_learned_variance(tiny):
   experiment = tiny(**{**LEARNED, 'sampler.name': 'ddim'})
 
   def images(v):
-    def network(x, time, labels):
+    def network(x, time, condition):
       return jnp.concatenate([x / 2, jnp.full_like(x, v)], axis=-1)
 
     return experiment.generator()(network, jnp.arange(2), jnp.arange(2))[0]

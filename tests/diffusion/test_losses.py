@@ -8,12 +8,12 @@ import pytest
 from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.randomness import example_keys, purpose_key
-from tests.diffusion.test_schedules import build
+from tests.diffusion.test_schedules import build, time_sampling
 
 X0 = np.random.default_rng(0).normal(size=(6, 4, 4, 3)).astype(np.float32)
 
 
-def zero(x, time, labels):
+def zero(x, time, condition):
   return jnp.zeros_like(x)
 
 
@@ -21,13 +21,15 @@ def loss_of(network, prediction='v', x0=X0, train=True, **changes):
   fields = dict(
     null_label=10, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0
   )
-  loss = DenoisingLoss(Process(build('cosine'), prediction), **{**fields, **changes})
+  loss = DenoisingLoss(
+    Process(build('cosine'), prediction), time_sampling(), **{**fields, **changes}
+  )
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(len(x0)))
-  return loss(network, x0, jnp.arange(len(x0)) % 10, keys, train=train)
+  return loss(network, x0, {'label': jnp.arange(len(x0)) % 10}, keys, train=train)
 
 
 def test_loss_of_a_perfect_network_is_zero_and_of_a_zero_network_is_the_target_power():
-  def perfect(x_t, time, labels):  # Knows X0, so it knows eps, so it knows v.
+  def perfect(x_t, time, condition):  # Knows X0, so it knows eps, so it knows v.
     alpha, sigma = build('cosine')((time + 1) / 1000)
     alpha, sigma = alpha[:, None, None, None], sigma[:, None, None, None]
     eps = (x_t - alpha * X0) / sigma
@@ -43,8 +45,8 @@ def test_class_dropout_replaces_that_share_by_the_null_label():
   """Each label by a draw of its own, none of the held-out ones."""
   labels, many = [], np.zeros((4000, 1, 1, 1), np.float32)
 
-  def network(x, time, y):
-    labels.append(np.asarray(y))
+  def network(x, time, condition):
+    labels.append(np.asarray(condition['label']))
     return x
 
   for drop, train in ((0.0, True), (0.1, True), (0.999, True), (0.999, False)):
@@ -62,9 +64,9 @@ def test_min_snr_weights_the_loss_in_training_only(prediction):
   """By min(SNR, gamma) for x0, times sigma^2 = 1 / (1 + SNR) for v (Hang et al. 2023)."""
   seen = {}
 
-  def network(x, time, labels):
+  def network(x, time, condition):
     seen['t'] = (np.asarray(time, np.float64) + 1) / 1000
-    return zero(x, time, labels)
+    return zero(x, time, condition)
 
   many = np.random.default_rng(1).normal(size=(64, 2, 2, 1)).astype(np.float32)
   plain = loss_of(network, prediction, many)

@@ -22,6 +22,7 @@ from diffusion_jax.diffusion.samplers.base import frame_slots, run_sampler
 from diffusion_jax.randomness import example_keys, purpose_key
 from diffusion_jax.types import Prediction
 from tests.diffusion.test_schedules import build
+from tests.diffusion.test_schedules import times as times_of
 
 MU, C = 0.7, 0.4
 SAMPLERS = plugin_names('diffusion.samplers')
@@ -53,7 +54,7 @@ def test_contract(name):
   def run(x, keys):
     traces.append(1)
     return run_sampler(
-      sampler(name, schedule), exact_denoiser(schedule), x, keys, schedule.grid(5, 'trailing')
+      sampler(name, schedule), exact_denoiser(schedule), x, keys, times_of(schedule, 5)
     )[0]
 
   jitted = jax.jit(run)
@@ -120,7 +121,7 @@ def test_stochastic_steps_have_the_exact_mean_and_variance(name):
 def test_ddpm_ends_with_the_mean_and_variance_of_its_recursion(variance):
   """8 of 1000 steps; the expected moments follow from the same linear recursion in float64."""
   schedule = build('linear')
-  count, times = 20_000, schedule.grid(8, 'trailing')
+  count, times = 20_000, times_of(schedule, 8)
   x_T = jax.random.normal(jax.random.key(1), (count, 1, 1, 1))
   x_T = (x_T - x_T.mean()) / x_T.std()
   found, _ = jax.jit(
@@ -162,7 +163,7 @@ def test_ddim_loop_agrees_with_the_reference_library(name):
 
   x = (np.arange(768) / 768).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2).astype(np.float32)
   found, _ = run_sampler(
-    ddim.DDIM(schedule=schedule, eta=0.0), denoise, x, keys_of(4), schedule.grid(10, spacing)
+    ddim.DDIM(schedule=schedule, eta=0.0), denoise, x, keys_of(4), times_of(schedule, 10, spacing)
   )
   expected = REFERENCE['ddim_loops'][name]
   assert float(jnp.abs(found).sum()) == pytest.approx(expected['sum'], rel=1e-5)
@@ -194,7 +195,7 @@ def test_frames_are_evenly_spaced_states_of_the_same_run():
   with pytest.raises(ValueError, match='num_frames: got 6'):
     frame_slots(4, 6)
   schedule = build('cosine')
-  times = schedule.grid(4, 'trailing')
+  times = times_of(schedule, 4)
   x = jax.random.normal(jax.random.key(0), (3, 2, 2, 1))
   arguments = (sampler('ddpm', schedule), exact_denoiser(schedule), x, keys_of(3), times)
   plain, none = run_sampler(*arguments)

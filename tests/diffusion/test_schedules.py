@@ -1,28 +1,32 @@
 """Schedules against their definitions, and the contract that all of them keep."""
 
 import math
-from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from diffusion_jax.config.fields import make_plugin, plugin_names
-from diffusion_jax.diffusion.schedules.base import index_grid
 
 NAMES = plugin_names('diffusion.schedules')
-DISCRETE = [name for name in NAMES if name != 'rectified_flow']
+DISCRETE = [name for name in NAMES if name not in ('rectified_flow', 'variance_exploding')]
 
 
 def build(name, **changes):
-  options = {**base.get_config().schedule[name].to_dict(), **changes}
-  return make_plugin('diffusion.schedules', name, **options)
+  return make_plugin('diffusion.schedules', name, **changes)
+
+
+def times(schedule, num_steps, spacing='trailing', **options):
+  return make_plugin('diffusion.spacings', spacing, **options)(schedule, num_steps)
+
+
+def time_sampling(name='uniform', **options):
+  return make_plugin('diffusion.time_sampling', name, **options)
 
 
 def test_all_are_found():
-  assert set(NAMES) == {'linear', 'scaled_linear', 'cosine', 'rectified_flow'}
+  assert set(NAMES) == {*DISCRETE, 'rectified_flow', 'variance_exploding'} and len(DISCRETE) == 3
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -34,15 +38,13 @@ def test_contract(name):
   assert alpha[0] == 1 and sigma[0] == 0  # The last sampling step lands on clean data.
   assert np.all(np.diff(alpha) <= 1e-7) and np.all(np.diff(sigma) >= -1e-7)
   assert np.all(np.isfinite(alpha)) and np.all(np.isfinite(sigma))
-  drawn = schedule.sample_t(jax.random.key(0), (10_000,))
+  drawn = schedule.snap(time_sampling()(jax.random.key(0), (10_000,), schedule))
   assert drawn.shape == (10_000,) and drawn.min() > 0 and drawn.max() <= 1
   assert abs(float(drawn.mean()) - 0.5) < 0.02  # Uniform: deviation of the mean is 0.003.
-  grid = schedule.grid(10, 'trailing')
-  assert grid[0] == 1 and grid[-1] == 0 and len(grid) == 11 and np.all(np.diff(grid) < 0)
-  with pytest.raises(ValueError, match='num_steps'):
-    schedule.grid(0, 'trailing')
-  with pytest.raises(ValueError, match='spacing'):
-    schedule.grid(10, 'middle')
+  inside = jnp.linspace(1e-4, 0.9999, 4001)
+  alpha, sigma = schedule(inside)
+  log_snr = 2 * jnp.log(alpha / sigma)
+  np.testing.assert_allclose(jax.jit(schedule.time_at)(log_snr), inside, rtol=2e-3, atol=2e-6)
 
 
 def test_linear_is_the_product_of_its_betas():
@@ -79,9 +81,10 @@ def test_network_time_is_the_exact_timestep(name):
 
 def test_training_and_sampling_use_the_same_times():
   schedule = build('linear', num_timesteps=20)
-  drawn = np.unique(np.asarray(schedule.sample_t(jax.random.key(1), (5000,))) * 20)
+  drawn = schedule.snap(time_sampling()(jax.random.key(1), (5000,), schedule))
+  drawn = np.unique(np.asarray(drawn) * 20)
   np.testing.assert_allclose(drawn, np.arange(1, 21), rtol=1e-6)
-  np.testing.assert_allclose(schedule.grid(20, 'trailing') * 20, np.arange(20, -1, -1), atol=1e-12)
+  np.testing.assert_allclose(times(schedule, 20) * 20, np.arange(20, -1, -1), atol=1e-12)
 
 
 def test_log_snr_is_linear_between_indices():
@@ -89,40 +92,6 @@ def test_log_snr_is_linear_between_indices():
   log_snr = 2 * np.log(alpha / sigma)
   weights = [(log_snr[i] - log_snr[0]) / (log_snr[3] - log_snr[0]) for i in (1, 2)]
   np.testing.assert_allclose(weights, [0.25, 0.5], atol=2e-3)
-
-
-def test_logit_normal_has_its_median():
-  schedule = build('rectified_flow', time_distribution='logit_normal', logit_mean=1.0)
-  drawn = schedule.sample_t(jax.random.key(0), (20_000,))
-  assert float(jnp.median(drawn)) == pytest.approx(1 / (1 + math.exp(-1)), abs=0.01)
-
-
-def test_grids_of_the_published_spacings():
-  # Timesteps (our index - 1) of Lin et al. 2024, Table 2, for T = 1000 and 5 steps.
-  np.testing.assert_array_equal(index_grid(1000, 5, 'trailing')[:-1] - 1, [999, 799, 599, 399, 199])
-  np.testing.assert_array_equal(index_grid(1000, 5, 'leading')[:-1] - 1, [800, 600, 400, 200, 0])
-  # np.linspace(0, 999, 5) is 0, 249.75, 499.5, 749.25, 999.
-  np.testing.assert_array_equal(index_grid(1000, 5, 'linspace')[:-1] - 1, [999, 749, 499, 250, 0])
-
-
-@pytest.mark.parametrize('spacing', ['trailing', 'leading', 'linspace'])
-@pytest.mark.parametrize('num_steps', [1, 7, 50, 999, 1000])
-def test_any_number_of_steps(spacing, num_steps):
-  grid = index_grid(1000, num_steps, spacing)
-  assert len(grid) == num_steps + 1 and np.all(np.diff(grid) < 0) and grid[-1] == 0
-  assert grid[0] <= 1000
-
-
-def test_more_steps_than_timesteps_are_refused():
-  with pytest.raises(ValueError, match=r'got 1001, allowed 1\.\.1000 \(nearest 1000\)'):
-    index_grid(1000, 1001, 'trailing')
-
-
-@pytest.mark.parametrize('num_steps', [3, 7, 30, 999])
-def test_trailing_times_are_rounded_to_the_nearest(num_steps):
-  """T - k T / N in exact fractions (Lin et al. 2024, Table 2)."""
-  exact = [round(Fraction(1000 * k, num_steps)) for k in range(num_steps, -1, -1)]
-  np.testing.assert_array_equal(index_grid(1000, num_steps, 'trailing'), exact)
 
 
 @pytest.mark.parametrize('num_timesteps', [0, -1, 10**9])

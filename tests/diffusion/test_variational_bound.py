@@ -13,7 +13,7 @@ from diffusion_jax.diffusion import variational_bound
 from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
-from tests.diffusion.test_schedules import build
+from tests.diffusion.test_schedules import build, time_sampling
 
 LEVELS = np.arange(256) / 127.5 - 1
 SHAPE = (8, 2, 2, 3)
@@ -150,10 +150,12 @@ def hybrid(output, *, train=True, prediction='eps', **changes):
   fields = dict(
     null_label=0, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.1
   )
-  loss = DenoisingLoss(Process(schedule, prediction, True), **{**fields, **changes})
+  loss = DenoisingLoss(
+    Process(schedule, prediction, True), time_sampling(), **{**fields, **changes}
+  )
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(SHAPE[0]))
   x0 = jnp.full(SHAPE, 0.5)
-  return loss(lambda *_: output, x0, jnp.zeros(SHAPE[0], jnp.int32), keys, train=train), keys
+  return loss(lambda *_: output, x0, {}, keys, train=train), keys
 
 
 OUTPUT = jax.random.normal(jax.random.key(3), (*SHAPE[:3], 2 * SHAPE[3])) / 2
@@ -177,7 +179,8 @@ def test_each_loss_reaches_its_own_channels(prediction, weighting):
 def test_the_hybrid_loss_is_the_sum_in_training_and_the_simple_one_otherwise():
   found, keys = hybrid(OUTPUT)
   schedule = build('linear', num_timesteps=4)
-  t = jax.vmap(lambda key: schedule.sample_t(key, ()))(fold_in_each(keys, 0))
+  draw = time_sampling()
+  t = schedule.snap(jax.vmap(lambda key: draw(key, (), schedule))(fold_in_each(keys, 0)))
   eps, x0 = normal_each(fold_in_each(keys, 1), SHAPE[1:]), jnp.full(SHAPE, 0.5)
   simple = jnp.mean((OUTPUT[..., :3] - eps) ** 2, axis=(1, 2, 3))
   process = Process(schedule, 'eps')

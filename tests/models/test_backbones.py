@@ -31,7 +31,7 @@ def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes)
 
 def inputs(shape=(3, 8, 8, 1)):
   x = jax.random.normal(jax.random.key(0), shape)
-  return x, jnp.asarray([0.0, 500.0, 999.0])[: len(x)], jnp.arange(len(x))
+  return x, jnp.asarray([0.0, 500.0, 999.0])[: len(x)], {'label': jnp.arange(len(x))}
 
 
 def shaken(params, scale=0.05):
@@ -43,39 +43,76 @@ def shaken(params, scale=0.05):
 @pytest.mark.parametrize('name, changes, num_classes', CASES)
 def test_contract(name, changes, num_classes):
   module = build(name, num_classes=num_classes, out_channels=2, **SMALL[name], **changes)
-  x, time, y = inputs()
-  params = jax.jit(module.init)(jax.random.key(1), x, time, y)['params']
+  x, time, condition = inputs()
+  params = jax.jit(module.init)(jax.random.key(1), x, time, condition)['params']
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
   traces = []
 
-  def apply(params, x, time, y):
+  def apply(params, x, time, condition):
     traces.append(1)
-    return module.apply({'params': params}, x, time, y)
+    return module.apply({'params': params}, x, time, condition)
 
   jitted = jax.jit(apply)
-  np.testing.assert_array_equal(jitted(params, x, time, y), 0)  # Starts at zero.
+  np.testing.assert_array_equal(jitted(params, x, time, condition), 0)  # Starts at zero.
   params = shaken(params)
-  out = jitted(params, x, time, y)
-  jitted(params, 2 * x, time, y)
+  out = jitted(params, x, time, condition)
+  jitted(params, 2 * x, time, condition)
   assert out.shape == (3, 8, 8, 2) and out.dtype == jnp.float32 and len(traces) == 1
   others = jnp.asarray([2, 1, 2])
-  among_others = jitted(params, x[others], time[others], y[others])[1]
+  among_others = jitted(params, x[others], time[others], {'label': others})[1]
   np.testing.assert_allclose(among_others, out[1], atol=1e-4)  # Examples do not see each other.
-  assert not np.allclose(jitted(params, x, time + 100, y), out, atol=1e-3)
-  depends_on_label = not np.allclose(jitted(params, x, time, y + 1), out, atol=1e-4)
+  assert not np.allclose(jitted(params, x, time + 100, condition), out, atol=1e-3)
+  depends_on_label = not np.allclose(
+    jitted(params, x, time, {'label': condition['label'] + 1}), out, atol=1e-4
+  )
   assert depends_on_label == (num_classes > 0)
   if num_classes:
-    jitted(params, x, time, jnp.full(3, num_classes))  # The null label has a row.
+    jitted(params, x, time, {'label': jnp.full(3, num_classes)})  # The null label has a row.
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_further_conditions_are_embedded_as_the_time_is(name):
+  """They add parameters of their own, and leave those of the rest as they are without them."""
+  module = build(name, **SMALL[name])
+  x, time, condition = inputs()
+  both = {**condition, 'scale': jnp.asarray([1.0, 2.0, 4.0])}
+  key = jax.random.key(1)
+  plain = jax.jit(module.init)(key, x, time, condition)['params']
+  params = jax.jit(module.init)(key, x, time, both)['params']
+  added = set(params['condition']) - set(plain['condition'])
+  assert added == {'scale_in', 'scale_out'}
+  rest = {**params, 'condition': {k: params['condition'][k] for k in plain['condition']}}
+  jax.tree.map(np.testing.assert_array_equal, rest, plain)
+  params, apply = shaken(params), jax.jit(module.apply)
+  out = apply({'params': params}, x, time, both)
+  other = apply({'params': params}, x, time, {**both, 'scale': jnp.asarray([1.0, 2.0, 5.0])})
+  differs = np.abs(out - other).max(axis=(1, 2, 3)) > 1e-4
+  np.testing.assert_array_equal(differs, [False, False, True])
+
+
+@pytest.mark.parametrize('name, shape', [('dit', (2, 3, 16, 32)), ('unet', (3, 4, 4, 64))])
+def test_hidden_states_on_request(name, shape):
+  """Of every block of a DiT, of the middle of a UNet; asking for them changes no output."""
+  module = build(name, **SMALL[name])
+  variables = jax.jit(module.init)(jax.random.key(1), *inputs())
+  assert set(variables) == {'params'}
+  params = shaken(variables['params'])
+  out, seen = jax.jit(functools.partial(module.apply, mutable=['intermediates']))(
+    {'params': params}, *inputs()
+  )
+  (hidden,) = jax.tree.leaves(seen)
+  assert hidden.shape == shape and np.all(np.std(hidden, axis=-1) > 0)
+  np.testing.assert_array_equal(out, jax.jit(module.apply)({'params': params}, *inputs()))
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_bfloat16_activations(name):
   module = build(name, dtype=jnp.bfloat16, **SMALL[name])
-  x, time, y = inputs()
-  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, y)['params'])
+  x, time, condition = inputs()
+  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, condition)['params'])
   assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
-  out = jax.jit(module.apply)({'params': params}, x, time, y)
-  exact = jax.jit(build(name, **SMALL[name]).apply)({'params': params}, x, time, y)
+  out = jax.jit(module.apply)({'params': params}, x, time, condition)
+  exact = jax.jit(build(name, **SMALL[name]).apply)({'params': params}, x, time, condition)
   assert out.dtype == jnp.float32
   assert np.any(out != out.astype(jnp.bfloat16))  # The last layer does not round.
   assert 0 < np.abs(out - exact).max() < 0.1 * np.abs(exact).max()
@@ -96,7 +133,7 @@ def test_dit_has_the_published_sizes(width, depth, heads, millions, gflop):
     depth=depth,
     num_heads=heads,
   )
-  arguments = (jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  arguments = (jnp.zeros((1, 32, 32, 4)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
   params = jax.eval_shape(module.init, jax.random.key(0), *arguments)['params']
   assert (num_parameters(params) + 256 * width) / 1e6 == pytest.approx(millions, abs=0.05)
   count = flops(lambda p, *a: module.apply({'params': p}, *a), params, *arguments)
@@ -127,13 +164,13 @@ def test_sinusoids_are_cos_then_sin():
 
 def test_unet_dropout_acts_only_in_training():
   module = build('unet', dropout=0.5, **SMALL['unet'])
-  x, time, y = inputs()
-  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, y)['params'])
+  x, time, condition = inputs()
+  params = shaken(jax.jit(module.init)(jax.random.key(1), x, time, condition)['params'])
 
   @functools.partial(jax.jit, static_argnums=0)
   def apply(train, seed):
     rngs = {'dropout': jax.random.key(seed)}
-    return module.apply({'params': params}, x, time, y, train=train, rngs=rngs)
+    return module.apply({'params': params}, x, time, condition, train=train, rngs=rngs)
 
   np.testing.assert_array_equal(apply(False, 0), apply(False, 1))
   assert not np.allclose(apply(True, 0), apply(True, 1))

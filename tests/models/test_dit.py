@@ -58,11 +58,11 @@ def test_remat_keeps_less_for_the_backward_pass():
 
 def test_frequency_shift_changes_the_time_sinusoids_only():
   params = shaken(jax.jit(small().init)(jax.random.key(1), *inputs())['params'])
-  x, time, y = inputs()
+  x, time, condition = inputs()
   published, shifted = (small(frequency_shift=shift) for shift in (0, 1))
 
   def difference(time):
-    outputs = [m.apply({'params': params}, x, time, y) for m in (published, shifted)]
+    outputs = [m.apply({'params': params}, x, time, condition) for m in (published, shifted)]
     return float(jnp.abs(outputs[0] - outputs[1]).max())
 
   assert difference(jnp.zeros(3)) < 1e-6 < 1e-3 < difference(time)

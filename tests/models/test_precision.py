@@ -55,8 +55,8 @@ def test_softmax_is_float32():
 @pytest.mark.parametrize('name', NAMES)
 def test_the_condition_is_that_of_float32(name):
   """bfloat16 has 1000 only for 998, 999 and 1000; a radian between them turns the sinusoids."""
-  x, _, y = inputs()
-  arguments = (x, jnp.asarray([997.0, 998.0, 999.0]), 0 * y)
+  x, _, condition = inputs()
+  arguments = (x, jnp.asarray([997.0, 998.0, 999.0]), {'label': 0 * condition['label']})
   exact, found = (build(name, dtype=dtype, **SMALL[name]) for dtype in (jnp.float32, jnp.bfloat16))
   shapes = jax.eval_shape(exact.init, jax.random.key(1), *arguments)['params']
   params = shaken(jax.tree.map(lambda p: jnp.zeros(p.shape), shapes), scale=0.3)
@@ -102,7 +102,7 @@ MODULES['vae'] = vae.AutoencoderKL(
   dtype=jnp.bfloat16,
 )
 MODULES['discriminator'] = PatchDiscriminator(8, 2, jnp.bfloat16)
-DIFFUSION = (jnp.zeros((BATCH, 8, 8, 1)), jnp.zeros(BATCH), jnp.zeros(BATCH, jnp.int32))
+DIFFUSION = (jnp.zeros((BATCH, 8, 8, 1)), jnp.zeros(BATCH), {'label': jnp.zeros(BATCH, jnp.int32)})
 INPUTS = {
   'vae': (jnp.zeros((BATCH, 16, 16, 3)), jnp.zeros((BATCH, 8, 8, 3))),
   'discriminator': (jnp.zeros((BATCH, 32, 32, 3)),),

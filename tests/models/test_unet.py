@@ -49,7 +49,7 @@ def build(*, out_channels=3, num_classes=0, dtype=jnp.float32, **changes):
 
 def inputs(side=8, batch=2, channels=3):
   x = jax.random.normal(jax.random.key(0), (batch, side, side, channels))
-  return x, jnp.linspace(1, 999, batch), jnp.arange(batch)
+  return x, jnp.linspace(1, 999, batch), {'label': jnp.arange(batch)}
 
 
 def drawn(shapes):
@@ -124,7 +124,7 @@ def compare(name, names, expected):
     {'params': params},
     values('x', (3, side, side, 3)),
     jnp.asarray(make_unet_parity.TIMESTEPS),
-    jnp.asarray(make_unet_parity.LABELS),
+    {'label': jnp.asarray(make_unet_parity.LABELS)},
   )
   assert np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()  # 2e-6 on one CPU.
 

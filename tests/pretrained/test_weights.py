@@ -99,7 +99,7 @@ def assert_autoencoder(module, params, recorded, kind):
 def dit_output(module, params):
   x = values('x', (3, 8, 8, 4))
   time, labels = jnp.asarray([0.0, 421.0, 999.0]), jnp.asarray([0, 7, 10])
-  return jax.jit(module.apply)({'params': params}, x, time, labels)
+  return jax.jit(module.apply)({'params': params}, x, time, {'label': labels})
 
 
 def test_autoencoder_of_diffusers(folders, recorded):

@@ -85,7 +85,7 @@ def _abstract_params(module: UNet, state: Mapping[str, np.ndarray]) -> PyTree:
   side = max(module.attention_resolutions, default=2 ** max(halvings - first, 0)) << first
   channels = state['conv_in.weight'].shape[1] if 'conv_in.weight' in state else 1
   images = jnp.zeros((1, side, side, channels))
-  return weights.abstract_params(module, images, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  return weights.abstract_params(module, images, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
 
 
 def _module_name(modules: list[str], last: int) -> str:

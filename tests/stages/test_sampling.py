@@ -274,7 +274,7 @@ def test_frames_are_those_of_the_samples_from_noise_to_result(trained):
   assert (
     abs(saturated - 0.317) < 0.1
   )  # Noise of deviation 1: beyond +-1, as the normal distribution.
-  times = experiment.schedule.grid(3, 'trailing')
+  times = experiment.times(3)
   np.testing.assert_allclose(found['t'], times[[0, 2, 3]])  # 1, 1.5 and 3 of 3 steps, rounded.
   assert found['t'].dtype == np.float32 and found['t'][0] == 1 and found['t'][-1] == 0
   assert not np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[1], frames[2])

@@ -137,8 +137,8 @@ class Recorder:
   def __init__(self):
     self.calls = []
 
-  def apply(self, variables, x, time, y, *, train, rngs):
-    self.calls.append({'labels': np.asarray(y), 'train': train, 'rngs': rngs})
+  def apply(self, variables, x, time, condition, *, train, rngs):
+    self.calls.append({'labels': np.asarray(condition['label']), 'train': train, 'rngs': rngs})
     return variables['params']['kernel'] * x
 
   @property
@@ -220,7 +220,7 @@ def test_the_average_reaches_the_configured_decay(tiny):
 def test_flip_mirrors_about_half_of_the_images(experiment):
   batch, seen = batch_of(experiment, size=64), {}
 
-  def spy(network, x0, labels, keys, train):
+  def spy(network, x0, condition, keys, train):
     seen['x0'] = x0
     return jnp.zeros(len(x0))
 

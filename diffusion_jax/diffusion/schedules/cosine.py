@@ -6,16 +6,13 @@ import numpy as np
 
 from diffusion_jax.config.options import (
   NOT_NEGATIVE,
-  POSITIVE,
   Check,
-  one_of,
   option,
   require_options,
 )
 from diffusion_jax.diffusion.schedules.base import (
   TIMESTEPS,
   DiscreteSchedule,
-  TimeDistribution,
 )
 
 
@@ -28,11 +25,6 @@ class Cosine:
   max_beta: float = option(
     0.999, 'Of the last betas.', Check(lambda beta: 0 < beta < 1, 'between 0 and 1')
   )
-  time_distribution: str = option(
-    'uniform', 'Of training times.', one_of('uniform', 'logit_normal')
-  )
-  logit_mean: float = option(0.0, 'Of logit_normal; higher is noisier.')
-  logit_std: float = option(1.0, 'Of logit_normal.', POSITIVE)
 
   def __post_init__(self):
     require_options(self)
@@ -43,6 +35,4 @@ class Cosine:
     i = np.arange(num_timesteps + 1)
     f = np.cos((i / num_timesteps + offset) / (1 + offset) * np.pi / 2) ** 2
     betas = np.minimum(1 - f[1:] / f[:-1], self.max_beta)
-    return DiscreteSchedule.from_betas(
-      betas, TimeDistribution(self.time_distribution, self.logit_mean, self.logit_std)
-    )
+    return DiscreteSchedule.from_betas(betas)

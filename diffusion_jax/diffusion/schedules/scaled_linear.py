@@ -4,11 +4,10 @@ import dataclasses
 
 import numpy as np
 
-from diffusion_jax.config.options import POSITIVE, one_of, option, require_options
+from diffusion_jax.config.options import option, require_options
 from diffusion_jax.diffusion.schedules.base import (
   TIMESTEPS,
   DiscreteSchedule,
-  TimeDistribution,
   require_beta_range,
 )
 
@@ -20,11 +19,6 @@ class ScaledLinear:
   num_timesteps: int = option(1000, 'Steps of the table.', TIMESTEPS)
   beta_start: float = option(8.5e-4, 'The first, of least noise.')
   beta_end: float = option(0.012, 'The last; 0 < beta_start <= beta_end < 1.')
-  time_distribution: str = option(
-    'uniform', 'Of training times.', one_of('uniform', 'logit_normal')
-  )
-  logit_mean: float = option(0.0, 'Of logit_normal; higher is noisier.')
-  logit_std: float = option(1.0, 'Of logit_normal.', POSITIVE)
 
   def __post_init__(self):
     require_options(self)
@@ -33,6 +27,4 @@ class ScaledLinear:
   def build(self) -> DiscreteSchedule:
     """The table of these betas."""
     betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_timesteps) ** 2
-    return DiscreteSchedule.from_betas(
-      betas, TimeDistribution(self.time_distribution, self.logit_mean, self.logit_std)
-    )
+    return DiscreteSchedule.from_betas(betas)
