@@ -8,10 +8,10 @@ docs/config.md is that print-out.
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config.fields import defaults
+from diffusion_jax.config.fields import defaults, schema
 from diffusion_jax.config.schema import Config
 
 
 def get_config() -> ConfigDict:
   """The defaults."""
-  return ConfigDict(defaults(Config))
+  return ConfigDict(defaults(schema(Config)))

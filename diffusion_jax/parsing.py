@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from diffusion_jax.config.fields import Section, defaults, section_of, updated, walk
+from diffusion_jax.config.fields import Section, defaults, schema, updated, walk
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError, Stop
@@ -80,7 +80,7 @@ def named_plugins(argv: list[str]) -> dict[str, str | tuple[str, ...]]:
   from ml_collections.config_flags.tuple_parser import TupleParser
 
   found = {}
-  for where, item in walk(section_of(Config)):
+  for where, item in walk(schema(Config)):
     given = values_of(argv, re.escape(where))
     if given and not isinstance(item, Section) and item.package:
       several = isinstance(item.default, tuple)
@@ -139,7 +139,7 @@ def locked(mapping: Mapping[str, Any], path: str) -> Any:
   """
   from ml_collections import ConfigDict
 
-  config, problems = ConfigDict(defaults(Config, mapping)), []
+  config, problems = ConfigDict(defaults(schema(Config, mapping))), []
   _update(config, mapping, 'config', problems)
   if problems:
     raise InputError('\n'.join(f'{path}: {problem}' for problem in problems))

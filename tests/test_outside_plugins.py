@@ -17,7 +17,7 @@ from diffusion_jax.config.fields import (
   make_plugin,
   read,
   recognised,
-  section_of,
+  schema,
   walk,
   with_values,
 )
@@ -75,7 +75,7 @@ class Own:
   remat: bool = option(False, 'Anything.', change=IF_GIVEN)
 '''
 CHOICES = {
-  path: leaf for path, leaf in walk(section_of(Config)) if isinstance(leaf, Leaf) and leaf.package
+  path: leaf for path, leaf in walk(schema(Config)) if isinstance(leaf, Leaf) and leaf.package
 }
 HEUN = ('--config.sampler.name=mylab.heun3', '--config.sampler.heun3.order=2')
 
@@ -194,10 +194,10 @@ def test_every_choice_takes_one(lab, monkeypatch, path):
   assert (found.name, found.options) == ('mylab.own', {'size': 5.0, 'remat': False})
   assert found.section == f'config.{section}'
   assert type(make_plugin(found.package, found.name, **found.options)).__name__ == 'Own'
-  assert change_of(Config, f'{section}.remat', mapping) == IF_GIVEN
-  assert change_of(Config, f'{section}.size', mapping) == change_of(Config, path)
-  kept, lost = recognised(Config, mapping)
-  assert kept == mapping and lost == []
+  assert change_of(schema(Config, mapping), f'{section}.remat') == IF_GIVEN
+  assert change_of(schema(Config, mapping), f'{section}.size') == change_of(schema(Config), path)
+  lost = []
+  assert recognised(schema(Config, mapping), mapping, lost) == mapping and lost == []
 
 
 def test_sizes_of_a_model_outside_come_with_its_weights(lab, monkeypatch):
@@ -216,7 +216,7 @@ def test_several_metrics_by_flags(lab):
     config, _ = parsed(QUICK, *given, '--config.eval.own.size=7')
     metrics = read(Config, config, 'config', []).eval.metrics
     assert metrics[0].name == 'mylab.own' and metrics[0].options['size'] == 7.0
-    assert change_of(Config, 'eval.own.size', config) == SETTING
+    assert change_of(schema(Config, config), 'eval.own.size') == SETTING
     assert len(metrics) == 2
 
 

@@ -15,11 +15,11 @@ import pkgutil
 import re
 import traceback
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.options import Check, one_of, options_of, unknown
+from diffusion_jax.config.options import Check, options_of, unknown
 from diffusion_jax.errors import InputError
 
 CLASS = re.compile(r'^class (\w+)', re.MULTILINE)
@@ -51,29 +51,20 @@ class Choice:
 
 
 def choice(
-  package: str, default: str, comment: str, change: str = '', *, inline: bool = False
+  package: str, default: str | tuple[str, ...], comment: str, change: str = '', inline: bool = False
 ) -> Any:
-  """A field that is one of the plug-ins in diffusion_jax.`package`.
+  """A field that is one of the plug-ins in diffusion_jax.`package`, or several if the default is a tuple.
 
-  inline: `name` and the subsections stand beside the section's other fields.
+  inline: `name` and the subsections stand beside the section's other fields, as those of several do.
   """
   metadata = {'package': package, 'name': default, 'about': comment, 'change': change}
-  return dataclasses.field(
-    default_factory=lambda: default_choice(package, default), metadata=metadata | {'inline': inline}
-  )
+  metadata |= {'inline': inline or isinstance(default, tuple)}
+  return dataclasses.field(default_factory=lambda: _chosen(package, default), metadata=metadata)
 
 
-def choices(package: str, default: Sequence[str], comment: str, change: str = '') -> Any:
-  """A field that is several of them; the subsections stand beside it."""
-  metadata = {'package': package, 'name': default, 'about': comment, 'change': change}
-  return dataclasses.field(
-    default_factory=lambda: tuple(default_choice(package, name) for name in default),
-    metadata=metadata | {'inline': True},
-  )
-
-
-def default_choice(package: str, name: str) -> Choice:
-  """The plug-in with the defaults of its options."""
+def _chosen(package: str, name: str | tuple[str, ...]) -> Choice | tuple[Choice, ...]:
+  if isinstance(name, tuple):
+    return tuple(_chosen(package, each) for each in name)
   options = options_of(load_plugin(package, name))
   return Choice(package, name, {n: f.default for n, f in options.items()}, f'config.{package}')
 
@@ -89,20 +80,32 @@ def plugin_names(package: str) -> list[str]:
   )
 
 
-def load_plugin(package: str, name: str) -> type:
+def load_plugin(package: str, name: str, path: str = 'name') -> type:
   """The dataclass that has the module's name but for case and underscores: DiT of dit.py.
 
-  Raises: InputError for a module outside the package that cannot be imported or has no such class.
+  Raises: InputError, which names `path`, for a module outside the package that cannot be imported or has
+  no such class.
   """
-  if is_dotted(name):
-    module = _import_outside(name)
-  else:
-    module = importlib.import_module(f'diffusion_jax.{package}.{name}')
+  dotted = is_dotted(name)
+  try:
+    module = importlib.import_module(name if dotted else f'diffusion_jax.{package}.{name}')
+  except Exception as error:  # It is code of the user's: anything can come out of it.
+    if not dotted:
+      raise
+    raise InputError(f'{path}: got {name!r}, but {_import_problem(name, error)}') from error
   for key, value in vars(module).items():
     if key.lower() == _plain(name) and isinstance(value, type) and dataclasses.is_dataclass(value):
       return value
   wanted = ''.join(word.capitalize() for word in key_of(name).split('_'))
-  raise InputError(f'got {name!r}, but {module.__file__ or name} has no dataclass {wanted}')
+  raise InputError(f'{path}: got {name!r}, but {module.__file__ or name} has no dataclass {wanted}')
+
+
+def _import_problem(name: str, error: Exception) -> str:
+  if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
+    return f'there is no module {error.name} on the Python path or in this directory'
+  frames = [f for f in traceback.extract_tb(error.__traceback__) if 'importlib' not in f.filename]
+  place = ''.join(f' ({f.filename}:{f.lineno})' for f in frames[1:][-1:])
+  return f'importing it raised {type(error).__name__}: {error}{place}'
 
 
 def make_plugin(package: str, name: str, /, **arguments: Any) -> Any:
@@ -129,21 +132,6 @@ def key_of(name: str) -> str:
 
 def _plain(name: str) -> str:
   return key_of(name).replace('_', '').lower()
-
-
-def _import_outside(name: str) -> Any:
-  try:
-    return importlib.import_module(name)
-  except Exception as error:  # It is code of the user's: anything can come out of it.
-    if isinstance(error, ModuleNotFoundError) and f'{name}.'.startswith(f'{error.name}.'):
-      raise InputError(
-        f'got {name!r}, but there is no module {error.name} on the Python path or in this directory'
-      ) from error
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if 'importlib' not in f.filename]
-    place = ''.join(f' ({f.filename}:{f.lineno})' for f in frames[1:][-1:])
-    raise InputError(
-      f'got {name!r}, but importing it raised {type(error).__name__}: {error}{place}'
-    ) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +164,7 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
     metadata, own = field.metadata, field.metadata.get('change') or change
     if 'package' in metadata:
       package, key, names = metadata['package'], _chooser(field), plugin_names(metadata['package'])
-      check = one_of(*names)._replace(allowed=', '.join(names))
+      check = Check(names.__contains__, ', '.join(names), tuple(names))
       found = {key: Leaf(metadata['name'], metadata['about'], check, own, package=package)}
       found |= {name: section_of(load_plugin(package, name), own, key) for name in names}
       inner = {field.name: Section(metadata['about'], own, found)}
@@ -192,43 +180,42 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
 
 def _chooser(field: dataclasses.Field) -> str:
   """The key that holds the name of a choice, or the names of several."""
-  return 'name' if field.type is Choice else field.name
+  return field.name if isinstance(field.metadata['name'], tuple) else 'name'
 
 
 def schema(cls: type, mapping: Any = None, path: str = 'config') -> Section:
-  """section_of, and the sections of the plug-ins that the mapping names by a dotted name.
+  """section_of, and the sections of the plug-ins that a mapping names by a dotted name.
 
-  Raises: InputError that lists those that cannot be loaded, or whose key is another's.
+  Raises: InputError for one that cannot be loaded, or whose key is another's.
   """
-  problems: list[str] = []
-  section = _with_dotted(section_of(cls), mapping, path, problems)
-  if problems:
-    raise InputError('\n'.join(problems))
-  return section
+  return _with_dotted(section_of(cls), mapping, path)
 
 
-def _with_dotted(section: Section, mapping: Any, path: str, problems: list[str]) -> Section:
+def _with_dotted(section: Section, mapping: Any, path: str) -> Section:
   items = dict(section.items)
   for key, item in section.items.items():
-    value, where = mapping.get(key) if isinstance(mapping, Mapping) else None, f'{path}.{key}'
+    value, where = _get(mapping, key), f'{path}.{key}'
     if isinstance(item, Section):
-      items[key] = _with_dotted(item, value, where, problems)
-    elif item.package:
-      for name in dict.fromkeys(filter(is_dotted, _names(value))):
-        try:
-          items[key_of(name)] = _outside(item, key, name, items)
-        except InputError as error:
-          problems.append(f'{where}: {error}')
+      items[key] = _with_dotted(item, value, where)
+      continue
+    for name in dict.fromkeys(filter(is_dotted, _names(value))) if item.package else ():
+      if key_of(name) in items:
+        raise InputError(
+          f'{where}: got {name!r}, whose options would share a section with {key_of(name)!r}, which is '
+          'something else; rename the module'
+        )
+      plugin = load_plugin(item.package, name, where)
+      items[key_of(name)] = section_of(plugin, item.change, key)
   return dataclasses.replace(section, items=items)
 
 
-def _outside(leaf: Leaf, key: str, name: str, beside: Mapping[str, Any]) -> Section:
-  if key_of(name) in beside:
-    raise InputError(
-      f'got {name!r}, whose options would share a section with {key_of(name)!r}, which is something '
-      'else; rename the module'
-    )
-  return section_of(load_plugin(leaf.package, name), leaf.change, key)
+def _names(value: Any) -> list[str]:
+  """What the key of a choice holds: one name, or several."""
+  return [n for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, str)]
+
+
+def _get(mapping: Any, key: str, default: Any = None) -> Any:
+  return mapping.get(key, default) if isinstance(mapping, Mapping) else default
 
 
 def walk(section: Section, path: str = 'config') -> Iterator[tuple[str, Leaf | Section]]:
@@ -239,12 +226,9 @@ def walk(section: Section, path: str = 'config') -> Iterator[tuple[str, Leaf | S
       yield from walk(item, f'{path}.{key}')
 
 
-def change_of(cls: type, path: str, mapping: Any = None) -> str:
-  """When a run may take another value of the field SECTION.FIELD: one of options.py's, '' if unsaid.
-
-  mapping: a config, for options of the plug-ins that it names by a dotted name.
-  """
-  item: Leaf | Section = schema(cls, mapping)
+def change_of(section: Section, path: str) -> str:
+  """When a run may take another value of the field SECTION.FIELD: one of options.py's, '' if unsaid."""
+  item: Leaf | Section = section
   for key in path.split('.'):
     if isinstance(item, Leaf) or key not in item.items:
       break
@@ -252,29 +236,45 @@ def change_of(cls: type, path: str, mapping: Any = None) -> str:
   return item.change
 
 
-def defaults(cls: type, mapping: Any = None) -> dict[str, Any]:
-  """The nested mapping of a section's defaults, all alternatives of a choice included.
-
-  mapping: a config, for those that it names by a dotted name.
-  """
-  return _defaults(schema(cls, mapping))
-
-
-def _defaults(section: Section) -> dict[str, Any]:
+def defaults(section: Section) -> dict[str, Any]:
+  """The nested mapping of the defaults, all alternatives of a choice included."""
   return {
-    key: item.default if isinstance(item, Leaf) else _defaults(item)
+    key: item.default if isinstance(item, Leaf) else defaults(item)
     for key, item in section.items.items()
     if isinstance(item, Leaf) or item.items
   }
 
 
-def completed(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with the defaults of the fields that it lacks. Raises: as schema."""
-  return updated(cls, mapping, {})
+def in_force(section: Section, mapping: Any, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Path and value of a mapping's fields: of a choice only the named alternatives."""
+  for key, item in section.items.items():
+    if isinstance(item, Leaf):
+      yield f'{prefix}{key}', _get(mapping, key)
+    elif not item.chooser or key in map(key_of, _names(_get(mapping, item.chooser))):
+      yield from in_force(item, _get(mapping, key), f'{prefix}{key}.')
+
+
+def recognised(
+  section: Section, mapping: Any, lost: list[str], path: str = 'config'
+) -> dict[str, Any]:
+  """The mapping without fields that are not in the schema; their paths are appended to `lost`.
+
+  Raises: ValueError if something else stands where a section must be.
+  """
+  if not isinstance(mapping, Mapping):
+    raise ValueError(f'{path}: got {mapping!r}, allowed a section')
+  lost += [f'{path}.{key}' for key in mapping if key not in section.items]
+  kept = {key: section.items[key] for key in mapping if key in section.items}
+  return {
+    key: mapping[key]
+    if isinstance(item, Leaf)
+    else recognised(item, mapping[key], lost, f'{path}.{key}')
+    for key, item in kept.items()
+  }
 
 
 def updated(cls: type, mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping, completed, with fields set by path.
+  """The mapping with fields set by path, and the defaults of all that it lacks.
 
   The section of a plug-in outside the package goes where its dotted name goes.
   Raises: as schema.
@@ -289,7 +289,7 @@ def _settled(mapping: Mapping[str, Any], before: Section, after: Section) -> dic
   for key, item in after.items.items():
     if isinstance(item, Section) and isinstance(kept.get(key), Mapping):
       kept[key] = _settled(kept[key], before.items.get(key, item), item)
-  return {**_defaults(after), **kept}
+  return {**defaults(after), **kept}
 
 
 def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,47 +305,6 @@ def with_values(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
   return changed
 
 
-def in_force(cls: type, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """Path -> value of a complete mapping's fields: of a choice only the named alternatives."""
-  return dict(_in_force(schema(cls, mapping), mapping, ''))
-
-
-def _in_force(
-  section: Section, mapping: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, Any]]:
-  for key, item in section.items.items():
-    value = mapping.get(key)
-    if isinstance(item, Leaf):
-      yield f'{prefix}{key}', value
-    elif not item.chooser or key in map(key_of, _names(mapping.get(item.chooser))):
-      yield from _in_force(item, value if isinstance(value, Mapping) else {}, f'{prefix}{key}.')
-
-
-def _names(value: Any) -> list[str]:
-  """What the key of a choice holds: one name, or several."""
-  return [n for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, str)]
-
-
-def recognised(cls: type, mapping: Any) -> tuple[dict[str, Any], list[str]]:
-  """The mapping without the fields that `cls` does not have, and the paths of those.
-
-  Raises: ValueError if something else stands where a section must be; as schema.
-  """
-  lost: list[str] = []
-  return _recognised(schema(cls, mapping), mapping, 'config', lost), sorted(lost)
-
-
-def _recognised(section: Section, mapping: Any, path: str, lost: list[str]) -> dict[str, Any]:
-  if not isinstance(mapping, Mapping):
-    raise ValueError(f'{path}: got {mapping!r}, allowed a section')
-  kept = {key: value for key, value in mapping.items() if key in section.items}
-  lost += [f'{path}.{key}' for key in mapping if key not in kept]
-  for key, value in kept.items():
-    if isinstance(section.items[key], Section):
-      kept[key] = _recognised(section.items[key], value, f'{path}.{key}', lost)
-  return kept
-
-
 def read(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
   """An instance of the dataclass `cls`, or None if there were problems, which are appended.
 
@@ -354,7 +313,7 @@ def read(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
   try:
     return _read(cls, schema(cls, mapping, path), mapping, path, problems)
   except InputError as error:
-    problems += str(error).splitlines()
+    problems.append(str(error))
     return None
 
 
@@ -362,11 +321,16 @@ def _read(cls: type, section: Section, mapping: Any, path: str, problems: list[s
   before = len(problems)
   values = _read_fields(section, mapping, path, problems)
   for field in dataclasses.fields(cls):
-    name, given = field.name, mapping if isinstance(mapping, Mapping) else {}
-    if 'package' in field.metadata:
-      values[name] = _read_choice(field, section, given, path, problems)
+    name, where = field.name, f'{path}.{field.name}'
+    if 'package' in field.metadata and field.metadata['inline']:
+      values[name] = _read_choice(_chooser(field), section, mapping, path, problems)
     elif isinstance(inner := section.items[name], Section):
-      values[name] = _read(field.type, inner, given.get(name, {}), f'{path}.{name}', problems)
+      given = _get(mapping, name, {})
+      if 'package' in field.metadata:
+        _read_fields(inner, given, where, problems)  # It has none of its own.
+        values[name] = _read_choice('name', inner, given, where, problems)
+      else:
+        values[name] = _read(field.type, inner, given, where, problems)
   return cls(**values) if len(problems) == before else None
 
 
@@ -384,33 +348,20 @@ def _read_fields(section: Section, mapping: Any, path: str, problems: list[str])
   }
 
 
-def _read_choice(
-  field: dataclasses.Field, section: Section, mapping: Any, path: str, problems: list[str]
-) -> Any:
-  """The Choice that a field holds, or the tuple of several."""
-  if not field.metadata['inline']:
-    path, section, mapping = (
-      f'{path}.{field.name}',
-      section.items[field.name],
-      mapping.get(field.name, {}),
-    )
-    _read_fields(section, mapping, path, problems)  # It has none of its own.
-  if not isinstance(mapping, Mapping):
+def _read_choice(key: str, section: Section, mapping: Any, path: str, problems: list[str]) -> Any:
+  """The Choice that `key` names, or the tuple of several."""
+  leaf, found = section.items[key], []
+  given, many = _get(mapping, key, leaf.default), isinstance(leaf.default, tuple)
+  if many and not isinstance(given, (list, tuple)):
+    problems.append(f'{path}.{key}: got {given!r}, allowed a tuple of {leaf.check.allowed}')
     return None
-  key, many = _chooser(field), field.type is not Choice
-  leaf, where = section.items[key], f'{path}.{key}'
-  names = mapping.get(key, leaf.default)
-  if many and not isinstance(names, (list, tuple)):
-    problems.append(f'{where}: got {names!r}, allowed a tuple of {leaf.check.allowed}')
-    return None
-  found = []
-  for name in names if many else [names]:
-    problem = '' if is_dotted(name) else leaf.check.problem(where, name)
+  for name in given if many else [given]:
+    problem = '' if is_dotted(name) else leaf.check.problem(f'{path}.{key}', name)
     if problem:
       problems.append(f'{problem}; or the dotted name of a module outside the package')
       continue
     own = key_of(name)
-    options = _read_fields(section.items[own], mapping.get(own, {}), f'{path}.{own}', problems)
+    options = _read_fields(section.items[own], _get(mapping, own, {}), f'{path}.{own}', problems)
     found.append(Choice(leaf.package, name, options, path))
   return tuple(found) if many else next(iter(found), None)
 

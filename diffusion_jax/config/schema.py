@@ -8,7 +8,7 @@ import dataclasses
 import re
 from typing import Any
 
-from diffusion_jax.config.fields import Choice, choice, choices
+from diffusion_jax.config.fields import Choice, choice
 from diffusion_jax.config.options import (
   BY_COMMAND,
   COUNT,
@@ -321,7 +321,7 @@ class Eval:
     "'inception' (FID as published), or for images that are not photographs 'dataset_classifier', "
     "'pixels'.",
   )
-  metrics: tuple[Choice, ...] = choices(
+  metrics: tuple[Choice, ...] = choice(
     'evaluation', ('fid', 'inception_score', 'label_accuracy'), 'Which numbers.'
   )
   real_baseline: bool = option(True, 'Measure real training images against the reference too.')

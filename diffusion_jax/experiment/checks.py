@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.config.fields import completed, read
+from diffusion_jax.config.fields import read, updated
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data
@@ -26,7 +26,7 @@ def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = N
 
   Raises: InputError that lists every problem found; as from_data.resolved.
   """
-  mapping = from_data.resolved(completed(Config, mapping))
+  mapping = from_data.resolved(updated(Config, mapping, {}))
   problems: list[str] = []
   config = read(Config, mapping, 'config', problems)
   if config is None:

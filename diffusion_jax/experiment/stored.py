@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.fields import change_of, completed, in_force, recognised, updated
+from diffusion_jax.config.fields import change_of, in_force, recognised, schema, updated
 from diffusion_jax.config.options import BY_COMMAND, IF_GIVEN, NEVER, SETTING
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import DamagedError, InputError, Stop
@@ -55,14 +55,15 @@ def load(workdir: Path) -> dict[str, Any]:
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
   """A config.json, and the paths of its fields that no longer exist, left out.
 
-  Lists become tuples; what came after it was stored has its default.
+  Lists become tuples; what it lacks has its default.
   Raises: InputError if there is none, one of another format version, or one with a plug-in that is not
   found; DamagedError if it is not the JSON of a config.
   """
   try:
     mapping = _tuples(json.loads(path.read_bytes()))
     version = mapping.pop('format_version', 0) if isinstance(mapping, dict) else 0
-    found, lost = recognised(Config, mapping)
+    lost: list[str] = []
+    found = recognised(schema(Config, mapping), mapping, lost)
     lacking = [name for name in SECTIONS if name not in found]
     if lacking:
       raise ValueError(f'it has no config.{lacking[0]}')
@@ -80,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
       'diffusion_jax wrote it, whose fields mean something else; go on with that version, or train in '
       'another workdir'
     )
-  return completed(Config, found), lost
+  return updated(Config, found, {}), sorted(lost)
 
 
 def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
@@ -173,11 +174,7 @@ def settings_kept(
 ) -> list[str]:
   """Where settings of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
   new, old = (
-    {
-      path: value
-      for path, value in in_force(Config, mapping).items()
-      if _is(mapping, path, SETTING)
-    }
+    {path: value for path, value in _in_force(mapping).items() if _is(mapping, path, SETTING)}
     for mapping in (_plain(given), with_settings(workdir, given, overrides))
   )
   return [f'{p}: {old[p]!r}, not {new.get(p)!r}' for p in old if old[p] != new.get(p)]
@@ -188,8 +185,8 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
   Raises: InputError for a difference that does.
   """
-  trained, given = load(workdir), completed(Config, _plain(given))
-  old, new = in_force(Config, trained), in_force(Config, given)
+  trained, given = load(workdir), updated(Config, _plain(given), {})
+  old, new = _in_force(trained), _in_force(given)
   differing = [path for path in sorted({*old, *new}) if old.get(path) != new.get(path)]
   fatal = [p for p in differing if _is(given if p in new else trained, p, NEVER)]
   if fatal:
@@ -202,7 +199,11 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
 def _is(mapping: Mapping[str, Any], path: str, *changes: str) -> bool:
   """Whether the schema says one of these of a field or section of the mapping."""
-  return change_of(Config, path, mapping) in changes
+  return change_of(schema(Config, mapping), path) in changes
+
+
+def _in_force(mapping: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(in_force(schema(Config, mapping), mapping))
 
 
 def value_at(mapping: Mapping[str, Any], path: str) -> Any:

@@ -11,7 +11,7 @@ from diffusion_jax.config.fields import (
   defaults,
   plugin_names,
   read,
-  section_of,
+  schema,
   walk,
 )
 from diffusion_jax.config.listing import all_fields
@@ -31,22 +31,24 @@ from diffusion_jax.usage import leaves
 
 def test_defaults_are_allowed_and_what_is_built_without_a_config():
   problems = []
-  config = read(Config, defaults(Config), 'config', problems)
+  config = read(Config, defaults(schema(Config)), 'config', problems)
   assert not problems and config.optimizer == Config().optimizer and config.eval.backend == 'jax'
   assert config.model.options == Config().model.options
 
 
 def test_every_field_is_described_once_with_a_comment():
-  found = list(walk(section_of(Config)))
+  found = list(walk(schema(Config)))
   paths = [path.removeprefix('config.') for path, item in found if isinstance(item, Leaf)]
   assert sorted(paths) == sorted(leaves(base.get_config().to_dict()))
   assert not [path for path, item in found if not item.comment]
 
 
 def test_the_page_says_of_each_field_what_a_trained_run_may_change():
-  fields = [(path, item) for path, item in walk(section_of(Config)) if isinstance(item, Leaf)]
+  fields = [(path, item) for path, item in walk(schema(Config)) if isinstance(item, Leaf)]
   assert not [
-    path for path, leaf in fields if leaf.change != change_of(Config, path.removeprefix('config.'))
+    path
+    for path, leaf in fields
+    if leaf.change != change_of(schema(Config), path.removeprefix('config.'))
   ]
 
 
@@ -78,7 +80,7 @@ def test_the_page_of_all_fields_is_what_is_printed():
   ],
 )
 def test_what_a_trained_run_may_change_is_said_at_the_field_or_its_section(path, change):
-  assert change_of(Config, path) == change
+  assert change_of(schema(Config), path) == change
 
 
 def test_checks():
