@@ -106,7 +106,7 @@ def test_flags_name_a_sampler_of_the_current_directory_which_then_samples(lab):
   def denoise(x_t, t):
     return Prediction(x_t * (1 - t), x_t * t)
 
-  times, keys = experiment.schedule.grid(5, 'trailing'), jax.random.split(jax.random.key(0), 2)
+  times, keys = experiment.times(5), jax.random.split(jax.random.key(0), 2)
   x_T = jax.random.normal(jax.random.key(1), (2, 4, 4, 1))
   images = [
     run_sampler(sampler, denoise, x_T, keys, times)[0]
