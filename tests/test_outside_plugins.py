@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_jax.command import remembered, trained
 from diffusion_jax.config.fields import (
+  Choice,
   Leaf,
   change_of,
   make_plugin,
@@ -189,8 +190,11 @@ def test_every_choice_takes_one(lab, monkeypatch, path):
   found = config
   for key in path.split('.')[:-1]:
     found = getattr(found, key)
-  found = getattr(found, 'subject', found)  # Of bench, where the name stands inline.
-  found = found.metrics[-1] if several else found
+  if not isinstance(found, Choice):  # The name stands beside the section's other fields.
+    held = [value for value in vars(found).values() if isinstance(value, (Choice, tuple))]
+    (found,) = [
+      c for value in held for c in np.ravel(value) if getattr(c, 'name', '') == 'mylab.own'
+    ]
   assert (found.name, found.options) == ('mylab.own', {'size': 5.0, 'remat': False})
   assert found.section == f'config.{section}'
   assert type(make_plugin(found.package, found.name, **found.options)).__name__ == 'Own'

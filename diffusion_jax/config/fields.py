@@ -51,14 +51,14 @@ class Choice:
 
 
 def choice(
-  package: str, default: str | tuple[str, ...], comment: str, change: str = '', inline: bool = False
+  package: str, default: str | tuple[str, ...], comment: str, change: str = '', key: str = ''
 ) -> Any:
   """A field that is one of the plug-ins in diffusion_jax.`package`, or several if the default is a tuple.
 
-  inline: `name` and the subsections stand beside the section's other fields, as those of several do.
+  key: what holds the name, or the names, beside the section's other fields, and so do the options; ''
+  makes a section of its own, with the key `name`.
   """
-  metadata = {'package': package, 'name': default, 'about': comment, 'change': change}
-  metadata |= {'inline': inline or isinstance(default, tuple)}
+  metadata = {'package': package, 'name': default, 'about': comment, 'change': change, 'key': key}
   return dataclasses.field(default_factory=lambda: _chosen(package, default), metadata=metadata)
 
 
@@ -163,12 +163,13 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
   for field in dataclasses.fields(cls):
     metadata, own = field.metadata, field.metadata.get('change') or change
     if 'package' in metadata:
-      package, key, names = metadata['package'], _chooser(field), plugin_names(metadata['package'])
+      package, key = metadata['package'], metadata['key'] or 'name'
+      names = plugin_names(package)
       check = Check(names.__contains__, ', '.join(names), tuple(names))
       found = {key: Leaf(metadata['name'], metadata['about'], check, own, package=package)}
       found |= {name: section_of(load_plugin(package, name), own, key) for name in names}
       inner = {field.name: Section(metadata['about'], own, found)}
-      items |= found if metadata['inline'] else inner
+      items |= found if metadata['key'] else inner
     elif 'comment' in metadata:
       written = isinstance(field.type, str)  # By `from __future__ import annotations`.
       hint = typing.get_type_hints(cls)[field.name] if written else field.type
@@ -176,11 +177,6 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
     elif 'change' in metadata:
       items[field.name] = section_of(field.type, own)
   return Section((cls.__doc__ or '').split('\n')[0], change, items, chooser)
-
-
-def _chooser(field: dataclasses.Field) -> str:
-  """The key that holds the name of a choice, or the names of several."""
-  return field.name if isinstance(field.metadata['name'], tuple) else 'name'
 
 
 def schema(cls: type, mapping: Any = None, path: str = 'config') -> Section:
@@ -219,8 +215,8 @@ def _get(mapping: Any, key: str, default: Any = None) -> Any:
 
 
 def walk(section: Section, path: str = 'config') -> Iterator[tuple[str, Leaf | Section]]:
-  """Everything below a section with its path, depth first."""
-  for key, item in section.items.items():
+  """Everything below a section with its path: its fields, then its sections, each with what is in it."""
+  for key, item in sorted(section.items.items(), key=lambda entry: isinstance(entry[1], Section)):
     yield f'{path}.{key}', item
     if isinstance(item, Section):
       yield from walk(item, f'{path}.{key}')
@@ -322,8 +318,8 @@ def _read(cls: type, section: Section, mapping: Any, path: str, problems: list[s
   values = _read_fields(section, mapping, path, problems)
   for field in dataclasses.fields(cls):
     name, where = field.name, f'{path}.{field.name}'
-    if 'package' in field.metadata and field.metadata['inline']:
-      values[name] = _read_choice(_chooser(field), section, mapping, path, problems)
+    if key := field.metadata.get('key'):
+      values[name] = _read_choice(key, section, mapping, path, problems)
     elif isinstance(inner := section.items[name], Section):
       given = _get(mapping, name, {})
       if 'package' in field.metadata:

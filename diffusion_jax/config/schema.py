@@ -257,10 +257,8 @@ class Sample:
   num_samples: int = option(1000, 'How many images.', COUNT)
   batch_size: int = option(250, 'At most; does not change the images.', COUNT)
   num_steps: int = option(50, "Of the sampler, up to the schedule's num_timesteps.", COUNT)
-  spacing: str = option(
-    'trailing',
-    'How the times of the steps are spread.',
-    one_of('trailing', 'leading', 'linspace', 'karras'),
+  spacing: Choice = choice(
+    'diffusion.spacings', 'trailing', 'How the times of the steps are spread.', key='spacing'
   )
   cfg_scale: float = option(1.0, 'Classifier-free guidance; 1: none.', NOT_NEGATIVE)
   guide_channels: int = option(
@@ -322,7 +320,7 @@ class Eval:
     "'pixels'.",
   )
   metrics: tuple[Choice, ...] = choice(
-    'evaluation', ('fid', 'inception_score', 'label_accuracy'), 'Which numbers.'
+    'evaluation', ('fid', 'inception_score', 'label_accuracy'), 'Which numbers.', key='metrics'
   )
   real_baseline: bool = option(True, 'Measure real training images against the reference too.')
 
@@ -349,7 +347,7 @@ class Report:
 class Bench:
   """--mode=bench."""
 
-  subject: Choice = choice('benchmarks', 'data', 'What is measured.', inline=True)
+  subject: Choice = choice('benchmarks', 'data', 'What is measured.', key='name')
   repeats: int = option(5, 'Of every measurement, in turns; the median counts.', COUNT)
 
 

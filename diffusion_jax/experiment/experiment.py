@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config.fields import make_plugin
 from diffusion_jax.config.schema import TASK_METRICS, Config
 from diffusion_jax.data import class_names
 from diffusion_jax.diffusion.generate import Generator
@@ -275,8 +274,9 @@ class Experiment:
 
     Raises: InputError if the schedule has no such times.
     """
+    spacing = self.config.sample.spacing.build()
     try:
-      return make_plugin('diffusion.spacings', self.config.sample.spacing)(self.schedule, num_steps)
+      return spacing(self.schedule, num_steps)
     except ValueError as error:
       raise InputError(f'config.sample.{error}') from error
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.diffusion.spacings.karras import Karras
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_devices, create
@@ -179,6 +180,18 @@ def test_a_given_scale_of_latents_is_taken_and_measures_nothing(tmp_path):
   given = tiny_mapping(tmp_path, **{'space': 'latent', 'vae.scale': 0.18215})
   scaling = create(given).scaling
   assert scaling.scale == np.float32(0.18215) and not scaling.shift.any()
+
+
+def test_options_of_a_spacing_decide_the_times(tmp_path):
+  changes = {'schedule.name': 'variance_exploding', 'sample.spacing': 'karras'}
+  made = [
+    create(tiny_mapping(tmp_path, **changes, **{'sample.karras.rho': rho})) for rho in (7.0, 2.0)
+  ]
+  for experiment, rho in zip(made, (7.0, 2.0)):
+    np.testing.assert_array_equal(experiment.times(3), Karras(rho)(experiment.schedule, 3))
+  assert (made[0].times(3) != made[1].times(3)).any()
+  with pytest.raises(InputError, match=r"config\.sample\.spacing: got 'karras'"):
+    create(tiny_mapping(tmp_path, **{**changes, 'schedule.name': 'rectified_flow'}))
 
 
 def test_another_format_of_config_json_is_refused(tmp_path):

@@ -30,6 +30,16 @@ def trained(tmp_path_factory):
   return tmp_path
 
 
+def test_a_set_is_of_the_options_of_its_spacing(tmp_path):
+  changes = {'schedule.name': 'variance_exploding', 'sample.spacing': 'karras'}
+  found = sample.settings(create(tiny_mapping(tmp_path, **changes)))
+  assert {key: found[key] for key in found if key.startswith('spacing')} == {
+    'spacing': 'karras',
+    'spacing.rho': 7.0,
+    'spacing.sigma_min': 0.002,
+  }
+
+
 def flags_of(name, changes):
   return {'sample.name': name, **{f'sample.{field}': value for field, value in changes.items()}}
 
