@@ -32,10 +32,14 @@ class Data:
 
   experiment: Experiment
   repeats: int
-  batches: int = option(100, 'A measurement of reading.')
-  batch_size: int = option(256, 'Of reading.')
-  num_files: int = option(2000, 'Written and read again as a folder of files and as TFDS.')
-  num_photos: int = option(4000, 'Of 512 px, prepared by --mode=prepare and by a plain loop.')
+  batches: int = option(100, 'Batches per measurement of reading.')
+  batch_size: int = option(256, 'Images per batch.')
+  num_files: int = option(
+    2000, 'Images to write and read again, as a folder of files and as TFDS data sets.'
+  )
+  num_photos: int = option(
+    4000, 'Photographs of about 512 px to prepare, by --mode=prepare and by a plain loop.'
+  )
 
   def measure(self, folder: Path) -> dict[str, Speeds]:
     """folder: for files that are written and removed."""

@@ -43,9 +43,13 @@ class Evaluation:
 
   experiment: Experiment
   repeats: int
-  num_images: int = option(1000, 'Whose features are computed.')
-  num_features: int = option(5000, "Of random vectors, for FID's second half.")
-  batch_sizes: tuple[int, ...] = option((8, 64), 'Of torch-fidelity, whose default is 64.')
+  num_images: int = option(1000, 'Images whose features are computed.')
+  num_features: int = option(
+    5000, 'Random features per set, whose moments and distance are computed.'
+  )
+  batch_sizes: tuple[int, ...] = option(
+    (8, 64), 'Batch sizes of torch-fidelity, whose default is 64.'
+  )
 
   def __post_init__(self):
     features = self.experiment.config.eval.features.name

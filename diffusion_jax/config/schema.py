@@ -36,48 +36,54 @@ TASK_METRICS = {
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-  """One prepared set; --mode=prepare makes it, every run finds it."""
+  """The prepared data set, which --mode=prepare makes once for all runs."""
 
   name: str = option(
     'digits',
-    "Of the set: its folder is DIR/NAME-SIZE-FINGERPRINT; '' is after the class list or the source.",
+    "Name of the prepared set; its folder is DIR/NAME-SIZE-FINGERPRINT. '' names it after "
+    'the class list or the source.',
     Check(lambda n: bool(NAME.fullmatch(n)), 'letters, digits, _ and -'),
   )
   dir: str = option(
     'data',
-    'Where prepared sets and evaluation classifiers are kept.',
+    'Folder of prepared sets and evaluation classifiers.',
     Check(bool, 'a folder'),
     IF_GIVEN,
   )
   image_size: int = option(
     8,
-    'Pixels a side; 0: of 32, 64 and 128 the largest that fits the images.',
+    'Side of the images in pixels; 0 takes the largest of 32, 64 and 128 that fits the source.',
     Check(lambda n: 1 <= n <= 4096, '1..4096, or 0: as suits the data'),
   )
-  channels: int = option(1, '3: RGB, 1: luma, 0: as the images are.', one_of(1, 3))
+  channels: int = option(
+    1, 'Channels of the images: 3 is RGB, 1 is luma, 0 takes what the source has.', one_of(1, 3)
+  )
   class_list: str = option(
     'all',
-    "'all', 'cmc' or 'kaggle' (ImageNet-100), or a file of classes.",
+    "Classes to use: 'all', 'cmc' or 'kaggle' (ImageNet-100), or a file that lists them.",
     Check(bool, "'all', 'cmc', 'kaggle' or a file"),
   )
   label_order: str = option(
     'sorted',
-    "Labels number the classes by name ('sorted'), or as in the 'file'.",
+    "Order in which labels number the classes: by name ('sorted'), or as the class list "
+    "has them ('file').",
     one_of('sorted', 'file'),
   )
   holdout: int = option(
     297,
-    'Images held out of a source that has no held-out set itself; -1: a tenth of every class, up to '
-    '5,000 in all, or what the source holds out.',
+    'Images to hold out of a source that has no held-out set of its own; -1 takes that '
+    'set, or else a tenth of every class, at most 5,000 in all.',
     at_least(-1),
   )
   split_seed: int = option(
     0,
-    'Which ones are held out; the same share of every class.',
+    'Seed that chooses the held-out images; every class gives the same share.',
     Check(lambda n: 0 <= n < 2**32, '0..2^32 - 1'),
   )
   fingerprint: str = option(
-    '', 'Of the set, where several have the same name and settings.', FINGERPRINT
+    '',
+    'Fingerprint of the prepared set, where several have the same name and settings.',
+    FINGERPRINT,
   )
   flip: bool = option(False, 'Mirror half of the training images.')
   device_resident: bool = option(
@@ -85,36 +91,39 @@ class Data:
   )
   verify: str = option(
     'full',
-    "At start, digests of all data ('full') or of 256 MiB ('quick').",
+    "Data whose digests are checked at the start: all ('full') or 256 MiB ('quick').",
     one_of('full', 'quick'),
     IF_GIVEN,
   )
   source: str = option(
     'digits',
-    "For --mode=prepare: a folder or archive of images, ILSVRC2012's archives, a TFDS name, 'digits'.",
+    'Source for --mode=prepare: a folder or archive of images, the archives of '
+    "ILSVRC2012, a TFDS name, or 'digits'.",
     change=IF_GIVEN,
   )
   max_bad_fraction: float = option(
     1e-3,
-    'Unreadable files among all, above which preparation stops.',
+    'Share of unreadable files above which preparation stops.',
     Check(lambda x: 0 <= x <= 1, '0 <= x <= 1'),
     IF_GIVEN,
   )
-  workers: int = option(0, 'Decoding processes; 0: one a core.', NOT_NEGATIVE, IF_GIVEN)
+  workers: int = option(
+    0, 'Decoding processes; 0 starts one for each core.', NOT_NEGATIVE, IF_GIVEN
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-  """What the network predicts."""
+  """The meaning of the network's input and output."""
 
   prediction_type: str = option(
     'v',
-    "What its output means; 'edm': preconditioned (arXiv:2206.00364).",
+    "Meaning of the network's output; 'edm' also preconditions its input (arXiv:2206.00364).",
     one_of('eps', 'x0', 'v', 'velocity', 'edm'),
   )
   sigma_data: float = option(0.5, "Standard deviation of the data, for 'edm'.", POSITIVE)
   learned_variance: bool = option(
-    False, 'The variance of the reverse steps too, in C more output channels.'
+    False, 'Predict the variance of the reverse steps too, in C more output channels.'
   )
 
 
@@ -125,10 +134,10 @@ class Loss:
   class_dropout: float = option(
     0.1, 'Share of labels hidden in training; guidance needs more than 0.', SHARE
   )
-  weighting: str = option('none', 'Of the loss along t.', one_of('none', 'min_snr'))
-  min_snr_gamma: float = option(5.0, "Of 'min_snr'.", POSITIVE)
+  weighting: str = option('none', 'Weighting of the loss over time.', one_of('none', 'min_snr'))
+  min_snr_gamma: float = option(5.0, "Gamma of the weighting 'min_snr'.", POSITIVE)
   vlb_weight: float = option(
-    0.001, 'Of the variational bound; only with process.learned_variance.', NOT_NEGATIVE
+    0.001, 'Weight of the variational bound; used only with process.learned_variance.', NOT_NEGATIVE
   )
 
 
@@ -136,50 +145,62 @@ class Loss:
 class Vae:
   """The KL autoencoder; the defaults are KL-f4."""
 
-  channels: int = option(128, 'Of the first level, a multiple of 32.', COUNT)
+  channels: int = option(128, 'Channels of the first level, a multiple of 32.', COUNT)
   channel_mult: tuple[int, ...] = option(
-    (1, 2, 4), 'Channels of each level in units of `channels`; halved between levels, here f = 4.'
+    (1, 2, 4),
+    'Channels of each level in units of `channels`; each further level halves the image, '
+    'here f = 4.',
   )
-  num_res_blocks: int = option(2, 'Residual blocks a level.', COUNT)
-  z_channels: int = option(3, 'Of encoder and decoder.', COUNT)
-  embed_channels: int = option(3, 'Of the latents.', COUNT)
+  num_res_blocks: int = option(2, 'Residual blocks per level.', COUNT)
+  z_channels: int = option(3, "Channels of the encoder's output and the decoder's input.", COUNT)
+  embed_channels: int = option(3, 'Channels of the latents.', COUNT)
   checkpoint: str = option(
     '',
-    'Latent systems only: a workdir that trained it (its newest step), a CompVis .ckpt or '
-    '.safetensors, or a diffusers directory; its sizes are those above.',
+    'Trained autoencoder of a latent system: a work directory (its newest step is read), '
+    'a CompVis .ckpt or .safetensors file, or a diffusers directory. It must have the '
+    'sizes above.',
     change=IF_GIVEN,
   )
   fingerprint: str = option(
-    '', "Of its weights; '' takes whatever the checkpoint holds.", FINGERPRINT
+    '',
+    "Fingerprint of the autoencoder's weights; '' accepts whatever the checkpoint holds.",
+    FINGERPRINT,
   )
   scale: float = option(
     0.0,
-    'Of latents for the backbone; 0: measured, so that their deviation is 1.',
+    'Factor that latents are multiplied by for the backbone; 0 measures it, so that their '
+    'standard deviation is 1.',
     NOT_NEGATIVE,
   )
   shift: str = option(
-    'none', "'channel' subtracts the measured mean of each channel.", one_of('none', 'channel')
+    'none',
+    "'channel' subtracts the measured mean of each channel of the latents.",
+    one_of('none', 'channel'),
   )
   batch_size: int = option(
-    16, 'Images that a device encodes or decodes at once.', COUNT, BY_COMMAND
+    16, 'Images that a device encodes or decodes at a time.', COUNT, BY_COMMAND
   )
   kl_weight: float = option(
     1e-6,
-    'Training the autoencoder: of KL, a sum over the latents, against sums over the pixels.',
+    'Weight of the KL term in training, a sum over the latents, against sums over the pixels.',
     NOT_NEGATIVE,
   )
   perceptual_weight: float = option(
-    1.0, 'Training the autoencoder: of LPIPS; 0 leaves it out.', NOT_NEGATIVE
+    1.0, 'Weight of LPIPS in training; 0 leaves it out.', NOT_NEGATIVE
   )
   perceptual_weights: str = option(
-    '', "Folder or file with VGG16's and LPIPS's weights.", change=BY_COMMAND
+    '', 'Folder or file with the weights of VGG16 and LPIPS.', change=BY_COMMAND
   )
-  discriminator_start: int = option(50_000, 'Steps without the discriminator.', NOT_NEGATIVE)
-  discriminator_weight: float = option(0.5, 'Of its loss.', NOT_NEGATIVE)
+  discriminator_start: int = option(
+    50_000, 'Steps before the discriminator joins the training.', NOT_NEGATIVE
+  )
+  discriminator_weight: float = option(0.5, "Weight of the discriminator's loss.", NOT_NEGATIVE)
   discriminator_channels: int = option(
-    64, 'Of its first layer.', Check(lambda n: n > 0 and n % 8 == 0, 'positive multiples of 8')
+    64,
+    "Channels of the discriminator's first layer.",
+    Check(lambda n: n > 0 and n % 8 == 0, 'positive multiples of 8'),
   )
-  discriminator_layers: int = option(3, 'Its layers that halve the image.', COUNT)
+  discriminator_layers: int = option(3, 'Layers of the discriminator that halve the image.', COUNT)
 
   def sizes(self) -> dict[str, Any]:
     """The arguments of models.vae.AutoencoderKL."""
@@ -191,185 +212,227 @@ class Vae:
 class Optimizer:
   """AdamW."""
 
-  learning_rate: float = option(1e-4, 'After the warm-up.', POSITIVE)
-  warmup_steps: int = option(100, 'Steps over which it rises linearly.', NOT_NEGATIVE)
-  decay: str = option(
-    'cosine', "'cosine' to 0 at train.num_steps, or 'constant'.", one_of('cosine', 'constant')
+  learning_rate: float = option(1e-4, 'Learning rate after the warm-up.', POSITIVE)
+  warmup_steps: int = option(
+    100, 'Steps over which the learning rate rises linearly.', NOT_NEGATIVE
   )
-  b1: float = option(0.9, 'Decay of the mean of gradients.', SHARE)
-  b2: float = option(0.999, 'Decay of the mean of their squares.', SHARE)
-  eps: float = option(1e-8, 'Added to the root of that.', POSITIVE)
-  weight_decay: float = option(0.0, 'Of kernels and embeddings.', NOT_NEGATIVE)
-  clip_norm: float = option(1.0, 'Of the global gradient; 0 does not clip.', NOT_NEGATIVE)
+  decay: str = option(
+    'cosine',
+    "Course of the learning rate: 'cosine' falls to 0 at train.num_steps, 'constant' stays.",
+    one_of('cosine', 'constant'),
+  )
+  b1: float = option(0.9, 'Decay of the running mean of gradients.', SHARE)
+  b2: float = option(0.999, 'Decay of the running mean of squared gradients.', SHARE)
+  eps: float = option(
+    1e-8, 'Number added to the root of the mean square, which the update is divided by.', POSITIVE
+  )
+  weight_decay: float = option(
+    0.0, 'Weight decay of kernels and embeddings; nothing else decays.', NOT_NEGATIVE
+  )
+  clip_norm: float = option(1.0, 'Largest global gradient norm; 0 does not clip.', NOT_NEGATIVE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  """How long, how large, and what is looked at meanwhile."""
+  """Length and batch size of training, and how often it reports."""
 
   num_steps: int = option(1000, 'Optimizer steps; raise it to train on.', COUNT)
-  batch_size: int = option(128, 'Images a step, over all devices and hosts.', COUNT, NEVER)
-  ema_decay: float = option(0.9999, 'Of the averaged parameters, late in training.', SHARE)
-  log_every_steps: int = option(50, 'A line of metrics.jsonl and TensorBoard.', COUNT)
-  holdout_every_steps: int = option(500, 'Held-out loss of the averaged parameters.', COUNT)
-  preview_every_steps: int = option(500, 'A grid of samples from fixed noise.', COUNT)
+  batch_size: int = option(128, 'Images per step, over all devices and hosts.', COUNT, NEVER)
+  ema_decay: float = option(
+    0.9999, 'Largest decay of the averaged parameters; early updates use less.', SHARE
+  )
+  log_every_steps: int = option(50, 'Steps between lines of metrics.jsonl and TensorBoard.', COUNT)
+  holdout_every_steps: int = option(
+    500, 'Steps between measurements of the held-out loss, with the averaged parameters.', COUNT
+  )
+  preview_every_steps: int = option(
+    500, 'Steps between previews, each a grid of samples from the same noise.', COUNT
+  )
   preview_steps: int = option(
-    50, 'Of the sampler, in previews: sample.num_steps if that is fewer.', COUNT
+    50, 'Sampler steps of a preview, or sample.num_steps if that is fewer.', COUNT
   )
   eval_every_steps: int = option(
-    0, 'Metrics of config.eval on a few samples; 0: never.', NOT_NEGATIVE
+    0,
+    'Steps between evaluations of a few samples by the metrics of config.eval; 0: never.',
+    NOT_NEGATIVE,
   )
   eval_num_samples: int = option(
-    500, "How many; the metrics say so: 'frechet_distance@500'.", at_least(2)
+    500,
+    'Samples of such an evaluation; the names of its metrics carry the number: '
+    "'frechet_distance@500'.",
+    at_least(2),
   )
-  max_skipped: int = option(10, 'Non-finite steps in a row after which training stops.', COUNT)
+  max_skipped: int = option(10, 'Consecutive non-finite steps after which training stops.', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-  """Which steps are kept."""
+  """How often checkpoints are written, and which are kept."""
 
   every_steps: int = option(500, 'Steps between checkpoints.', COUNT)
-  keep_newest: int = option(2, 'How many of the newest.', COUNT)
-  keep_best: int = option(1, 'How many of the best.', NOT_NEGATIVE)
+  keep_newest: int = option(2, 'Newest checkpoints to keep.', COUNT)
+  keep_best: int = option(1, 'Best checkpoints to keep.', NOT_NEGATIVE)
   best_metric: str = option(
     'holdout_loss',
-    'A held-out metric of the task, measured at every checkpoint; or one of config.eval, as '
-    "'frechet_distance', for which train.eval_every_steps divides checkpoint.every_steps.",
+    'Metric that ranks checkpoints: a held-out metric of the task, or one of config.eval '
+    "such as 'frechet_distance', if train.eval_every_steps divides "
+    'checkpoint.every_steps.',
   )
-  best_mode: str = option('min', 'Whether low or high is good.', one_of('min', 'max'))
+  best_mode: str = option(
+    'min', "Whether the lowest ('min') or the highest ('max') value is best.", one_of('min', 'max')
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """What --mode=sample makes."""
+  """Settings of --mode=sample, of previews and of the samples that are evaluated."""
 
   name: str = option(
     '',
-    "Folder below DIR/samples; '' is made from sampler, steps and scale.",
+    "Folder in DIR/samples; '' names it after sampler, steps and scale.",
     Check(lambda n: '/' not in n and not n.startswith('.'), "a file name or ''"),
   )
   checkpoint: str = option(
     'latest',
-    "'latest', 'best' or a step.",
+    'Checkpoint to sample from.',
     Check(lambda c: c in ('latest', 'best') or c.isdigit(), "'latest', 'best' or a step"),
   )
-  num_samples: int = option(1000, 'How many images.', COUNT)
-  batch_size: int = option(250, 'At most; does not change the images.', COUNT)
-  num_steps: int = option(50, "Of the sampler, up to the schedule's num_timesteps.", COUNT)
+  num_samples: int = option(1000, 'Number of images.', COUNT)
+  batch_size: int = option(250, 'Largest batch; the images do not depend on it.', COUNT)
+  num_steps: int = option(
+    50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT
+  )
   spacing: Choice = choice(
     'diffusion.spacings', 'trailing', 'How the times of the steps are spread.', key='spacing'
   )
-  cfg_scale: float = option(1.0, 'Classifier-free guidance; 1: none.', NOT_NEGATIVE)
+  cfg_scale: float = option(1.0, 'Scale of classifier-free guidance; 1 is none.', NOT_NEGATIVE)
   guide_channels: int = option(
-    0, 'How many of the first channels are guided; 0: all.', NOT_NEGATIVE
+    0, 'Guide only this many of the first channels; 0 guides all.', NOT_NEGATIVE
   )
-  clip_x0: bool = option(False, 'To [-1, 1]; pixel space only.')
+  clip_x0: bool = option(False, 'Clip predictions of x0 to [-1, 1]; only in pixel space.')
   labels: tuple[int | str, ...] = option(
-    (), 'In turn, numbers or class names; (): i mod num_classes for sample i.'
+    (),
+    'Labels to sample in turn, as numbers or class names; () gives sample i the label i '
+    'mod num_classes.',
   )
   label_counts: tuple[int, ...] = option(
-    (), 'Or how many of each class, first all of class 0, and so on.'
+    (), 'Number of samples of each class instead, all of class 0 first; () uses `labels`.'
   )
-  seed: int = option(0, 'The noise of sample i depends on it and on i.', SEED)
-  ema: bool = option(True, 'The averaged parameters, or the raw ones.')
+  seed: int = option(0, 'Seed; the noise of sample i depends on it and on i alone.', SEED)
+  ema: bool = option(True, 'Sample with the averaged parameters; False takes the raw ones.')
   grid_columns: int = option(
-    10, 'Of grid.png and the previews; rows are classes, 10 at most.', COUNT
+    10, 'Columns of grid.png and of previews; rows are classes, 10 at most.', COUNT
   )
-  gif_frames: int = option(25, 'Of denoising.gif.', at_least(2))
+  gif_frames: int = option(25, 'Frames of denoising.gif.', at_least(2))
   export: tuple[str, ...] = option(
     (),
-    "For other tools: 'npz' (ADM's samples.npz), 'png' (a folder of files).",
+    "Copies for other tools: 'npz' (samples.npz, as ADM writes it), 'png' (a folder of files).",
     Check(lambda e: set(e) <= {'npz', 'png'}, "of 'npz', 'png'"),
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Eval:
-  """How samples are measured."""
+  """Settings of --mode=evaluate and of evaluation while training."""
 
   num_samples: int = option(
-    0, '0: config.sample.num_samples.', Check(lambda n: n == 0 or n >= 2, '0 or >= 2')
+    0,
+    'Samples to evaluate; 0 takes config.sample.num_samples.',
+    Check(lambda n: n == 0 or n >= 2, '0 or >= 2'),
   )
   num_seeds: int = option(
-    1, 'Sample sets, of seeds sample.seed, +1, ...: mean and deviation.', COUNT
+    1,
+    'Sample sets, with the seeds sample.seed, sample.seed + 1, ...; results are mean and '
+    'standard deviation.',
+    COUNT,
   )
   reference: str = option(
     'holdout',
-    "'holdout', 'train', a folder of images, or ADM's .npz.",
+    "Images to compare with; an .npz file is one of ADM's reference batches.",
     Check(bool, "'holdout', 'train', a folder or an .npz file"),
   )
   backend: str = option(
     'jax',
-    "'torch_fidelity' is the reference itself, on the same images.",
+    "'torch_fidelity' computes the metrics with that package, on the same images.",
     one_of('jax', 'torch_fidelity'),
   )
   batch_size: int = option(
-    0, 'Images of a device at once; 0: 8 on CPU, 100 elsewhere.', NOT_NEGATIVE
+    0, 'Images that a device takes at a time; 0 is 8 on CPU and 100 elsewhere.', NOT_NEGATIVE
   )
   inception_weights: str = option(
-    '', "The FID network's .pth or .safetensors; '' finds it in torch's cache, or downloads it."
+    '',
+    "Weights of the FID network, .pth or .safetensors; '' finds them in torch's cache or "
+    'downloads them.',
   )
   neighbours: int = option(
-    0, 'Samples shown beside their nearest training images; 0: none.', NOT_NEGATIVE
+    0, 'Samples to show beside their nearest training images; 0 shows none.', NOT_NEGATIVE
   )
   features: Choice = choice(
     'evaluation.features',
     'dataset_classifier',
-    "'inception' (FID as published), or for images that are not photographs 'dataset_classifier', "
-    "'pixels'.",
+    "The feature network: 'inception' gives FID as published, 'dataset_classifier' and "
+    "'pixels' suit images that are no photographs.",
   )
   metrics: tuple[Choice, ...] = choice(
-    'evaluation', ('fid', 'inception_score', 'label_accuracy'), 'Which numbers.', key='metrics'
+    'evaluation', ('fid', 'inception_score', 'label_accuracy'), 'Metrics to compute.', key='metrics'
   )
   real_baseline: bool = option(True, 'Measure real training images against the reference too.')
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-  """What this run is in the tables of --mode=report, and what was published of it (0: nothing)."""
+  """This run's row in the tables of --mode=report, with published numbers beside it."""
 
-  name: str = option('', 'Its row.')
-  fid: float = option(0.0, 'Published.', NOT_NEGATIVE)
-  inception_score: float = option(0.0, 'Published.', NOT_NEGATIVE)
-  inception_score_std: float = option(0.0, 'Published.', NOT_NEGATIVE)
+  name: str = option('', "Name of its row; '' takes the path of its work directory.")
+  fid: float = option(0.0, 'Published FID; 0 if there is none.', NOT_NEGATIVE)
+  inception_score: float = option(
+    0.0, 'Published inception score; 0 if there is none.', NOT_NEGATIVE
+  )
+  inception_score_std: float = option(
+    0.0, 'Its standard deviation over splits; 0 if there is none.', NOT_NEGATIVE
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """--mode=report over every run below the workdir."""
+  """Settings of --mode=report, which covers every run below the work directory."""
 
-  num_classes: int = option(6, 'Rows of the animation, and classes of the panel, at most.', COUNT)
-  num_snapshots: int = option(5, 'Of denoising, for each class of the panel.', at_least(2))
+  num_classes: int = option(
+    6, 'Largest number of classes in the animation and in the panel.', COUNT
+  )
+  num_snapshots: int = option(5, 'Snapshots of denoising for each class of the panel.', at_least(2))
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """--mode=bench."""
+  """Settings of --mode=bench."""
 
-  subject: Choice = choice('benchmarks', 'data', 'What is measured.', key='name')
-  repeats: int = option(5, 'Of every measurement, in turns; the median counts.', COUNT)
+  subject: Choice = choice('benchmarks', 'data', 'The benchmark.', key='name')
+  repeats: int = option(5, 'Repeats of every measurement, in turns; the median counts.', COUNT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis; -1 is what is left."""
+  """Devices along each axis of the mesh; -1 takes those that are left."""
 
-  data: int = option(-1, 'Copies of the state, each with a part of the batch.')
-  fsdp: int = option(1, 'Parts of the state and of the batch.')
-  tensor: int = option(1, 'Parts of the state; the batch is a copy.')
+  data: int = option(-1, 'Copies of the state, each of which gets a part of the batch.')
+  fsdp: int = option(1, 'Parts into which state and batch are cut.')
+  tensor: int = option(1, 'Parts into which the state is cut, each with the whole batch.')
   rules: tuple[Any, ...] = option(
     (),
-    "(regular expression, (axis or '' a dimension)): the first one found in an array's path decides "
-    "how it is cut, for example ('mlp_in/kernel', ('', 'fsdp', 'tensor')). No rule: a copy each.",
+    "Pairs of a regular expression and, for each dimension, an axis or ''. The first "
+    "expression found in an array's path decides how the array is cut, for example "
+    "('mlp_in/kernel', ('', 'fsdp', 'tensor')). An array without a rule is copied.",
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  """Where metrics go beside metrics.jsonl and TensorBoard."""
+  """Where metrics are written besides metrics.jsonl and TensorBoard."""
 
-  wandb_project: str = option('', "'' is off; otherwise needs `pip install wandb`.")
+  wandb_project: str = option(
+    '', "Project of Weights & Biases, which needs `pip install wandb`; '' turns it off."
+  )
 
 
 def section(cls: type, change: str = '') -> Any:
@@ -383,34 +446,39 @@ class Config:
 
   task: str = option(
     'diffusion',
-    'What is trained: a diffusion model, or the autoencoder of config.vae.',
+    'Model to train: a diffusion model, or the autoencoder of config.vae.',
     one_of('diffusion', 'autoencoder'),
     NEVER,
   )
-  seed: int = option(0, 'Initialisation, data order and training noise depend on it.', SEED, NEVER)
+  seed: int = option(0, 'Seed of initialisation, data order and training noise.', SEED, NEVER)
   init_from: str = option(
     '',
-    'Weights to begin with: a published DiT (.pt, .safetensors), a diffusers directory, or a workdir.',
+    'Weights to start from: a published DiT (.pt, .safetensors), a diffusers directory, '
+    'or a work directory.',
     change=IF_GIVEN,
   )
   allow_pickle: bool = option(
-    False, 'Read foreign weights from PyTorch pickles: only from whom you trust.', change=BY_COMMAND
+    False,
+    'Read foreign weights from PyTorch pickles, which can run code: only from sources '
+    'that you trust.',
+    change=BY_COMMAND,
   )
   space: str = option(
     'pixel',
-    "What diffuses: images, or 'latent': what the autoencoder makes of them.",
+    "Where diffusion takes place: on images ('pixel') or on the latents of the "
+    "autoencoder ('latent').",
     one_of('pixel', 'latent'),
     NEVER,
   )
   num_classes: int = option(
     10,
-    'Of the data, 0 for an unconditional model; -1: as many as the data have.',
+    'Number of classes; 0 trains an unconditional model, -1 takes the number that the data have.',
     Check(lambda n: n >= 0, '>= 0, or -1: as many as the data have'),
     NEVER,
   )
   dtype: str = option(
     'auto',
-    "Of activations; 'auto' is float32 on CPU, else bfloat16.",
+    "Type of activations; 'auto' is float32 on CPU and bfloat16 elsewhere.",
     one_of('auto', 'float32', 'bfloat16'),
     BY_COMMAND,
   )
@@ -427,7 +495,7 @@ class Config:
   train: Train = section(Train)
   checkpoint: Checkpoint = section(Checkpoint)
   sampler: Choice = choice(
-    'diffusion.samplers', 'ddim', 'Takes the steps from noise to data.', SETTING
+    'diffusion.samplers', 'ddim', 'The sampler, which steps from noise to data.', SETTING
   )
   sample: Sample = section(Sample, SETTING)
   eval: Eval = section(Eval, SETTING)

@@ -25,7 +25,7 @@ def score(logits: np.ndarray) -> float:
 class InceptionScore(Metric):
   """{'inception_score', 'inception_score_std'}: mean and deviation over shuffled splits."""
 
-  splits: int = option(10, 'Parts whose scores give mean and deviation.', COUNT)
+  splits: int = option(10, 'Splits whose scores give mean and standard deviation.', COUNT)
   names = ('inception_score',)
 
   def check(self, sizes: Sizes) -> list[str]:

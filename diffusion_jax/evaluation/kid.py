@@ -38,8 +38,8 @@ def squared_mmd(x: np.ndarray, y: np.ndarray) -> float:
 class KID(Metric):
   """{'kernel_distance', 'kernel_distance_std'}: mean and deviation over subsets of both sets."""
 
-  subsets: int = option(100, 'How many are drawn.', COUNT)
-  subset_size: int = option(1000, 'Features of each set in one.', at_least(2))
+  subsets: int = option(100, 'Subsets to draw.', COUNT)
+  subset_size: int = option(1000, 'Features of each set in a subset.', at_least(2))
   names = ('kernel_distance',)
 
   def check(self, sizes: Sizes) -> list[str]:

@@ -18,7 +18,7 @@ from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_im
 class PrecisionRecall(Metric):
   """{'precision', 'recall'} in 0..1."""
 
-  neighbours: int = option(3, 'The k of the k-th nearest, whose distance is the radius.', COUNT)
+  neighbours: int = option(3, 'k: the distance to the k-th nearest feature is the radius.', COUNT)
   names = ('precision', 'recall')
 
   def check(self, sizes: Sizes) -> list[str]:

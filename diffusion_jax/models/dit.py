@@ -107,16 +107,23 @@ class DiT(nn.Module):
   the input of each block for the backward pass and computes the block again; the values are the same.
   """
 
-  patch_size: int = option(2, '0: the smallest that gives 16 x 16 patches at most.', SIZE)
-  hidden_size: int = option(384, 'A multiple of num_heads and of 4.', SIZE)
-  depth: int = option(12, 'Blocks.', SIZE)
-  num_heads: int = option(6, 'Of attention.', SIZE)
-  mlp_ratio: float = option(4.0, 'Width of the hidden layer, in units of hidden_size.', SIZE)
+  patch_size: int = option(
+    2, 'Side of a patch; 0 takes the smallest that gives at most 16 x 16 patches.', SIZE
+  )
+  hidden_size: int = option(
+    384, 'Width of the transformer, a multiple of num_heads and of 4.', SIZE
+  )
+  depth: int = option(12, 'Transformer blocks.', SIZE)
+  num_heads: int = option(6, 'Attention heads.', SIZE)
+  mlp_ratio: float = option(4.0, "Width of the MLP's hidden layer in units of hidden_size.", SIZE)
   frequency_shift: int = option(
-    0, "Of the time sinusoids: 0 published DiT, 1 diffusers'.", one_of(0, 1)
+    0, 'Frequencies of the time embedding: 0 is the published DiT, 1 is diffusers.', one_of(0, 1)
   )
   attention: str = option(
-    'xla', "'cudnn': NVIDIA GPUs, not with dtype float32.", one_of(*ATTENTIONS), IF_GIVEN
+    'xla',
+    "Implementation of attention; 'cudnn' needs an NVIDIA GPU and another dtype than float32.",
+    one_of(*ATTENTIONS),
+    IF_GIVEN,
   )
   remat: bool = option(
     False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN

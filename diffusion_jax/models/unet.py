@@ -44,27 +44,39 @@ class UNet(nn.Module):
   dtype: of all but the condition and the last norm and convolution, which are float32.
   """
 
-  channels: int = option(64, 'Of the first level, a multiple of 32.', SIZE)
+  channels: int = option(64, 'Channels of the first level, a multiple of 32.', SIZE)
   channel_mult: tuple[int, ...] = option(
     (1, 2),
-    'Channels of each level, in units of `channels`.',
+    'Channels of each level in units of `channels`.',
     LEVELS,
   )
-  num_res_blocks: int = option(2, 'A level, one more on the way up.', SIZE)
-  attention_resolutions: tuple[int, ...] = option((4,), 'Sides of feature maps, in pixels.')
-  num_heads: int = option(4, 'Of attention; DDPM has 1.', SIZE)
+  num_res_blocks: int = option(2, 'Residual blocks per level; the way up has one more.', SIZE)
+  attention_resolutions: tuple[int, ...] = option(
+    (4,), 'Sides, in pixels, of the feature maps that attention is applied to.'
+  )
+  num_heads: int = option(4, 'Attention heads; DDPM has 1.', SIZE)
   head_channels: int = option(
-    0, 'Width of a head, for as many as fit; 0: num_heads of them.', NOT_NEGATIVE
+    0, 'Width of an attention head, which then gives their number; 0 uses num_heads.', NOT_NEGATIVE
   )
-  dropout: float = option(0.1, 'In residual blocks.', SHARE)
-  scale_shift_norm: bool = option(True, 'By the condition: ADM; False adds it, DDPM.')
+  dropout: float = option(0.1, 'Dropout rate in residual blocks.', SHARE)
+  scale_shift_norm: bool = option(
+    True, 'Let the condition scale and shift the norms (ADM); False adds it to the features (DDPM).'
+  )
   resample: str = option(
-    'conv', "'conv' (DDPM), 'residual' (ADM): pooling residual blocks.", one_of('conv', 'residual')
+    'conv',
+    "Layers that change the resolution: 'conv' is a convolution (DDPM), 'residual' a "
+    'residual block that pools (ADM).',
+    one_of('conv', 'residual'),
   )
-  frequency_shift: int = option(0, 'Of the time sinusoids: 0 (ADM), 1 (DDPM).', one_of(0, 1))
-  norm_epsilon: float = option(1e-5, '1e-5 (ADM), 1e-6 (DDPM).', SIZE)
+  frequency_shift: int = option(
+    0, 'Frequencies of the time embedding: 0 is ADM, 1 is DDPM.', one_of(0, 1)
+  )
+  norm_epsilon: float = option(1e-5, 'Epsilon of GroupNorm: 1e-5 (ADM) or 1e-6 (DDPM).', SIZE)
   attention: str = option(
-    'xla', "'cudnn': fused; on a GPU in bfloat16.", one_of('xla', 'cudnn'), IF_GIVEN
+    'xla',
+    "Implementation of attention; 'cudnn' needs an NVIDIA GPU and dtype bfloat16.",
+    one_of('xla', 'cudnn'),
+    IF_GIVEN,
   )
   remat: bool = option(
     False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN

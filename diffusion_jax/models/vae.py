@@ -154,12 +154,12 @@ class AutoencoderKL(nn.Module):
   KL-f4 by default; KL-f8: channel_mult (1, 2, 4, 4), z_channels and embed_channels 4.
   """
 
-  channels: int = option(128, 'Of the first level, a multiple of 32.', SIZE)
+  channels: int = option(128, 'Channels of the first level, a multiple of 32.', SIZE)
   channel_mult: tuple[int, ...] = option(
-    (1, 2, 4), 'Channels of each level, in units of `channels`.', LEVELS
+    (1, 2, 4), 'Channels of each level in units of `channels`.', LEVELS
   )
-  num_res_blocks: int = option(2, 'Residual blocks a level.', SIZE)
-  z_channels: int = option(3, 'Of encoder and decoder.', SIZE)
+  num_res_blocks: int = option(2, 'Residual blocks per level.', SIZE)
+  z_channels: int = option(3, "Channels of the encoder's output and the decoder's input.", SIZE)
   embed_channels: int = option(3, 'Of the latents between them.', SIZE)
   image_channels: int = 3
   dtype: jnp.dtype = jnp.float32

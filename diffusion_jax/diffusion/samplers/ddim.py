@@ -16,7 +16,9 @@ class DDIM:
 
   schedule: NoiseSchedule
   eta: float = option(
-    0.0, '0: deterministic, 1: like DDPM.', Check(lambda eta: 0 <= eta <= 1, '0..1')
+    0.0,
+    'Share of noise in a step: 0 is deterministic, 1 is like DDPM.',
+    Check(lambda eta: 0 <= eta <= 1, '0..1'),
   )
 
   def __post_init__(self):

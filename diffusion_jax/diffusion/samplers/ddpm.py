@@ -59,7 +59,7 @@ class DDPM:
   schedule: NoiseSchedule
   variance: str = option(
     'fixed_small',
-    "'learned' only with process.learned_variance.",
+    "Variance of a step; 'learned' needs process.learned_variance.",
     one_of('fixed_small', 'fixed_large', 'learned'),
   )
 

@@ -21,9 +21,9 @@ class Cosine:
   """f(i) = cos^2((i/T + offset) / (1 + offset) * pi/2); beta_i = min(1 - f(i)/f(i-1), max_beta)."""
 
   num_timesteps: int = option(1000, 'Steps of the table.', TIMESTEPS)
-  offset: float = option(0.008, 'Keeps beta from vanishing near t = 0.', NOT_NEGATIVE)
+  offset: float = option(0.008, 'Offset that keeps beta from vanishing near t = 0.', NOT_NEGATIVE)
   max_beta: float = option(
-    0.999, 'Of the last betas.', Check(lambda beta: 0 < beta < 1, 'between 0 and 1')
+    0.999, 'Upper limit of beta.', Check(lambda beta: 0 < beta < 1, 'between 0 and 1')
   )
 
   def __post_init__(self):

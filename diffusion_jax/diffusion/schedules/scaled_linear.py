@@ -17,8 +17,8 @@ class ScaledLinear:
   """sqrt(beta) evenly spaced from sqrt(beta_start) to sqrt(beta_end) over num_timesteps."""
 
   num_timesteps: int = option(1000, 'Steps of the table.', TIMESTEPS)
-  beta_start: float = option(8.5e-4, 'The first, of least noise.')
-  beta_end: float = option(0.012, 'The last; 0 < beta_start <= beta_end < 1.')
+  beta_start: float = option(8.5e-4, 'First beta, of the least noise.')
+  beta_end: float = option(0.012, 'Last beta; 0 < beta_start <= beta_end < 1.')
 
   def __post_init__(self):
     require_options(self)

@@ -110,13 +110,13 @@ def _load(path: Path) -> tuple[PyTree, dict[str, float]] | None:
 class DatasetClassifier:
   """A small CNN that is trained on the data set once."""
 
-  channels: tuple[int, ...] = option((32, 64), 'Of its levels.')
-  feature_size: int = option(64, 'Features an image.')
-  num_steps: int = option(600, 'Of its training.')
-  batch_size: int = option(128, 'Of its training.')
-  learning_rate: float = option(2e-3, 'Of its training.')
-  seed: int = option(0, 'Of its training.')
-  max_seconds: float = option(120.0, 'Of its training, as many steps as fit; 0: all.')
+  channels: tuple[int, ...] = option((32, 64), 'Channels of each level.')
+  feature_size: int = option(64, 'Features per image.')
+  num_steps: int = option(600, 'Steps of its training.')
+  batch_size: int = option(128, 'Images per step of its training.')
+  learning_rate: float = option(2e-3, 'Learning rate of its training.')
+  seed: int = option(0, 'Seed of its training.')
+  max_seconds: float = option(120.0, 'Time limit of its training in seconds; 0 sets none.')
 
   def build(self, context: Context) -> FeatureNetwork:
     """The cached network of this data set and these settings, trained first if there is none.

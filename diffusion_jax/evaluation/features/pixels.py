@@ -13,7 +13,7 @@ from diffusion_jax.types import Array, PyTree
 class Pixels:
   """Raw pixels."""
 
-  pixel_range: float = option(255.0, 'Pixels are scaled to 0..range.')
+  pixel_range: float = option(255.0, 'Upper end of the scale: pixels become 0..pixel_range.')
 
   def build(self, context: Context) -> FeatureNetwork:
     """The context is not needed."""
