@@ -1,6 +1,12 @@
 """What a run can stop with, each with the exit code that main.py returns."""
 
 
+def listed(lines: list[str], most: int) -> str:
+  """`most` lines of a message at most, and how many more there are."""
+  more = [f'  and {len(lines) - most:,} more'] if len(lines) > most else []
+  return '\n'.join([*lines[:most], *more])
+
+
 class Stop(Exception):
   """A message for the user instead of a traceback, and the exit code that goes with it."""
 

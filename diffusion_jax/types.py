@@ -94,3 +94,11 @@ class DataSource(Protocol):
   fingerprint: str
 
   def read(self, indices: np.ndarray) -> dict[str, np.ndarray]: ...
+
+
+def element_of(
+  shape: Sequence[int], name: str = 'image', dtype: Any = np.uint8
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """DataSource.element of examples of this shape with a label each."""
+  label = jax.ShapeDtypeStruct((), np.int32)
+  return {name: jax.ShapeDtypeStruct(tuple(shape), dtype), 'label': label}

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
   meta = packed.read_meta(folder)
   packed.verify(folder, meta, full=True)
   source = packed.open_split(folder, meta, 'holdout')
-  found = [psnr(image, FACTOR.value) for image in source.images]
+  found = [psnr(image, FACTOR.value) for image in source.values]
   print(f'{len(found):,} held-out images, {FACTOR.value}x bicubic: PSNR {np.mean(found):.2f} dB')
 
 

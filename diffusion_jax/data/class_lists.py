@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, listed
 
 FOLDER = Path(__file__).parent / 'class_lists'
 ALL = 'all'
@@ -83,13 +83,10 @@ def require_found(wanted: ClassList, found: Sequence[str], origin: str) -> None:
       f'{origin}: none of the {len(wanted.ids)} classes of the list {wanted.name!r} is there; found '
       f'{len(found)} classes ({some}); --config.data.class_list=all takes every class that is found'
     )
-  lines = [f'  {i} ({n})' for i, n in zip(wanted.ids, wanted.names) if i in set(missing)][:10]
+  lines = [f'  {i} ({n})' for i, n in zip(wanted.ids, wanted.names) if i in set(missing)]
   close = difflib.get_close_matches(missing[0], found, n=1)
   raise InputError(
     f'{origin}: {len(missing)} of the {len(wanted.ids)} classes of the list {wanted.name!r} are not '
     f'there; found {len(found)} classes ({some})'
-    + (f'; nearest to {missing[0]}: {close[0]}' if close else '')
-    + ':\n'
-    + '\n'.join(lines)
-    + ('\n  ...' if len(missing) > 10 else '')
+    f'{f"; nearest to {missing[0]}: {close[0]}" if close else ""}:\n{listed(lines, 10)}'
   )

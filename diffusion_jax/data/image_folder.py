@@ -18,7 +18,7 @@ from diffusion_jax.data.readers.base import is_hidden, printable
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime.files import replacing
 from diffusion_jax.runtime.patience import progress
-from diffusion_jax.types import DataSource
+from diffusion_jax.types import DataSource, element_of
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 AT_ONCE = 64  # Images.
@@ -41,10 +41,7 @@ class ImageFolder:
 
   @property
   def element(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-      'image': jax.ShapeDtypeStruct(self.shape, np.uint8),
-      'label': jax.ShapeDtypeStruct((), np.int32),
-    }
+    return element_of(self.shape)
 
   def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     """indices (n,) -> image (n, H, W, C) uint8, label (n,) int32, all 0.

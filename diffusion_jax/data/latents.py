@@ -6,22 +6,18 @@ SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
   meta.json      of which images by which autoencoder, their statistics, digests 16 MiB at a time
 """
 
-import contextlib
-import dataclasses
-import os
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.data import packed
-from diffusion_jax.data.packing import disk_error, sync
-from diffusion_jax.data.prepare import locked
+from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.runtime import files
 
@@ -30,34 +26,9 @@ ROWS_AT_ONCE = 4096  # When statistics are taken.
 NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Latents:
-  """One split: posterior (N, h, w, 2 c) float16, labels (N,) int32."""
-
-  posterior: np.ndarray
-  labels: np.ndarray
-  label_names: tuple[str, ...]
-  fingerprint: str
-
-  @property
-  def num_examples(self) -> int:
-    return len(self.labels)
-
-  @property
-  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-      'posterior': jax.ShapeDtypeStruct(self.posterior.shape[1:], np.float16),
-      'label': jax.ShapeDtypeStruct((), np.int32),
-    }
-
-  def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """indices (n,) -> posterior (n, h, w, 2 c) float16, label (n,) int32."""
-    return {'posterior': self.posterior[indices], 'label': self.labels[indices]}
-
-
 def open_split(
   folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], split: str, *, mirrored: bool
-) -> Latents:
+) -> Arrays:
   """split 'train' (twice as long if mirrored) or 'holdout' of verified latents.
 
   folder, meta: of the image set. made: what find returned.
@@ -71,7 +42,7 @@ def open_split(
   else:
     posterior, labels = posterior[len(posterior) - (total - train) :], labels[train:]
   fingerprint = f'{meta["fingerprint"]}-{made["autoencoder"]["fingerprint"]}-{split}'
-  return Latents(posterior, labels, tuple(meta['label_names']), fingerprint)
+  return Arrays(posterior, fingerprint, labels, tuple(meta['label_names']), 'posterior')
 
 
 def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
@@ -169,20 +140,13 @@ def encode(
   parts = parts if mirrored else [parts[0], parts[2]]
   height, width, channels = latent_shape
   shape = (sum(map(len, parts)), height, width, 2 * channels)
-  try:
-    work.mkdir(exist_ok=True)
-    with locked(work):
-      _fill(work / 'posterior.npy', shape, parts, encode_batch, batch_size)
-      made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
-      target = folder_of(folder, made)
-      if target.exists():  # Without mirrored images, or of other images.
-        shutil.rmtree(target)
-      os.replace(work, target)
-      sync(folder)
-      for name in (DONE, 'lock'):
-        (target / name).unlink(missing_ok=True)
-  except OSError as error:
-    raise disk_error(error, work, int(2 * np.prod(shape))) from error
+  with files.building(work, 2 * math.prod(shape)):
+    _fill(work / 'posterior.npy', shape, parts, encode_batch, batch_size)
+    made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
+    target = folder_of(folder, made)
+    if target.exists():  # Without mirrored images, or of other images.
+      shutil.rmtree(target)
+    files.publish(work, target, DONE)
   return packed.read_meta(target)
 
 
@@ -190,12 +154,13 @@ def _fill(
   path: Path,
   shape: tuple[int, ...],
   parts: list[np.ndarray],
-  encode_batch: Callable[[np.ndarray], np.ndarray],
+  encode_batch: Callable,
   batch_size: int,
 ) -> None:
   """Writes the rows that are missing, a batch at a time."""
-  posterior = _create(path, shape)
-  done = _rows_done(path)
+  posterior, note = files.reserved_array(path, shape, np.float16, DONE), path.with_name(DONE)
+  text = note.read_text() if note.exists() else ''
+  done = int(text) if text.isdigit() else 0
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
   with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
@@ -219,36 +184,13 @@ def _fill(
   _note(posterior, path, shape[0])
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-  """An array on disk, its space reserved, or the one that is there."""
-  if path.exists():
-    with contextlib.suppress(ValueError, OSError):
-      there = np.lib.format.open_memmap(path, mode='r+')
-      if there.shape == shape and there.dtype == np.float16:
-        return there
-  path.with_name(DONE).unlink(missing_ok=True)
-  posterior = np.lib.format.open_memmap(path, mode='w+', dtype=np.float16, shape=shape)
-  if hasattr(os, 'posix_fallocate'):
-    with open(path, 'r+b') as file:
-      os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-  return posterior
-
-
-def _rows_done(path: Path) -> int:
-  done = path.with_name(DONE)
-  text = done.read_text() if done.exists() else '0'
-  return int(text) if text.isdigit() else 0
-
-
 def _note(posterior: np.memmap, path: Path, rows: int) -> None:
   """First the rows, then the note that they are there."""
   posterior.flush()
   files.write(path.with_name(DONE), str(rows))
 
 
-def _batches(
-  parts: list[np.ndarray], done: int, batch_size: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tuple]:
   """(first row, images) of the rows from `done` on; no batch crosses from part to part."""
   first = 0
   for part in parts:

@@ -7,7 +7,6 @@ start, so neither the order of the work nor an interruption changes a byte of th
 import contextlib
 import errno
 import functools
-import io
 import itertools
 import json
 import multiprocessing
@@ -22,12 +21,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.data.decode import FORMATS, BadImage, to_pixels
 from diffusion_jax.data.readers.base import Entry, Payload, Reader, Slice
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import files
 
 TASK_IMAGES = 32
 ALONE_SECONDS = 1.0  # What takes no longer is done without starting other processes.
@@ -60,54 +59,6 @@ class Result(NamedTuple):
   small: list[int]
 
 
-def create_images(path: Path, count: int, size: int, channels: int) -> Target:
-  """An .npy file for count images, its space reserved, or the one that is there already.
-
-  Raises: InputError if the disk has no room.
-  """
-  shape = (count, size, size, channels)
-  header = io.BytesIO()
-  description = {'descr': '|u1', 'fortran_order': False, 'shape': shape}
-  np.lib.format.write_array_header_1_0(header, description)
-  header = header.getvalue()
-  target = Target(str(path), len(header), size, channels)
-  whole = path.exists() and path.stat().st_size == len(header) + count * target.row_bytes
-  if not whole:  # What a journal says about another file is void.
-    path.with_name(JOURNAL).unlink(missing_ok=True)
-  with open(path, 'r+b' if whole else 'w+b') as file:
-    file.write(header)
-    try:
-      _reserve(file.fileno(), target.offset + count * target.row_bytes)
-    except OSError as error:
-      raise disk_error(error, path, count * target.row_bytes) from error
-  return target
-
-
-def _reserve(descriptor: int, size: int) -> None:
-  if hasattr(os, 'posix_fallocate'):
-    os.posix_fallocate(descriptor, 0, size)
-  else:
-    os.ftruncate(descriptor, size)
-
-
-def disk_error(error: OSError, path: Path, needed: int) -> InputError:
-  """A failed write as a message; NumPy's, of a write that was cut short, carries no number."""
-  number = error.errno or errno.ENOSPC
-  full = number in (errno.ENOSPC, errno.EDQUOT)
-  size = f'{needed:,} bytes are needed: ' if needed else ''
-  advice = f'; {size}make room, and the same command goes on'
-  return InputError(f'{path}: {os.strerror(number)}' + (advice if full else ''))
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-  """A failed write becomes a message that names the file. Raises: InputError."""
-  try:
-    yield
-  except OSError as error:
-    raise disk_error(error, path, 0) from error
-
-
 def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Result:
   """Decodes (row, name, payload) and writes each to its row. Raises: OSError if it cannot write."""
   rows, bad, odd, small = [], {}, {}, []
@@ -122,8 +73,9 @@ def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Resu
       if found not in expected:
         odd[row] = f'named {PurePath(name).suffix}, is {found}'
       data = pixels.tobytes()
-      if os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes) < len(data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+      with files.naming(Path(target.path)):
+        if os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes) < len(data):
+          raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       rows.append(row)
       if is_small:
         small.append(row)
@@ -143,57 +95,43 @@ def content(payload: Payload) -> bytes:
 
 
 class Journal:
-  """The finished rows, a line a flush; a torn last line is ignored."""
+  """The finished rows, a line for those of a task; a torn line is ignored."""
 
   def __init__(self, images: Path):
-    path = images.with_name(JOURNAL)
+    self._path, self._images = images.with_name(JOURNAL), images
     self.rows: set[int] = set()
     self.odd: dict[int, str] = {}
     self.small: set[int] = set()
-    lines = path.read_text('utf-8', 'replace').splitlines() if path.exists() else []
-    for line in lines:
-      try:
+    self._pending, self._flushed = [], time.monotonic()
+    there = self._path.read_text('utf-8', 'replace') if self._path.exists() else ''
+    for line in there.splitlines():
+      with contextlib.suppress(ValueError, TypeError, AttributeError):
         rows, odd, small = json.loads(line)
         odd = {int(row): text for row, text in odd.items()}
-        rows, small = [int(row) for row in rows], [int(row) for row in small]
-      except (ValueError, TypeError, AttributeError):
-        continue
-      self.rows.update(rows)
-      self.odd.update(odd)
-      self.small.update(small)
-    self._path, self._images = path, images
-    self._pending = Result([], {}, {}, [])
-    self._flushed = time.monotonic()
+        self._count(list(map(int, rows)), odd, list(map(int, small)))
+
+  def _count(self, rows: list[int], odd: dict[int, str], small: list[int]) -> None:
+    self.rows.update(rows)
+    self.odd.update(odd)
+    self.small.update(small)
 
   def add(self, result: Result) -> None:
     """Notes finished rows; on disk within about a second."""
-    self.rows.update(result.rows)
-    self.odd.update(result.odd)
-    self.small.update(result.small)
-    self._pending.rows.extend(result.rows)
-    self._pending.odd.update(result.odd)
-    self._pending.small.extend(result.small)
+    done = result.rows, result.odd, result.small
+    self._count(*done)
+    self._pending.append(done)
     if time.monotonic() - self._flushed > JOURNAL_SECONDS:
       self.flush()
 
   def flush(self) -> None:
     """First the pixels, then the note that they are there."""
-    sync(self._images)
-    rows, _, odd, small = self._pending
-    with writing(self._path), open(self._path, 'a') as file:
-      file.write('\n' + json.dumps([rows, odd, small]) + '\n')  # A torn line before is skipped.
+    files.sync(self._images)
+    with files.naming(self._path), open(self._path, 'a') as file:
+      # A torn line before is skipped.
+      file.writelines(f'\n{json.dumps(done)}\n' for done in self._pending)
       file.flush()
       os.fsync(file.fileno())
-    self._pending, self._flushed = Result([], {}, {}, []), time.monotonic()
-
-
-def sync(path: Path) -> None:
-  """Returns when the file, or the folder's entries, are on disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+    self._pending, self._flushed = [], time.monotonic()
 
 
 def pack(
@@ -209,7 +147,7 @@ def pack(
   """Fills the rows of `entries` that the journal lacks. Returns: row -> why there is no image.
 
   check_bad is called with the bad rows so far whenever there are more, and may raise.
-  Raises: InputError for a full disk.
+  Raises: OSError that names the file for a full disk.
   """
   bad = dict(known_bad)
   check_bad(bad)
@@ -242,8 +180,6 @@ def pack(
       'a decoding process was killed, perhaps for lack of memory; the same command goes on from '
       'what is finished, with --config.data.workers=1 in one process'
     ) from error
-  except OSError as error:
-    raise disk_error(error, Path(target.path), len(entries) * target.row_bytes) from error
   return bad
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from diffusion_jax.data import class_lists, packed
 from diffusion_jax.data.decode import RESIZE
-from diffusion_jax.data.readers.base import Entry, Reader
+from diffusion_jax.data.readers import open_source
+from diffusion_jax.data.readers.base import Entry, Listing, Reader
 from diffusion_jax.errors import InputError
 
 WNID = re.compile(r'n\d{8}')
@@ -47,76 +48,110 @@ class Recipe:
 class Plan(NamedTuple):
   """entries: the training images, then the held-out ones, each by label and name."""
 
+  reader: Reader
+  recipe: Recipe
   entries: list[Entry]
   labels: np.ndarray
   num_train: int
   classes: class_lists.ClassList
   notes: list[str]
 
+  def identity(self) -> str:
+    """Of the source, its listing and the recipe: the same command on the same files has the same.
 
-def make_plan(reader: Reader, recipe: Recipe) -> Plan:
-  """Which image goes where.
+    What is the same content from another place is found by its fingerprint, once it is decoded.
+    """
+    made = [self.recipe.mapping(), RESIZE, packed.CHUNK_BYTES]
+    digest = hashlib.sha256(json.dumps(made).encode())
+    origin = self.reader.origin
+    digest.update('\n'.join((origin, *self.classes.ids, *self.classes.names)).encode())
+    for e in self.entries:
+      digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.stamp}'.encode())
+    return digest.hexdigest()[:16]
 
-  Raises: InputError for a source without the classes, or a holdout that it does not allow.
+  def images_per_class(self) -> dict[str, list[int]]:
+    """Split -> the number of images of every label."""
+    parts, count = np.split(self.labels, [self.num_train]), len(self.classes.ids)
+    counts = (np.bincount(part, minlength=count).tolist() for part in parts)
+    return dict(zip(packed.SPLITS, counts))
+
+
+def list_source(
+  reader: Reader, class_list: str, label_order: str
+) -> tuple[Listing, class_lists.ClassList]:
+  """The images of the wanted classes, and these.
+
+  Raises: InputError, DamagedError: as the reader; InputError for a wrong class list, or a source
+  without its classes.
   """
-  wanted = class_lists.read(recipe.class_list, recipe.label_order)
-  chosen = set(wanted.ids) if wanted else None
-  listing = reader.listing(lambda class_id: chosen is None or class_id in chosen)
+  wanted = class_lists.read(class_list, label_order)
+  listing = reader.listing(lambda class_id: wanted is None or class_id in wanted.ids)
   if wanted:
     class_lists.require_found(wanted, listing.class_ids, reader.origin)
-  classes = wanted or class_lists.named(class_lists.ALL, listing.class_ids, recipe.label_order)
+  return listing, wanted or class_lists.named(class_lists.ALL, listing.class_ids, label_order)
+
+
+def make_plan(source: str, recipe: Recipe) -> Plan:
+  """Which image goes where.
+
+  Raises: as list_source; InputError for a class without images, or a holdout that the source does not
+  allow.
+  """
+  reader = open_source(source)
+  print(f'listing {reader.origin} ({reader.form})', flush=True)
+  listing, classes = list_source(reader, recipe.class_list, recipe.label_order)
   label_of = {class_id: label for label, class_id in enumerate(classes.ids)}
   entries = sorted(listing.entries, key=lambda e: (label_of[e.class_id], e.name))
   trained = {e.class_id for e in entries if e.split == 'train'}
   empty = [class_id for class_id in classes.ids if class_id not in trained]
   if empty:
     raise InputError(f'{reader.origin}: classes without training images: {", ".join(empty[:10])}')
-  entries = _with_holdout(entries, label_of, recipe, reader.origin)
-  train, holdout = ([e for e in entries if e.split == split] for split in packed.SPLITS)
-  labels = np.asarray([label_of[e.class_id] for e in train + holdout], np.int32)
-  return Plan(train + holdout, labels, len(train), classes, listing.notes)
+  labels = np.asarray([label_of[e.class_id] for e in entries], np.int32)
+  is_held = _held(entries, labels, recipe, classes.ids, reader.origin)
+  train = [e for e, out in zip(entries, is_held) if not out]
+  holdout = [e._replace(split='holdout') for e, out in zip(entries, is_held) if out]
+  labels = np.concatenate([labels[~is_held], labels[is_held]])
+  return Plan(reader, recipe, train + holdout, labels, len(train), classes, listing.notes)
 
 
-def _with_holdout(entries: list[Entry], label_of, recipe: Recipe, origin: str) -> list[Entry]:
-  if not recipe.holdout:
-    return entries
+def _held(
+  entries: Sequence[Entry], labels: np.ndarray, recipe: Recipe, ids: Sequence[str], origin: str
+) -> np.ndarray:
+  """Whether each image is held out. Raises: InputError for a holdout that is not possible."""
+  own = np.asarray([e.split == 'holdout' for e in entries])
+  if not recipe.holdout or (recipe.holdout == SHARED and own.any()):
+    return own
+  got = f'config.data.holdout: got {recipe.holdout}'
+  if own.any():
+    raise InputError(f'{got}, allowed 0: {origin} has a held-out set of its own')
   if recipe.holdout == SHARED:
-    if any(e.split == 'holdout' for e in entries):
-      return entries
-    labels = np.asarray([label_of[e.class_id] for e in entries])
-    return _held(entries, shared_holdout(labels, recipe.split_seed))
-  if any(e.split == 'holdout' for e in entries):
-    raise InputError(
-      f'config.data.holdout: got {recipe.holdout}, allowed 0: {origin} has a held-out set of its own'
-    )
-  classes, count = len(label_of), len(entries)
-  labels = np.asarray([label_of[e.class_id] for e in entries])
-  least = np.bincount(labels).argmin()
+    held = shared_holdout(labels, recipe.split_seed)
+  else:
+    held = _stratified(labels, recipe, ids, got, origin)
+  own[held] = True
+  return own
+
+
+def _stratified(
+  labels: np.ndarray, recipe: Recipe, ids: Sequence[str], got: str, origin: str
+) -> np.ndarray:
+  from sklearn.model_selection import train_test_split
+
+  classes, count, sizes = len(ids), len(labels), np.bincount(labels)
   expected = f'{origin} has {count} images of {classes} classes, and both parts need every class'
   if not classes <= recipe.holdout <= count - classes:
     allowed = f'{classes}..{count - classes}' if count >= 2 * classes else 'only 0'
-    raise InputError(f'config.data.holdout: got {recipe.holdout}, allowed {allowed}: {expected}')
-  from sklearn.model_selection import train_test_split
-
-  smallest = f'the smallest class, {list(label_of)[least]}, has {np.bincount(labels)[least]} images'
+    raise InputError(f'{got}, allowed {allowed}: {expected}')
+  smallest = f'the smallest class, {ids[sizes.argmin()]}, has {sizes.min()} images'
   try:
     _, held = train_test_split(
       np.arange(count), test_size=recipe.holdout, stratify=labels, random_state=recipe.split_seed
     )
   except ValueError as error:  # A class with a single image cannot be in both parts.
-    raise InputError(
-      f'config.data.holdout: got {recipe.holdout}; {expected}, but {smallest}'
-    ) from error
+    raise InputError(f'{got}; {expected}, but {smallest}') from error
   if len(np.unique(labels[held])) < classes:
-    raise InputError(
-      f'config.data.holdout: got {recipe.holdout}, too few: {expected}, but {smallest}'
-    )
-  return _held(entries, held)
-
-
-def _held(entries: list[Entry], indices: np.ndarray) -> list[Entry]:
-  held = set(indices.tolist())
-  return [e._replace(split='holdout') if i in held else e for i, e in enumerate(entries)]
+    raise InputError(f'{got}, too few: {expected}, but {smallest}')
+  return held
 
 
 def shared_holdout(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -128,18 +163,6 @@ def shared_holdout(labels: np.ndarray, seed: int) -> np.ndarray:
     count = max(1, round(share * len(members))) if len(members) > 1 else 0
     held.append(rng.permutation(members)[:count])
   return np.concatenate(held)
-
-
-def identity_of(plan: Plan, recipe: Recipe, origin: str) -> str:
-  """Of the source, its listing and the recipe: the same command on the same files has the same.
-
-  What is the same content from another place is found by its fingerprint, once it is decoded.
-  """
-  digest = hashlib.sha256(json.dumps([recipe.mapping(), RESIZE, packed.CHUNK_BYTES]).encode())
-  digest.update('\n'.join((origin, *plan.classes.ids, *plan.classes.names)).encode())
-  for e in plan.entries:
-    digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.stamp}'.encode())
-  return digest.hexdigest()[:16]
 
 
 def contradictions(entries: Sequence[Entry]) -> dict[int, str]:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.data import class_lists
 from diffusion_jax.data.decode import BadImage, header
 from diffusion_jax.data.packing import content
+from diffusion_jax.data.plan import list_source
 from diffusion_jax.data.readers import open_source
 from diffusion_jax.data.readers.base import Payload, Slice
 from diffusion_jax.errors import InputError
@@ -33,11 +33,8 @@ def survey(source: str, class_list: str, label_order: str) -> Survey:
 
   Raises: InputError, DamagedError: as the readers; InputError if no image can be read.
   """
-  wanted = class_lists.read(class_list, label_order)
   reader = open_source(source)
-  listing = reader.listing(lambda class_id: wanted is None or class_id in wanted.ids)
-  if wanted:
-    class_lists.require_found(wanted, listing.class_ids, reader.origin)
+  listing, classes = list_source(reader, class_list, label_order)
   entries = sorted(listing.entries, key=lambda e: (e.class_id, e.name))
   count = min(LOOKED_AT, len(entries))
   chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, count).astype(int)]
@@ -52,8 +49,7 @@ def survey(source: str, class_list: str, label_order: str) -> Survey:
     gray.append(is_gray)
   if not sides:
     raise InputError(f'{reader.origin}: none of the first {count} images can be read')
-  num_classes = len(wanted.ids if wanted else listing.class_ids)
-  return Survey(num_classes, side_for(sides), 1 if all(gray) else 3)
+  return Survey(len(classes.ids), side_for(sides), 1 if all(gray) else 3)
 
 
 def _header(payload: Payload) -> tuple[int, bool]:

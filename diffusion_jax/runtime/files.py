@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+from diffusion_jax.errors import InputError
 
 ROOM = 'make room and repeat the command, which goes on from what is finished'
 ADVICE = {
@@ -82,6 +85,50 @@ def sync(path: Path) -> None:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
+
+
+def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -> np.memmap:
+  """An .npy file with its space reserved, or the one that is there, whose rows the file `note` counts."""
+  with contextlib.suppress(ValueError, OSError):
+    there = np.lib.format.open_memmap(path, mode='r+')
+    size = there.offset + there.nbytes
+    if (there.shape, there.dtype, path.stat().st_size) == (shape, dtype, size):
+      return there
+  path.with_name(note).unlink(missing_ok=True)  # It speaks of another file.
+  with naming(path):
+    array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
+    if hasattr(os, 'posix_fallocate'):
+      with open(path, 'r+b') as file:
+        os.posix_fallocate(file.fileno(), 0, array.offset + array.nbytes)
+  return array
+
+
+@contextlib.contextmanager
+def building(work: Path, needed: int) -> Iterator[None]:
+  """Holds the folder `work`, made if it is new, for this process, which writes `needed` bytes there.
+
+  Raises: InputError if another process holds it, or something cannot be written.
+  """
+  try:
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / 'lock', 'w') as file:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield
+  except BlockingIOError as error:
+    raise InputError(f'{work}: another process is preparing this set; wait for it') from error
+  except OSError as error:
+    number = error.errno or errno.ENOSPC
+    named = OSError(number, os.strerror(number), str(error.filename or work))
+    size = f'; {needed:,} bytes are needed' if ADVICE.get(number) == ROOM else ''
+    raise InputError(f'config.data.dir: {message(named)}{size}') from error
+
+
+def publish(work: Path, target: Path, note: str) -> None:
+  """Gives a folder that was built its name, without the `note` of what is done."""
+  os.replace(work, target)
+  sync(target.parent)
+  for name in (note, 'lock'):
+    (target / name).unlink(missing_ok=True)
 
 
 def number_in(text: str) -> int | None:

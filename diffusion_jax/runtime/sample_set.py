@@ -18,6 +18,7 @@ import numpy as np
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.patience import progress
+from diffusion_jax.types import element_of
 
 AT_ONCE = 64  # Images, when all are read.
 KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
@@ -47,10 +48,7 @@ class Stored:
 
   @property
   def element(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return {
-      'image': jax.ShapeDtypeStruct(self.shape, np.uint8),
-      'label': jax.ShapeDtypeStruct((), np.int32),
-    }
+    return element_of(self.shape)
 
   @functools.cached_property
   def fingerprint(self) -> str:

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data import latents, packed, packing, sets
+from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.diffusion.pixels import from_uint8
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, listed
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.experiment import Experiment
@@ -81,8 +81,7 @@ def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mappin
     if meta:
       with contextlib.suppress(FileNotFoundError):
         os.replace(path / 'meta.json', path / 'meta.json.damaged')
-      with packing.writing(path / 'meta.json'):
-        packed.write_meta(path, meta)
+      packed.write_meta(path, meta)
       print(
         f'{path / "meta.json"} was damaged or missing: rebuilt from {workdir / stored.META_FILE}; '
         f'the images, labels and names have the fingerprint {meta["fingerprint"]}'
@@ -101,10 +100,8 @@ def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
     print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
     return
   workdir.mkdir(parents=True, exist_ok=True)
-  with packing.writing(workdir / stored.META_FILE):
-    stored.save_meta(workdir, meta)
-  with packing.writing(workdir / 'data.png'):
-    images.save_png(workdir / 'data.png', picture(folder, meta))
+  stored.save_meta(workdir, meta)
+  images.save_png(workdir / 'data.png', picture(folder, meta))
   print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
 
 
@@ -235,8 +232,8 @@ def summary(meta: Mapping[str, Any]) -> str:
     table(['split', 'images', 'classes', 'smallest class', 'largest class'], rows),
     '',
     *enlarged(meta),
-    *_listed('bad files, each shown by the next image of its class', meta['bad_files']),
-    *_listed('files used although their names are wrong', meta['mislabelled_files']),
+    _files('bad files, each shown by the next image of its class', meta['bad_files']),
+    _files('files used although their names are wrong', meta['mislabelled_files']),
     *(f'note: {note}' for note in meta['notes']),
   ]
   return '\n'.join(lines)
@@ -254,10 +251,9 @@ def enlarged(meta: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _listed(title: str, files: list[dict[str, str]]) -> list[str]:
-  lines = [f'  {item["file"]}: {item["reason"]}' for item in files[:LISTED]]
-  more = [f'  and {len(files) - LISTED} more'] if len(files) > LISTED else []
-  return [f'{title}: {len(files)}', *lines, *more]
+def _files(title: str, files: list[dict[str, str]]) -> str:
+  lines = [f'  {item["file"]}: {item["reason"]}' for item in files]
+  return listed([f'{title}: {len(files)}', *lines], LISTED + 1)
 
 
 def picture(folder: Path, meta: Mapping[str, Any]) -> np.ndarray:

@@ -118,9 +118,9 @@ def test_images_are_written_for_numpy(tmp_path, channels, count):
   with np.load(path) as file:
     assert list(file) == ['arr_0', 'arr_1']
     assert file['arr_0'].dtype == np.uint8 and file['arr_1'].dtype == np.int64
-    np.testing.assert_array_equal(file['arr_0'], given.images.repeat(3 // channels, axis=-1))
+    np.testing.assert_array_equal(file['arr_0'], given.values.repeat(3 // channels, axis=-1))
     np.testing.assert_array_equal(file['arr_1'], given.labels)
-  np.testing.assert_array_equal(adm.read(path).images[..., :channels], given.images)
+  np.testing.assert_array_equal(adm.read(path).images[..., :channels], given.values)
   assert adm.comment_of(path) == 'of these' and adm.comment_of(tmp_path / 'gone.npz') is None
   again = tmp_path / 'again.npz'
   adm.write_images(again, given, 'of these')
@@ -138,5 +138,5 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path):
 
   given = source(9, 3)
   with pytest.raises(DamagedError):
-    adm.write_images(path, Failing(given.images, given.labels, (), ''))
+    adm.write_images(path, Failing(given.values, given.labels, (), ''))
   assert path.read_bytes() == before

@@ -118,11 +118,11 @@ def test_what_is_written_is_read_by_others(tmp_path, channels):
   assert image_folder.write(tmp_path / 'png', given) == 70
   paths = sorted((tmp_path / 'png').iterdir())
   assert [path.name for path in paths] == [f'{i:06d}.png' for i in range(70)]
-  for path, image in zip(paths, given.images):
+  for path, image in zip(paths, given.values):
     assert Image.open(path).mode == ('L' if channels == 1 else 'RGB')
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.squeeze(image))
   found = image_folder.open_folder(tmp_path / 'png', channels)
-  np.testing.assert_array_equal(found.read(np.arange(70))['image'], given.images)
+  np.testing.assert_array_equal(found.read(np.arange(70))['image'], given.values)
 
 
 def test_writing_goes_on_where_it_stopped(tmp_path):
@@ -149,7 +149,7 @@ def test_files_of_classes_lie_in_their_folders(tmp_path):
   found = sorted(path.relative_to(root).as_posix() for path in root.rglob('*.png'))
   ants = [f'ant/{number:06d}.png' for number in (1, 2, 3, 5)]
   assert found == [*ants, 'cat/000000.png', 'cat/000004.png', 'dog/mine.png']
-  np.testing.assert_array_equal(np.asarray(Image.open(root / ants[3])), given.images[5])
+  np.testing.assert_array_equal(np.asarray(Image.open(root / ants[3])), given.values[5])
 
 
 def test_what_is_there_of_another_set_is_replaced_and_surplus_removed(tmp_path):
@@ -159,7 +159,7 @@ def test_what_is_there_of_another_set_is_replaced_and_surplus_removed(tmp_path):
   assert image_folder.write(tmp_path, given) == 8
   names = sorted(path.name for path in tmp_path.iterdir())
   assert names == [*(f'{i:06d}.png' for i in range(8)), 'mine.png']
-  for number, image in enumerate(given.images):
+  for number, image in enumerate(given.values):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f'{number:06d}.png')), image)
 
 

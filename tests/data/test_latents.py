@@ -42,9 +42,9 @@ def test_every_image_has_its_row(image_set, batch_size, mirrored):
   for split in packed.SPLITS:
     images = packed.open_split(folder, meta, split)
     source = latents.open_split(folder, meta, made, split, mirrored=mirrored)
-    expected, labels = encode_batch(images.images), images.labels
+    expected, labels = encode_batch(images.values), images.labels
     if split == 'train' and mirrored:
-      flipped = encode_batch(images.images[:, :, ::-1])
+      flipped = encode_batch(images.values[:, :, ::-1])
       expected, labels = np.concatenate([expected, flipped]), np.tile(labels, 2)
     assert source.num_examples == len(expected) and source.label_names == images.label_names
     batch = source.read(np.arange(len(expected))[::-1])
@@ -60,8 +60,8 @@ def test_mirrored_latents_serve_a_run_without_flips(image_set):
   made = encode(folder, meta)
   plain = latents.open_split(folder, meta, made, 'train', mirrored=False)
   assert plain.num_examples == meta['num_train']
-  expected = encode_batch(packed.open_split(folder, meta, 'train').images).astype(np.float16)
-  np.testing.assert_array_equal(plain.posterior, expected)
+  expected = encode_batch(packed.open_split(folder, meta, 'train').values).astype(np.float16)
+  np.testing.assert_array_equal(plain.values, expected)
   assert latents.find(folder, meta, 'a' * 16, mirrored=False) == made
 
 

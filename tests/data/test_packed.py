@@ -40,7 +40,7 @@ def test_contract_of_a_data_source(data, split):
   other = packed.open_split(*the_set(data), packed.SPLITS[split == 'train'])
   assert source.fingerprint != other.fingerprint
   with pytest.raises(ValueError, match='read-only'):
-    source.images[0] = 0
+    source.values[0] = 0
 
 
 def test_found_by_its_recipe_or_fingerprint(data):

@@ -24,6 +24,7 @@ from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.data.readers import tree
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import files as writing
 from tests.support.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -134,10 +135,10 @@ def test_a_holdout_is_split_off_by_class_and_seed(tmp_path):
     parts = {s: packed.open_split(folder, meta, s) for s in packed.SPLITS}
     np.testing.assert_array_equal(np.bincount(parts['train'].labels), [16, 8])
     np.testing.assert_array_equal(np.bincount(parts['holdout'].labels), [4, 2])
-    together = np.concatenate([parts[s].images for s in packed.SPLITS])
-    all_images = packed.open_split(*whole, 'train').images
+    together = np.concatenate([parts[s].values for s in packed.SPLITS])
+    all_images = packed.open_split(*whole, 'train').values
     assert sorted(map(bytes, together)) == sorted(map(bytes, all_images))
-    held[seed] = {bytes(image) for image in parts['holdout'].images}
+    held[seed] = {bytes(image) for image in parts['holdout'].values}
   assert held[0] != held[1]
 
 
@@ -180,8 +181,8 @@ def test_one_bad_file_among_10000_changes_neither_length_nor_order(tmp_path):
   np.testing.assert_array_equal(source.labels, good.labels)
   assert source.num_examples == 10_000
   others = np.arange(10_000) != 1234
-  np.testing.assert_array_equal(source.images[others], good.images[others])
-  np.testing.assert_array_equal(source.images[1234], good.images[1235])
+  np.testing.assert_array_equal(source.values[others], good.values[others])
+  np.testing.assert_array_equal(source.values[1234], good.values[1235])
 
 
 def test_too_many_bad_files_stop_and_are_listed_and_can_be_repaired(root, tmp_path):
@@ -303,7 +304,7 @@ def test_killed_after_decoding_it_goes_on_too(root, tmp_path, monkeypatch, place
   def kill(*arguments):
     raise Killed
 
-  rooms = {'substitutes_for': prepare_module, 'sync': packing, 'replace': os}
+  rooms = {'substitutes_for': prepare_module, 'sync': writing, 'replace': os}
   monkeypatch.setattr(rooms.get(place, packed), place, kill)
   with pytest.raises(Killed):
     made(root, tmp_path / 'data', max_bad_fraction=0.1)
@@ -393,8 +394,8 @@ def test_the_digits_are_scikit_learns_in_the_stated_split(tmp_path):
   expected = {'train': (parts[0], parts[2]), 'holdout': (parts[1], parts[3])}
   for split, source in digits(tmp_path).items():
     pixels, labels = expected[split]
-    order, found = np.lexsort(pixels.T), source.images.reshape(-1, 64)
+    order, found = np.lexsort(pixels.T), source.values.reshape(-1, 64)
     found_order = np.lexsort(found.T)
     np.testing.assert_array_equal(found[found_order], np.round(pixels[order] * 255 / 16))
     np.testing.assert_array_equal(source.labels[found_order], labels[order])
-    assert source.images.shape == (len(labels), 8, 8, 1)
+    assert source.values.shape == (len(labels), 8, 8, 1)

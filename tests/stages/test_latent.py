@@ -120,7 +120,7 @@ def test_cached_latents_are_the_encoders(trained):
   images, cached = experiment.datasets.images('train'), experiment.train_data
   assert cached.num_examples == 2 * images.num_examples == 24
   first = experiment.first_stage
-  pixels = np.concatenate([images.images, images.images[:, :, ::-1]]) / np.float32(127.5) - 1
+  pixels = np.concatenate([images.values, images.values[:, :, ::-1]]) / np.float32(127.5) - 1
   encode = jax.jit(lambda x: first.module.apply({'params': first.params}, x, method='encode'))
   found = cached.read(np.arange(24))['posterior']
   np.testing.assert_allclose(found, np.concatenate(encode(pixels), axis=-1), rtol=2e-3, atol=2e-3)
@@ -181,7 +181,7 @@ def test_prepare_tells_the_psnr_of_decoded_latents(trained, capsys):
   run('prepare', trained / 'run', trained)
   told = float(re.search(r'PSNR ([-\d.]+) dB', capsys.readouterr().out)[1])
   experiment = experiment_of(trained)
-  images, first = experiment.datasets.images('holdout').images, experiment.first_stage
+  images, first = experiment.datasets.images('holdout').values, experiment.first_stage
   params = {'params': first.params}
   posterior = first.module.apply(params, images / np.float32(127.5) - 1, method='encode')
   decoded = first.module.apply(params, posterior.mean, method='decode')

@@ -43,7 +43,7 @@ def main(folder: Path, num_devices: int, network: str) -> None:
   if network != 'inception':
     prepare.ensure(experiment, own / 'prepared')
     train = experiment.datasets.images('train')
-    samples = Arrays(train.images[:40], 'samples', train.labels[:40])
+    samples = Arrays(train.values[:40], 'samples', train.labels[:40])
   evaluator = Evaluator(experiment)
   evaluator.check(40)
   found = evaluator.measure_images(samples, np.arange(40))

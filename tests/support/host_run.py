@@ -53,7 +53,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
       found[f'loss{number}'] = metrics['loss']
 
   train_data = experiment.train_data
-  some = Arrays(train_data.images[:1003], 'some', train_data.labels[:1003])
+  some = Arrays(train_data.values[:1003], 'some', train_data.labels[:1003])
 
   @jax.jit
   def count(params, batch):
