@@ -15,6 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from diffusion_jax.data import packed
+from diffusion_jax.diffusion.pixels import psnr
 
 FACTOR = flags.DEFINE_integer('factor', 4, 'How many times smaller, along each side.')
 
@@ -28,13 +29,12 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
   return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def psnr(image: np.ndarray, factor: int) -> float:
-  """In dB, of one image (H, W, C) uint8."""
+def error_of(image: np.ndarray, factor: int) -> np.ndarray:
+  """What is lost of one image (H, W, C) uint8, in units of half its range."""
   height, width, _ = image.shape
   image = image.astype(np.float32)
   kept = resize(image, height // factor, width // factor)
-  error = np.clip(resize(kept, height, width), 0, 255) - image
-  return 10 * np.log10(255**2 / max(np.mean(error**2), 1e-6))
+  return (np.clip(resize(kept, height, width), 0, 255) - image) / 127.5
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
   meta = packed.read_meta(folder)
   packed.verify(folder, meta, full=True)
   source = packed.open_split(folder, meta, 'holdout')
-  found = [psnr(image, FACTOR.value) for image in source.values]
+  found = [psnr(error_of(image, FACTOR.value)[None])[0] for image in source.values]
   print(f'{len(found):,} held-out images, {FACTOR.value}x bicubic: PSNR {np.mean(found):.2f} dB')
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
 from diffusion_jax.experiment import stored
@@ -180,15 +181,14 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
   hosts.say(f'reconstructing {count:,} images by step {restored.step}')
   real = source.read(indices)['image']
   made = task.reconstruct(params_of(restored.state), real)
-  squares = np.mean(np.square(made.astype(np.float32) - real), axis=(1, 2, 3))
-  psnr = float(np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-4))))
+  error = (made.astype(np.float32) - real) / 127.5
   name = f'reconstruction-{restored.step}'
   metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
   metrics.pop('label_accuracy', None)
   hosts.from_first(lambda: save_pairs(workdir, name, real[:20], made[:20]))
   return {
     'name': 'reconstruction',
-    **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': psnr}}]),
+    **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': float(psnr(error).mean())}}]),
     'images_per_s': None,
     'protocol': evaluator.protocol(count, 'of the reference'),
     'samples': {'step': restored.step, 'ema': experiment.config.sample.ema},

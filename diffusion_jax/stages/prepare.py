@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.prepare import prepare
-from diffusion_jax.diffusion.pixels import from_uint8
+from diffusion_jax.diffusion.pixels import from_uint8, psnr
 from diffusion_jax.errors import InputError, listed
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_devices
@@ -156,7 +156,7 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
       batch_size=config.vae.batch_size * mesh.batch_shards(experiment.mesh),
       mirrored=config.data.flip,
     )
-  psnr, drawn = reconstructions(experiment, folder, meta, made)
+  quality, drawn = reconstructions(experiment, folder, meta, made)
   images.save_png(workdir / 'latents.png', drawn)
   statistics = made['statistics']
   print(
@@ -166,7 +166,7 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
     f'  by {first.fingerprint} ({first.origin})\n'
     f'  mean {" ".join(f"{m:.4f}" for m in statistics["mean"])}, standard deviation '
     f'{statistics["std"]:.4f}: scale {1 / statistics["std"]:.5f}\n'
-    f'  held-out images decoded from them: PSNR {psnr:.2f} dB\n'
+    f'  held-out images decoded from them: PSNR {quality:.2f} dB\n'
     f'done: {latents.folder_of(folder, made)}; pairs of image and reconstruction in '
     f'{workdir / "latents.png"}'
   )
@@ -205,12 +205,11 @@ def reconstructions(
   identity = Scaling(jnp.zeros(means.shape[-1]), jnp.ones(()))
   decoded = jax.jit(experiment.to_images)(experiment.decoder, identity, placed)
   decoded = jax.device_get(decoded)[:count]
-  squares = np.mean(np.square(decoded.astype(float) - real), axis=(1, 2, 3))
-  psnr = np.mean(10 * np.log10(255**2 / np.maximum(squares, 1e-4)))
+  error = (decoded.astype(np.float32) - real) / 127.5
   shown = min(count, 20) // PAIRS * PAIRS or count
   pairs = np.stack([real, decoded], axis=1)[:shown]
   rows = max(shown // PAIRS, 1)
-  return float(psnr), images.grid(pairs.reshape(rows, -1, *real.shape[1:]))
+  return float(psnr(error).mean()), images.grid(pairs.reshape(rows, -1, *real.shape[1:]))
 
 
 def summary(meta: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.diffusion.pixels import from_uint8
+from diffusion_jax.diffusion.pixels import from_uint8, psnr
 from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.vae import AutoencoderKL, decoder_head
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
@@ -200,9 +200,3 @@ class AutoencoderTrainer:
     discriminator = optax.apply_updates(state.discriminator, updates)
     state = state.replace(discriminator=discriminator, discriminator_opt_state=opt_state)
     return state, loss, optax.tree.norm(grads)
-
-
-def psnr(error: Array) -> Array:
-  """Peak signal-to-noise ratio in dB of errors (B, H, W, C) of images in [-1, 1]: (B,)."""
-  mean_square = jnp.mean(jnp.square(error), axis=(1, 2, 3))
-  return 10 * jnp.log10(4 / jnp.maximum(mean_square, 1e-10))
