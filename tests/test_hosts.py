@@ -19,6 +19,7 @@ from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages import prepare
 from tests.conftest import tiny_mapping
 from tests.stages import test_latent
+from tests.support.samples import load_samples
 
 ROOT = Path(__file__).parents[1]
 TENSOR = {'mesh.data': 1, 'mesh.tensor': -1}
@@ -115,8 +116,8 @@ def sample_together(folder, flags, name):
 
 def require_same(found, expected, num_samples):
   """Two sets, to a level in few pixels, and their pictures."""
-  images, labels = sample_set.load(found, num_samples)
-  expected_images, expected_labels = sample_set.load(expected, num_samples)
+  images, labels = load_samples(found, num_samples)
+  expected_images, expected_labels = load_samples(expected, num_samples)
   np.testing.assert_array_equal(labels, expected_labels)
   differences = np.abs(images.astype(int) - expected_images)
   assert differences.max() <= 1 and np.mean(differences > 0) < 1e-3
@@ -152,7 +153,7 @@ def test_two_hosts_make_the_set_of_one(trained):
   assert 'sampling' in outputs[0] and '43 of 43 samples to make' in outputs[0]
   assert 'sampling' not in outputs[1] and 'done' not in outputs[1]
   assert 'process 0 wrote 24' in outputs[0] and 'process 1 wrote 19' in outputs[1]
-  made = sample_set.load(folder, 43)[0]
+  made = load_samples(folder, 43)[0]
   with np.load(folder / 'samples.npz') as file:
     np.testing.assert_array_equal(file['arr_0'], made.repeat(3, axis=-1))
   assert len(list(folder.glob('png/*/*.png'))) == 43
@@ -163,7 +164,7 @@ def test_two_hosts_make_the_set_of_one(trained):
   codes, outputs, _ = sample_together(trained, flags, 'two')
   assert codes == [0, 0] and '19 of 43 samples to make' in outputs[0], '\n'.join(outputs)
   assert owned(folder) == parts
-  np.testing.assert_array_equal(sample_set.load(folder, 43)[0], made)
+  np.testing.assert_array_equal(load_samples(folder, 43)[0], made)
   require_same(folder, trained / 'run' / 'samples' / 'one', 43)
 
 

@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.runtime import sample_set
 from tests.fixtures.parity_weights import weight
+from tests.support.samples import load_samples
 from tests.support.sources import SMALL, write_tree
 
 pytestmark = pytest.mark.unoptimised
@@ -110,7 +110,7 @@ def test_it_trains_resumes_samples_and_is_evaluated(folder, capsys, name):
 
   run(name, 'sample', folder)
   (samples,) = (workdir / 'samples').iterdir()
-  images, labels = sample_set.load(samples, 6)
+  images, labels = load_samples(samples, 6)
   side = shrunk(name, folder)[0]['data']['image_size']
   assert images.shape == (6, side, side, 3) and images.std() > 1
   unconditional = shrunk(name, folder)[0]['num_classes'] == 0

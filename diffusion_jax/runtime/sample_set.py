@@ -88,34 +88,9 @@ def open_set(folder: Path, num_samples: int) -> Stored:
 
 def open_parts(folder: Path, num_samples: int) -> Stored:
   """The same without reading the images: a damaged part is noticed when it is read."""
-  found, stored = _table(folder, num_samples)
-  if found < num_samples:
-    raise InputError(
-      f'{folder}: {found:,} of {num_samples:,} samples; finish it with the same command and '
-      '--mode=sample'
-    )
-  return stored
-
-
-def load(folder: Path, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-  """Samples 0..num_samples - 1 in memory: images (N,H,W,C) uint8, labels (N,) int32.
-
-  Raises: InputError if some are missing, DamagedError if a part is not readable.
-  """
-  found, stored = _table(folder, num_samples)
-  if found < num_samples:
-    raise InputError(f'{folder}: {found} samples, {num_samples} wanted; run --mode=sample')
-  batch = stored.read(np.arange(num_samples))
-  return batch['image'], batch['label']
-
-
-def _table(folder: Path, num_samples: int) -> tuple[int, Stored | None]:
-  """How many of samples 0..num_samples - 1 are there; where they lie, if there are any."""
-  paths = _parts(folder)
-  part = np.full(num_samples, -1)
-  row = np.zeros(num_samples, int)
+  paths, lengths = _parts(folder), []
+  part, row = np.full(num_samples, -1), np.zeros(num_samples, int)
   labels = np.zeros(num_samples, np.int32)
-  lengths = []
   for number, path in enumerate(paths):
     content = _read(path, 'index', 'labels')
     index = content['index']
@@ -125,9 +100,12 @@ def _table(folder: Path, num_samples: int) -> tuple[int, Stored | None]:
     rows = np.flatnonzero(index < num_samples)
     part[index[rows]], row[index[rows]] = number, rows
     labels[index[rows]] = content['labels'][rows]
-  found = int(np.count_nonzero(part >= 0))
-  if not found:
-    return 0, None
+  found = np.count_nonzero(part >= 0)
+  if found < num_samples:
+    raise InputError(
+      f'{folder}: {found:,} of {num_samples:,} samples; finish it with the same command and '
+      '--mode=sample'
+    )
   shape = _read(paths[part.max()], 'images')['images'].shape[1:]
 
   @functools.lru_cache(KEPT_PARTS)
@@ -138,7 +116,7 @@ def _table(folder: Path, num_samples: int) -> tuple[int, Stored | None]:
       raise _damaged(paths[number], f'images {images.dtype} {images.shape}, expected {expected}')
     return images
 
-  return found, Stored(part, row, labels, shape, read_part)
+  return Stored(part, row, labels, shape, read_part)
 
 
 def stored_indices(folder: Path) -> np.ndarray:

@@ -16,6 +16,7 @@ from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
+from tests.support.samples import load_samples
 
 PIXELS = {
   'eval.features.name': 'pixels',
@@ -53,7 +54,7 @@ def frechet(images, reference):
 
 
 def images_of(trained, name, count=20):
-  return sample_set.load(trained / 'run' / 'samples' / name, count)[0]
+  return load_samples(trained / 'run' / 'samples' / name, count)[0]
 
 
 def split(trained, name):
@@ -143,7 +144,7 @@ def test_after_more_training_new_samples_are_measured_and_old_ones_only_if_chose
   assert (
     result['samples']['step'] == 8 and result['warnings'] == result_of(folder, name)['warnings']
   )
-  expected = frechet(sample_set.load(samples / f'{name}-step8', 20)[0], split(trained, 'holdout'))
+  expected = frechet(load_samples(samples / f'{name}-step8', 20)[0], split(trained, 'holdout'))
   assert result['metrics']['frechet_distance'] == pytest.approx(expected, rel=1e-6)
   assert result['metrics'] != result_of(folder, name)['metrics']
 

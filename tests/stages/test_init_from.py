@@ -12,7 +12,6 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.pretrained import dit
-from diffusion_jax.runtime import sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import train
 from diffusion_jax.stages.train import open_checkpoints
@@ -26,6 +25,7 @@ from tests.experiment.test_initial import (
   write_published,
 )
 from tests.stages.test_latent import write_autoencoder
+from tests.support.samples import load_samples
 
 STEADY = {'optimizer.decay': 'constant', 'train.holdout_every_steps': 100}
 
@@ -93,7 +93,7 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
   run('sample', folder, tmp_path, path, **{'sample.cfg_scale': 2.0})
   assert f'nothing was trained in {folder}' in capsys.readouterr().out
   assert sorted(path.name for path in folder.iterdir()) == ['config.json', 'data.json', 'samples']
-  made, labels = sample_set.load(folder / 'samples' / 'ddim3-cfg2', 20)
+  made, labels = load_samples(folder / 'samples' / 'ddim3-cfg2', 20)
   experiment = make(tmp_path, **{'sample.cfg_scale': 2.0})
   module, params = dit.load(path, num_heads=2)
 
@@ -116,7 +116,7 @@ def test_samples_without_training_are_those_of_the_published_model(tmp_path, wei
     run('sample', folder, tmp_path, 'other', **{'sample.name': 'other'})
   # Again without the flag: from config.json, as nothing else was kept.
   run('sample', folder, tmp_path, **{'sample.cfg_scale': 2.0, 'sample.name': 'again'})
-  np.testing.assert_array_equal(sample_set.load(folder / 'samples' / 'again', 20)[0], made)
+  np.testing.assert_array_equal(load_samples(folder / 'samples' / 'again', 20)[0], made)
   alone = stored.load(folder)  # As --workdir without --config.
   assert alone['init_from'] == str(path)
   capsys.readouterr()
@@ -197,7 +197,7 @@ def test_latent_samples_without_training(tmp_path, capsys):
     run('sample', tmp_path / 'run', tmp_path, folder, **changes)
   run('sample', tmp_path / 'run', tmp_path, folder, **changes, **{'vae.scale': 0.18215})
   assert f'weights of {folder}\nnothing was trained' in capsys.readouterr().out  # No notes.
-  made, _ = sample_set.load(tmp_path / 'run' / 'samples' / 'ddim3-cfg1', 4)
+  made, _ = load_samples(tmp_path / 'run' / 'samples' / 'ddim3-cfg1', 4)
   assert made.shape == (4, 16, 16, 3) and made.std() > 5
   kept = json.loads((tmp_path / 'run' / 'config.json').read_text())
   assert (tmp_path / 'run' / 'vae.safetensors').exists() and kept['vae']['fingerprint']

@@ -18,11 +18,11 @@ from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.models.vae import AutoencoderKL, Posterior
 from diffusion_jax.pretrained.compvis import autoencoder_params
-from diffusion_jax.runtime import sample_set
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.fixtures.parity_weights import weight
 from tests.runtime.test_checkpoint import assert_same
+from tests.support.samples import load_samples
 from tests.support.sources import SMALL, write_tree
 
 SIZES = {
@@ -155,7 +155,7 @@ def test_samples_are_decoded_with_the_scaling_of_the_checkpoint(trained):
     run('sample', trained / 'run', trained, **changes)
   finally:
     (trained / 'gone').rename(folder)
-  made, labels = sample_set.load(trained / 'run' / 'samples' / 'decoded', 9)
+  made, labels = load_samples(trained / 'run' / 'samples' / 'decoded', 9)
   experiment = experiment_of(trained, **changes)
   state, first = state_of(experiment, trained / 'run'), experiment.first_stage
 

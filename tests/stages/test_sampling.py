@@ -20,6 +20,7 @@ from diffusion_jax.runtime import files, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import sample
 from tests.conftest import tiny_mapping
+from tests.support.samples import load_samples
 
 
 @pytest.fixture(scope='module')
@@ -105,10 +106,10 @@ def test_a_set_killed_at_60_percent_is_finished_as_if_it_had_not_been(trained, m
   after = {path.name: path.stat().st_mtime_ns for path in folder.glob('part-*')}
   assert len(after) == 10 and all(after[name] == written[name] for name in written)
   assert sample.is_complete(experiment_of(trained, 'killed', **changes), folder)
-  images, labels = sample_set.load(folder, 100)
+  images, labels = load_samples(folder, 100)
   assert len(np.unique(images, axis=0)) == 100
   for uninterrupted in (whole, other):
-    expected = sample_set.load(uninterrupted, 100)
+    expected = load_samples(uninterrupted, 100)
     assert images.tobytes() == expected[0].tobytes() and np.array_equal(labels, expected[1])
     fingerprint = sample_set.open_set(uninterrupted, 100).fingerprint
     assert sample_set.open_set(folder, 100).fingerprint == fingerprint
@@ -148,7 +149,7 @@ def test_long_silences_are_broken(trained, monkeypatch):
 def test_given_counts_of_labels(trained):
   counts = (3, 0, 5, 0, 0, 1, 0, 0, 0, 4)
   folder = run(trained, 'counted', label_counts=counts, num_samples=13)
-  _, labels = sample_set.load(folder, 13)
+  _, labels = load_samples(folder, 13)
   np.testing.assert_array_equal(labels, [0, 0, 0, 2, 2, 2, 2, 2, 5, 9, 9, 9, 9])
   identity = sample_set.read_meta(folder)['identity']
   assert identity['labels'] == {'counts': list(counts)}
@@ -167,7 +168,7 @@ def test_classes_are_chosen_by_name_and_exported_as_prepare_takes_them(trained):
   meta = json.loads((trained / 'run' / 'data.json').read_text())
   assert meta['label_names'][7] == '7'
   folder = run(trained, 'named', labels=('7', 3), num_samples=5, export=('png',))
-  _, labels = sample_set.load(folder, 5)
+  _, labels = load_samples(folder, 5)
   np.testing.assert_array_equal(labels, [7, 3, 7, 3, 7])
   run(trained, 'named', labels=(7, '3'), num_samples=5)  # The same set.
   with pytest.raises(InputError, match=r"config\.sample\.labels: got 'seven', allowed the names"):
@@ -206,7 +207,7 @@ def test_counts_and_exports_that_cannot_be(tmp_path, changes, messages):
 
 def test_a_finished_set_is_exported_without_a_checkpoint(trained, monkeypatch, capsys):
   folder = run(trained, 'exported', num_samples=20)
-  made, labels = sample_set.load(folder, 20)
+  made, labels = load_samples(folder, 20)
   no_sampling(monkeypatch)
   capsys.readouterr()
   run(trained, 'exported', num_samples=20, export=('npz', 'png'))
@@ -231,7 +232,7 @@ def test_an_export_follows_the_set(trained):
   """Enlarged, and asked for in part."""
   for count in (12, 24, 18):
     folder = run(trained, 'growing', num_samples=count, export=('npz', 'png'))
-    made = sample_set.load(folder, count)[0]
+    made = load_samples(folder, count)[0]
     np.testing.assert_array_equal(adm.read(folder / 'samples.npz').images[..., :1], made)
     exported = image_folder.open_folder(folder / 'png', 1)
     order = [int(name[-10:-4]) for name in exported.names]  # By class.

@@ -13,11 +13,11 @@ from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.pictures import picture_indices
 from diffusion_jax.experiment.stored import has_checkpoint
-from diffusion_jax.runtime import sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same, corrupt
+from tests.support.samples import load_samples
 
 
 def run(mode, folder, tmp_path, **changes):
@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, capsys):
 def test_sample_set(trained, capsys):
   experiment = run('sample', trained / 'run', trained, **{'sample.name': 'plain'})
   folder = trained / 'run' / 'samples' / 'plain'
-  made, labels = sample_set.load(folder, 20)
+  made, labels = load_samples(folder, 20)
   assert made.shape == (20, 8, 8, 1) and made.dtype == np.uint8
   np.testing.assert_array_equal(labels, np.arange(20) % 10)
   assert Image.open(folder / 'grid.png').height > 480
@@ -155,14 +155,14 @@ def test_an_interrupted_or_enlarged_set_is_the_same_as_one_made_at_once(trained)
   flags = {'sample.name': 'parts', 'sample.num_samples': 30, 'sample.grid_columns': 1}
   run('sample', trained / 'run', trained, **flags)
   folder = trained / 'run' / 'samples' / 'parts'
-  whole = sample_set.load(folder, 30)
+  whole = load_samples(folder, 30)
   parts = sorted(folder.glob('part-*.npz'))
   assert len(parts) == 2
   parts[0].unlink()
-  with pytest.raises(InputError, match='30 wanted'):
-    sample_set.load(folder, 30)
+  with pytest.raises(InputError, match='15 of 30 samples'):
+    load_samples(folder, 30)
   run('sample', trained / 'run', trained, **{**flags, 'sample.num_samples': 33})
-  again = sample_set.load(folder, 33)
+  again = load_samples(folder, 33)
   for before, after in zip(whole, again):
     assert np.abs(before.astype(int) - after[:30]).max() <= 1
 
@@ -176,7 +176,7 @@ def test_another_set_under_the_same_name_is_refused(trained):
 def test_labels_of_the_user(trained):
   flags = {'sample.name': 'chosen', 'sample.labels': (7, 2), 'sample.num_samples': 5}
   run('sample', trained / 'run', trained, **flags)
-  _, labels = sample_set.load(trained / 'run' / 'samples' / 'chosen', 5)
+  _, labels = load_samples(trained / 'run' / 'samples' / 'chosen', 5)
   np.testing.assert_array_equal(labels, [7, 2, 7, 2, 7])
 
 
@@ -263,7 +263,7 @@ def test_unconditional_models_train_sample_and_evaluate(tmp_path):
   run('evaluate', tmp_path / 'run', tmp_path, **flags)
   folder = tmp_path / 'run' / 'samples' / 'ddpm3-cfg1'
   assert Image.open(folder / 'grid.png').size[0] > 0
-  np.testing.assert_array_equal(sample_set.load(folder, 20)[1], 0)
+  np.testing.assert_array_equal(load_samples(folder, 20)[1], 0)
   result = json.loads((tmp_path / 'run' / 'eval' / 'ddpm3-cfg1.json').read_text())
   assert 'label_accuracy' not in result['metrics']
 
