@@ -24,6 +24,9 @@ from pathlib import Path
 from planted_faults import FAULTS, Fault
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from diffusion_jax.reporting.tables import markdown_table
+
 ROOT = Path(__file__).parents[1]
 CAUGHT, MISSED, VOID, BROKEN = 'caught', 'missed', 'does not apply', 'tests fail without it'
 LIMIT_S = 900  # Of one fault's tests.
@@ -77,14 +80,14 @@ def try_fault(tree: Path, fault: Fault) -> dict[str, str]:
 
 def table(results: dict[str, dict[str, str]]) -> str:
   """Markdown: room, fault, and what caught it."""
-  lines = ['| file | fault | result | first test that fails |', '|---|---|---|---|']
+  rows = []
   for fault in FAULTS:
     found = results.get(fault.title, {'result': 'not run', 'by': ''})
     by = found['by'].removeprefix('FAILED ').removeprefix('ERROR ').split('[')[0]
     name = by.split('::')[-1] if '::' in by else by
     file = fault.file.removeprefix('diffusion_jax/')
-    lines.append(f'| {file} | {fault.title} | {found["result"]} | {name.replace("_", " ")} |')
-  return '\n'.join(lines)
+    rows.append([file, fault.title, found['result'], name.replace('_', ' ')])
+  return markdown_table(['file', 'fault', 'result', 'first test that fails'], rows, left=range(4))
 
 
 def write_docs(results: dict[str, dict[str, str]]) -> None:

@@ -15,6 +15,7 @@ from diffusion_jax.reporting.plots import Axes, Curve
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # Name -> steps and values, (n,) each.
 Trained = tuple[str, int, Mapping[str, Any], Series]  # Model, number of its look, config, series.
 LOSS, HOLDOUT, PSNR = 'loss', 'holdout_loss', 'holdout_psnr'
+DATA = ('name', 'fingerprint', 'image_size')  # What tells data apart.
 UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # As runs called them in training and held out alike.
 
 
@@ -48,18 +49,17 @@ def read_series(path: Path) -> tuple[Series, int]:
 
 def loss_plots(runs: Sequence[Trained]) -> list[Axes]:
   """Training and held-out loss, one plot for all runs whose loss is the same quantity."""
-  chosen = [run for run in runs if LOSS in run[3] or HOLDOUT in run[3]]
-
-  def axes(group: Sequence[Trained]) -> Axes:
+  plots = []
+  for group in _together([r for r in runs if LOSS in r[3] or HOLDOUT in r[3]], _loss_kind):
+    drawn = [
+      Curve(model, look, *series[name], is_noisy=name == LOSS)
+      for model, look, _, series in group
+      for name in (LOSS, HOLDOUT)
+      if name in series
+    ]
     config = group[0][2]
-    drawn = []
-    for model, look, _, series in group:
-      for name in (LOSS, HOLDOUT):
-        if name in series:
-          drawn.append(Curve(model, look, *series[name], is_noisy=name == LOSS))
-    return Axes(_loss_title(config), _loss_quantity(config), -1, tuple(drawn))
-
-  return [axes(group) for group in _together(chosen, _loss_kind)]
+    plots.append(Axes(_loss_title(config), _loss_quantity(config), -1, tuple(drawn)))
+  return plots
 
 
 def metric_plots(runs: Sequence[Trained]) -> dict[str, list[Axes]]:
@@ -71,14 +71,19 @@ def metric_plots(runs: Sequence[Trained]) -> dict[str, list[Axes]]:
       continue
     chosen = [run for run in runs if name in run[3]]
     groups = _together(chosen, _metric_kind)
-    figures['curves-' + _file_name(name)] = [_metric_axes(name, group) for group in groups]
+    figures['curves-' + re.sub(r'[^\w.-]+', '-', name)] = [
+      _metric_axes(name, group) for group in groups
+    ]
   return figures
 
 
 def _metric_axes(name: str, group: Sequence[Trained]) -> Axes:
   metric, _, count = name.partition('@')
   config = group[0][2]
-  features, data = _get(config, 'eval', 'features', 'name'), _get(config, 'data', 'name')
+  features, data = (
+    of.part_of(config, 'eval', 'features', 'name'),
+    of.part_of(config, 'data', 'name'),
+  )
   if name == PSNR:
     title, quantity = f'reconstructions of held-out images of {data}', 'PSNR (dB)'
   else:
@@ -102,58 +107,43 @@ def _together(runs: Sequence[Trained], kind: Callable[[Mapping], Any]) -> list[l
 
 def _loss_kind(config: Mapping[str, Any]) -> list:
   """What decides of what a loss is the loss."""
-  data = [_get(config, 'data', name) for name in ('name', 'fingerprint', 'image_size')]
+  data = _parts(config, 'data', *DATA)
   if config.get('task') == 'autoencoder':
-    vae = _get(config, 'vae')
     weights = ('kl_weight', 'perceptual_weight', 'discriminator_weight')
-    return ['autoencoder', data, [_get(vae, name) for name in weights]]
-  schedule = _section(config, 'schedule')
+    return ['autoencoder', data, _parts(config, 'vae', *weights)]
   latent = config.get('space') == 'latent'
-  return [
-    *(data, _get(config, 'process'), schedule.get('name'), schedule.get(schedule.get('name'))),
-    *(_get(config, 'loss'), [_get(config, 'vae', n) for n in ('fingerprint', 'scale')] * latent),
-  ]
+  vae = _parts(config, 'vae', 'fingerprint', 'scale') if latent else []
+  process, loss = of.part_of(config, 'process'), of.part_of(config, 'loss')
+  return [data, process, _choice(of.part_of(config, 'schedule')), loss, vae]
 
 
 def _loss_title(config: Mapping[str, Any]) -> str:
-  data = _get(config, 'data', 'name')
+  data = of.part_of(config, 'data', 'name')
   if config.get('task') == 'autoencoder':
     return f'autoencoder of {data}'
   where = 'latents' if config.get('space') == 'latent' else 'pixels'
-  return f'{_get(config, "schedule", "name")} schedule, {where} of {data}'
+  return f'{of.part_of(config, "schedule", "name")} schedule, {where} of {data}'
 
 
 def _loss_quantity(config: Mapping[str, Any]) -> str:
   if config.get('task') == 'autoencoder':
     return 'autoencoder loss'
-  process, weighting = _section(config, 'process'), _get(config, 'loss', 'weighting')
+  process, weighting = of.section_of(config, 'process'), of.part_of(config, 'loss', 'weighting')
   plain = weighting in ('none', {}) and not process.get('learned_variance')
   return f'mean squared error of {process.get("prediction_type")}' if plain else 'denoising loss'
 
 
 def _metric_kind(config: Mapping[str, Any]) -> list:
   """What decides of what a metric measured in training is the metric."""
-  section = _get(config, 'eval')
-  features = _section(section, 'features')
-  return [
-    *([_get(config, 'data', name) for name in ('name', 'fingerprint', 'image_size')]),
-    *(features.get('name'), features.get(features.get('name'))),
-    *(_get(section, name) for name in ('reference', 'backend')),
-  ]
+  features = _choice(of.part_of(config, 'eval', 'features'))
+  return [_parts(config, 'data', *DATA), features, _parts(config, 'eval', 'reference', 'backend')]
 
 
-def _get(mapping: Mapping[str, Any], *names: str) -> Any:
-  """mapping[name][name]..., an empty mapping where it ends early."""
-  for name in names:
-    mapping = mapping.get(name, {}) if isinstance(mapping, Mapping) else {}
-  return mapping
+def _parts(config: Mapping[str, Any], section: str, *names: str) -> list:
+  return [of.part_of(config, section, name) for name in names]
 
 
-def _section(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  """mapping[name] if it is a mapping, else an empty one."""
-  found = _get(mapping, name)
-  return found if isinstance(found, Mapping) else {}
-
-
-def _file_name(name: str) -> str:
-  return re.sub(r'[^\w.-]+', '-', name)
+def _choice(section: Mapping[str, Any]) -> list:
+  """The name of a plug-in and its options."""
+  name = of.part_of(section, 'name')
+  return [name, of.part_of(section, str(name))]

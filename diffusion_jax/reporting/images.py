@@ -37,13 +37,11 @@ def grid(images: np.ndarray, row_names: Sequence[str] = (), min_side: int = MIN_
   """(rows, columns, H, W, 1 or 3) uint8 -> one (H', W', 3) picture, row names on the left."""
   images = enlarge(images, min_side)
   images = np.broadcast_to(images, (*images.shape[:-1], 3))
-  rows, columns, height, width, _ = images.shape
-  canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3), 255, np.uint8)
-  for row in range(rows):
-    for column in range(columns):
-      top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
-      canvas[top : top + height, left : left + width] = images[row, column]
-  return _with_names(canvas, row_names, height + GAP) if len(row_names) else canvas
+  cells = np.pad(images, [(0, 0)] * 2 + [(GAP, 0)] * 2 + [(0, 0)], constant_values=255)
+  rows, columns, height, width, _ = cells.shape
+  canvas = cells.swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+  canvas = np.pad(canvas, [(0, GAP), (0, GAP), (0, 0)], constant_values=255)
+  return _with_names(canvas, row_names, height) if len(row_names) else canvas
 
 
 def _with_names(canvas: np.ndarray, names: Sequence[str], pitch: int) -> np.ndarray:
@@ -88,11 +86,5 @@ def save_gif(path: Path, pictures: Sequence[np.ndarray], seconds: float = 3.0) -
   frames = [Image.fromarray(p).convert('P', palette=Image.Palette.ADAPTIVE) for p in pictures]
   durations = [int(1000 * seconds / len(frames))] * (len(frames) - 1) + [1500]
   with replacing(path) as stream:
-    frames[0].save(
-      stream,
-      format='GIF',
-      save_all=True,
-      append_images=frames[1:],
-      duration=durations,
-      loop=0,
-    )
+    options = {'append_images': frames[1:], 'duration': durations, 'loop': 0}
+    frames[0].save(stream, format='GIF', save_all=True, **options)

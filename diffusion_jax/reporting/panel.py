@@ -1,5 +1,6 @@
 """Models side by side, denoising the same classes: a picture and an animation."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -65,10 +66,7 @@ def shared_classes(models: Sequence[Denoising], limit: int) -> list[str]:
   if not conditional:
     most = max(model.frames.shape[1] for model in models)
     return [f'sample {i + 1}' for i in range(min(most, limit))]
-  shown = {}
-  for model in conditional:
-    for name in dict.fromkeys(model.classes):
-      shown[name] = shown.get(name, 0) + 1
+  shown = collections.Counter(name for m in conditional for name in dict.fromkeys(m.classes))
   most = max(shown.values())
   return [name for name, number in shown.items() if number == most][:limit]
 
@@ -90,12 +88,13 @@ def picture(models: Sequence[Denoising], num_classes: int, num_snapshots: int) -
   draw = ImageDraw.Draw(canvas)
   for left, name in zip(lefts, names):
     _write(draw, (left + block / 2, margin), wrapped(name, font, block, 1), font, 'ma')
-    ends = ((left, 'noise', 'la'), (left + block, 'result', 'ra'))
-    for x, text, anchor in ends:
+    for x, text, anchor in ((left, 'noise', 'la'), (left + block, 'result', 'ra')):
       draw.text((x, margin + _height(font)), text, fill=GREY, font=small, anchor=anchor)
   for i, (model, title) in enumerate(zip(models, titles)):
     middle = top + i * pitch + pitch / 2
-    _label(draw, (label - margin, middle), title, model, font, small, anchor='r')
+    y = middle - (len(title) * _height(font) + _note(model, small)) / 2
+    _write(draw, (label - margin, y), title, font, 'ra')
+    _write_note(draw, (label - margin, y + len(title) * _height(font)), model, small, 'ra')
     chosen = model.snapshots(num_snapshots)
     for left, row in zip(lefts, model.rows(names)):
       for k, frame in enumerate(chosen):
@@ -127,8 +126,7 @@ def animation(models: Sequence[Denoising], num_classes: int) -> list[np.ndarray]
     x = left + i * pitch[0] + side / 2
     bottom = top - GAP - notes
     _write(draw, (x, bottom - len(title) * _height(font)), title, font, 'ma')
-    if not model.classes:
-      draw.text((x, bottom), UNCONDITIONAL, fill=GREY, font=small, anchor='ma')
+    _write_note(draw, (x, bottom), model, small, 'ma')
   if any(model.classes for model in models) or len(names) > 1:
     for i, name in enumerate(names):
       text = wrapped(name, font, left - 2 * margin, LINES)
@@ -206,16 +204,11 @@ def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont, limit: int) -> i
 def _write(draw, place: tuple[float, float], lines: Sequence[str], font, anchor: str) -> None:
   """Lines from `place` downwards."""
   for i, line in enumerate(lines):
-    draw.text(
-      (place[0], place[1] + i * _height(font)), line, fill='black', font=font, anchor=anchor
-    )
+    y = place[1] + i * _height(font)
+    draw.text((place[0], y), line, fill='black', font=font, anchor=anchor)
 
 
-def _label(draw, place, lines, model: Denoising, font, small, anchor: str) -> None:
-  """Lines around the height of `place`, and below them that the model has no classes."""
-  note = _note(model, small)
-  top = place[1] - (len(lines) * _height(font) + note) / 2
-  _write(draw, (place[0], top), lines, font, anchor + 'a')
-  if note:
-    y = top + len(lines) * _height(font)
-    draw.text((place[0], y), UNCONDITIONAL, fill=GREY, font=small, anchor=anchor + 'a')
+def _write_note(draw, place: tuple[float, float], model: Denoising, font, anchor: str) -> None:
+  """That a model has no classes, if so."""
+  if not model.classes:
+    draw.text(place, UNCONDITIONAL, fill=GREY, font=font, anchor=anchor)

@@ -130,9 +130,8 @@ def new_figure(across: int, height: float, handles, labels):
   columns = max(min(int(width / (0.55 + 0.06 * longest)), 4, len(labels)), 1)
   height += 0.18 * -(-len(labels) // columns) + 0.3
   figure = Figure(figsize=(width, height), layout='constrained')
-  figure.legend(
-    handles, labels, loc='outside lower center', ncols=columns, fontsize=SMALL, frameon=False
-  )
+  place = {'loc': 'outside lower center', 'ncols': columns}
+  figure.legend(handles, labels, fontsize=SMALL, frameon=False, **place)
   return figure
 
 
@@ -179,10 +178,8 @@ def save(figure, stem: Path) -> list[Path]:
   paths = []
   for kind, undated in (('png', {'Software': None}), ('pdf', {'CreationDate': None})):
     path = stem.with_name(f'{stem.name}.{kind}')
-    with (
-      matplotlib.rc_context({'pdf.fonttype': 42}),
-      replacing(path) as stream,
-    ):  # Letters stay letters.
+    as_letters = matplotlib.rc_context({'pdf.fonttype': 42})
+    with as_letters, replacing(path) as stream:
       figure.savefig(stream, format=kind, dpi=200, metadata=undated)
     paths.append(path)
   return paths

@@ -97,6 +97,19 @@ class Record:
     return value if is_number(value) and math.isfinite(value) else None
 
 
+def part_of(mapping: Any, *names: str) -> Any:
+  """mapping[name][name]..., or an empty mapping where there is none."""
+  for name in names:
+    mapping = mapping.get(name, {}) if isinstance(mapping, Mapping) else {}
+  return mapping
+
+
+def section_of(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+  """mapping[name] if it is a mapping, else an empty one."""
+  found = part_of(mapping, name)
+  return found if isinstance(found, Mapping) else {}
+
+
 def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 

@@ -15,7 +15,15 @@ import numpy as np
 
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.reporting.panel import Denoising
-from diffusion_jax.reporting.records import Published, Record, canonical, is_number, natural
+from diffusion_jax.reporting.records import (
+  Published,
+  Record,
+  canonical,
+  is_number,
+  natural,
+  part_of,
+  section_of,
+)
 from diffusion_jax.reporting.tables import shortened
 
 REPORT = 'report'  # The folder below the given one where nothing is looked for.
@@ -147,22 +155,9 @@ def read_result(path: Path, remark: Callable[[str], None]) -> dict[str, Any] | N
   return result
 
 
-def part_of(mapping: Mapping[str, Any], *names: str) -> Any:
-  """mapping[name][name]..., or an empty mapping where there is none."""
-  for name in names:
-    mapping = (mapping.get(name) or {}) if isinstance(mapping, Mapping) else {}
-  return mapping
-
-
-def mapping_of(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  """mapping[name] if it is a mapping, else an empty one."""
-  found = part_of(mapping, name)
-  return found if isinstance(found, Mapping) else {}
-
-
 def published_of(config: Mapping[str, Any]) -> Published:
   """config.published; nothing in the configs of older runs."""
-  given = mapping_of(config, 'published')
+  given = section_of(config, 'published')
   numbers = {name: given.get(name) for name in ('fid', 'inception_score', 'inception_score_std')}
   numbers = {name: value for name, value in numbers.items() if is_number(value)}
   return Published(name=str(given.get('name') or ''), **numbers)
@@ -170,34 +165,32 @@ def published_of(config: Mapping[str, Any]) -> Published:
 
 def records_of(found: Run) -> list[Record]:
   """The results of a run, as tables and plots take them."""
-  config = found.config
+  config, several = found.config, len(found.results) > 1
   backbone = str(part_of(config, 'model', 'name') or '')
-  names = [str(result.get('name') or stem) for stem, result in found.results.items()]
-  protocols = [canonical(result['protocol']) for result in found.results.values()]
-  same = list(zip(names, protocols))
+  names = {stem: str(result.get('name') or stem) for stem, result in found.results.items()}
+  keys = {s: (names[s], canonical(result['protocol'])) for s, result in found.results.items()}
   made = []
-  for stem, name, result in zip(found.results, names, found.results.values()):
-    baseline = mapping_of(result, 'real_baseline')
+  for stem, result in found.results.items():
+    is_alone = list(keys.values()).count(keys[stem]) == 1
+    baseline = section_of(result, 'real_baseline')
+    optional = ('deviation', 'samples', 'parameters', 'images_per_s')
     made.append(
       Record(
         model=found.name,
         run=found.path,
-        name=name if same.count((name, canonical(result['protocol']))) == 1 else stem,
-        protocol=result['protocol'],
-        metrics=result['metrics'],
-        several=len(found.results) > 1,
+        name=names[stem] if is_alone else stem,
+        several=several,
         data=found.data_name,
         backbone=BACKBONES.get(backbone, backbone),
         latent=config.get('space') == 'latent',
         num_classes=config.get('num_classes') or 0,
         is_reconstruction=config.get('task') == 'autoencoder',
-        deviation=result.get('deviation') or {},
+        protocol=result['protocol'],
+        metrics=result['metrics'],
+        **{name: result[name] for name in optional if result.get(name) is not None},
         num_seeds=len(result.get('seeds') or [0]),
-        samples=result.get('samples') or {},
-        parameters=result.get('parameters'),
-        images_per_s=result.get('images_per_s'),
         published=published_of(config),
-        real=mapping_of(baseline, 'metrics'),
+        real=section_of(baseline, 'metrics'),
         real_count=part_of(baseline, 'num_images') or None,
         warnings=tuple(map(str, result.get('warnings') or ())),
         time=str(result.get('time') or ''),

@@ -5,19 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diffusion_jax.reporting import plots
 from diffusion_jax.reporting import records as of
-from diffusion_jax.reporting.plots import (
-  GREY,
-  NORMAL,
-  SMALL,
-  finish,
-  handle,
-  look,
-  model_handles,
-  new_figure,
-  plain,
-  towards,
-)
+from diffusion_jax.reporting.plots import NORMAL, SMALL, plain, towards
 from diffusion_jax.reporting.records import Record
 
 
@@ -37,15 +27,19 @@ def scatter(group: Sequence[Record], looks: Mapping[str, int]):
   runs = {run: runs[run] for run in sorted(runs, key=lambda run: looks[run])}
   published = _published(runs) if shown[0].features == 'inception' else {}
   several = any(len(results) > 1 for results in runs.values())
-  handles, labels = model_handles({looks[run]: rs[0].model for run, rs in runs.items()}, False)
+  handles, labels = plots.model_handles(
+    {looks[run]: rs[0].model for run, rs in runs.items()}, False
+  )
   if published:
-    handles.append(handle(color=GREY, marker='o', linestyle=':', markerfacecolor='none'))
+    handles.append(
+      plots.handle(color=plots.GREY, marker='o', linestyle=':', markerfacecolor='none')
+    )
     like = of.is_like_published(shown[0].protocol)
     labels.append(f'published (other {"images" if like else "protocol"})')
-  figure = new_figure(1, 3.3, handles, labels)
+  figure = plots.new_figure(1, 3.3, handles, labels)
   axes = figure.add_subplot()
   for run, results in runs.items():
-    _draw_results(axes, results, look(looks[run]), published.get(run))
+    _draw_results(axes, results, plots.look(looks[run]), published.get(run))
   names = [of.metric_title(metric, shown[0].features) for metric in (of.FRECHET, of.SCORE)]
   axes.set_xlabel(towards(names[0], -1), fontsize=NORMAL)
   axes.set_ylabel(towards(names[1], 1, fold=True), fontsize=NORMAL)
@@ -54,7 +48,7 @@ def scatter(group: Sequence[Record], looks: Mapping[str, int]):
   axes.set_title('\n'.join(lines), fontsize=SMALL)
   axes.margins(0.1)
   everything = [*shown, *published.values()]
-  finish(axes, x=[_point(r)[0] for r in everything], y=[_point(r)[1] for r in everything])
+  plots.finish(axes, x=[_point(r)[0] for r in everything], y=[_point(r)[1] for r in everything])
   if several:
     _annotate(figure, axes, list(runs.values()))
   return figure
@@ -87,10 +81,7 @@ def _beside(results: Sequence[Record]) -> list[tuple[tuple[float, float], str]]:
 
 def _draw_results(axes, results: Sequence[Record], own: dict, published) -> None:
   points = np.array([_point(r) for r in results])
-  spreads = [
-    [r.spread(of.FRECHET) for r in results],
-    [r.spread(of.SCORE) for r in results],
-  ]
+  spreads = [[r.spread(metric) for r in results] for metric in (of.FRECHET, of.SCORE)]
   bars = {'linestyle': '', 'ecolor': own['color'], 'elinewidth': 0.8, 'capsize': 2}
   axes.errorbar(*points.T, xerr=spreads[0], yerr=spreads[1], **bars)
   line = {} if _is_sweep(results) else {'linestyle': ''}

@@ -23,7 +23,8 @@ from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.generation import params_of
 from diffusion_jax.reporting import images
-from diffusion_jax.reporting.result_table import read_result, results_table
+from diffusion_jax.reporting.results import evaluation_table
+from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.runtime import cost, files, hosts, provenance, sample_set
 from diffusion_jax.stages import sample
 from diffusion_jax.tasks import task_of
@@ -286,14 +287,14 @@ def finish(result: dict[str, Any], workdir: Path) -> None:
   result = json.loads(json.dumps(result))  # As it will be read again: lists for tuples.
   path = result_path(workdir, result['name'], result['protocol'])
   files.write_json(path, result)
-  print(results_table(workdir / 'eval', result))
+  print(evaluation_table(workdir / 'eval', result))
   print(f'written to {path}')
 
 
 def result_path(workdir: Path, name: str, protocol: Mapping[str, Any]) -> Path:
   """DIR/eval/NAME.json, with a suffix if that holds a result of another protocol."""
   path = workdir / 'eval' / f'{name}.json'
-  if path.exists() and read_result(path).get('protocol') != protocol:
+  if path.exists() and (read_result(path, print) or {}).get('protocol') != protocol:
     digest = zlib.crc32(json.dumps(protocol, sort_keys=True).encode())
     return path.with_stem(f'{name}-{digest:08x}')
   return path

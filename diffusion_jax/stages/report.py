@@ -1,5 +1,6 @@
 """--mode=report: every run below a folder in tables, plots and a panel, from the files they left."""
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from diffusion_jax.config.schema import Report
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.reporting import images, panel, plots, records, results_csv, scatter, tables
+from diffusion_jax.reporting import images, panel, plots, records, scatter
+from diffusion_jax.reporting import results as tables
 from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
 from diffusion_jax.reporting.panel import Denoising
 from diffusion_jax.reporting.records import Record
@@ -31,9 +33,11 @@ def run(experiment: Experiment, workdir: Path) -> None:
   folder = workdir / REPORT
   folder.mkdir(exist_ok=True)
   title = f'{len(results)} results of {len(runs)} runs below {workdir.name}'
+  texts = {'table.md': tables.markdown(title, results), 'table.csv': tables.csv_text(results)}
+  for name, text in texts.items():
+    files.write(folder / name, text)
   written = [
-    write_text(folder / 'table.md', tables.markdown(title, results)),
-    write_text(folder / 'table.csv', results_csv.text(results)),
+    *(folder / name for name in texts),
     *draw_scatter(folder, results, looks),
     *draw_curves(folder, runs, looks, remarks.append),
     *draw_panels(folder, runs, experiment.config.report, remarks.append),
@@ -85,34 +89,24 @@ def draw_panels(
   folder: Path, runs: Sequence[Run], sizes: Report, remark: Callable[[str], None]
 ) -> list[Path]:
   """panel*.png and panel*.gif, a pair for all models of the same data. Returns: what was written."""
-  groups: dict[tuple, list[Denoising]] = {}
-  names = {}
+  groups: dict[tuple, list[tuple[str, Denoising]]] = {}
   for found in runs:
-    if found.config.get('task') == 'autoencoder':
-      continue
-    model = denoising_of(found, remark)
+    is_sampled = found.config.get('task') != 'autoencoder'
+    model = denoising_of(found, remark) if is_sampled else None
     if model is not None:
-      name = found.data_name
-      labels = tuple(found.data.get('label_names') or ()) or name
+      labels = tuple(found.data.get('label_names') or ()) or found.data_name
       key = (labels, model.frames.shape[-1])
-      groups.setdefault(key, []).append(model)
-      names.setdefault(key, name)
+      groups.setdefault(key, []).append((found.data_name, model))
   written = []
-  for key, models in groups.items():
-    stem = 'panel'
+  for named in groups.values():
+    stem, models = 'panel', [model for _, model in named]
     if len(groups) > 1:
-      stem += '-' + re.sub(r'[^\w-]+', '-', names[key])
+      stem += '-' + re.sub(r'[^\w-]+', '-', named[0][0])
       taken = [path.stem for path in written]
-      numbers = (number for number in range(2, 1000) if f'{stem}-{number}' not in taken)
-      stem = f'{stem}-{next(numbers)}' if stem in taken else stem
+      others = (f'{stem}-{number}' for number in itertools.count(2))
+      stem = next(s for s in itertools.chain([stem], others) if s not in taken)
     png, gif = folder / f'{stem}.png', folder / f'{stem}.gif'
     images.save_png(png, panel.picture(models, sizes.num_classes, sizes.num_snapshots))
     images.save_gif(gif, panel.animation(models, sizes.num_classes))
     written += [png, gif]
   return written
-
-
-def write_text(path: Path, text: str) -> Path:
-  """Writes the file whole or not at all. Returns: the path."""
-  files.write(path, text)
-  return path

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from diffusion_jax.reporting.tables import markdown_table
+
 # Dense bfloat16 TFLOP/s on paper, by a part of the device's name; the first that fits.
 CHIPS = (
   ('H100 PCIe', 756.0),
@@ -34,9 +36,8 @@ def failures(record: dict[str, Any]) -> list[str]:
 
 def table(header: list[str], rows: list[list[str]]) -> str:
   """A Markdown table, numbers to the right."""
-  sides = ['---' if name in ('', 'check', 'what') else '---:' for name in header]
-  lines = [header, sides, *rows]
-  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+  words = [i for i, name in enumerate(header) if name in ('', 'check', 'what')]
+  return markdown_table(header, rows, left=words)
 
 
 def number(value: float | None, scale: float = 1.0) -> str:

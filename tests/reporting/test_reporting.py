@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.reporting.images import GAP, enlarge, grid, resize, save_gif, save_png
-from diffusion_jax.reporting.result_table import read_result, results_table
+from diffusion_jax.reporting.results import evaluation_table
+from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
 
 
@@ -87,7 +88,7 @@ def test_what_is_no_result_is_left_out_of_the_table(tmp_path, capsys):
   others = ['', '[]', '3', '{}', json.dumps({**good, 'metrics': []}), '{"protocol": {}}']
   for number_, content in enumerate(others):
     (tmp_path / f'other{number_}.json').write_text(content)
-    assert read_result(tmp_path / f'other{number_}.json') == {}
+    assert read_result(tmp_path / f'other{number_}.json', print) is None
   capsys.readouterr()
-  assert results_table(tmp_path, good).count('1.5') == 1
+  assert evaluation_table(tmp_path, good).count('1.5') == 1
   assert capsys.readouterr().out.count('left out') == len(others)
