@@ -12,14 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 RESIZE = 'box-halve, bicubic, centre crop'
 # What each file name may hold; `mislabelled` names the other cases.
-FORMATS = {
-  '.jpg': {'JPEG', 'MPO'},
-  '.jpeg': {'JPEG', 'MPO'},
-  '.png': {'PNG'},
-  '.webp': {'WEBP'},
-  '.bmp': {'BMP'},
-  '.gif': {'GIF'},
-}
+FORMATS = {'.jpg': {'JPEG', 'MPO'}, '.jpeg': {'JPEG', 'MPO'}}
+FORMATS |= {f'.{name}': {name.upper()} for name in ('png', 'webp', 'bmp', 'gif')}
 READ = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')  # MPO, several JPEGs in one, is opened as JPEG.
 MAX_ASPECT = 64
 BACKGROUND = 'white'  # Behind transparent pixels.

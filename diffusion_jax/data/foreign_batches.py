@@ -52,14 +52,9 @@ def write_tfds(paths: list[Path], folder: Path, file_format: str):
   image = tfds.features.Image(encoding_format='jpeg')
   label = tfds.features.ClassLabel(num_classes=classes)
   features = tfds.features.FeaturesDict({'image': image, 'label': label})
-  return tfds.dataset_builders.store_as_tfds_dataset(
-    f'benchmark_{file_format}',
-    '1.0.0',
-    features,
-    {'train': list(enumerate(examples))},
-    data_dir=folder,
-    file_format=file_format,
-  )
+  store = tfds.dataset_builders.store_as_tfds_dataset
+  name, splits = f'benchmark_{file_format}', {'train': list(enumerate(examples))}
+  return store(name, '1.0.0', features, splits, data_dir=folder, file_format=file_format)
 
 
 def tfds_batches(builder, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -28,16 +28,15 @@ class Imagenet100(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     ids = class_lists.read(self.builder_config.name, 'sorted').ids
+    features = {
+      'image': tfds.features.Image(encoding_format='jpeg'),
+      'label': tfds.features.ClassLabel(names=ids),
+      'file_name': tfds.features.Text(),
+    }
     return tfds.core.DatasetInfo(
       builder=self,
       description='100 classes of ILSVRC2012',
-      features=tfds.features.FeaturesDict(
-        {
-          'image': tfds.features.Image(encoding_format='jpeg'),
-          'label': tfds.features.ClassLabel(names=ids),
-          'file_name': tfds.features.Text(),
-        }
-      ),
+      features=tfds.features.FeaturesDict(features),
       supervised_keys=('image', 'label'),
       homepage='https://image-net.org/',
       disable_shuffling=True,
@@ -56,7 +55,5 @@ class Imagenet100(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, entries):
     for number, entry in enumerate(entries):
-      yield (
-        number,
-        {'image': entry.key.read(), 'label': entry.class_id, 'file_name': entry.name},
-      )
+      image = entry.key.read()
+      yield number, {'image': image, 'label': entry.class_id, 'file_name': entry.name}

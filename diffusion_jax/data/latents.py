@@ -151,11 +151,7 @@ def encode(
 
 
 def _fill(
-  path: Path,
-  shape: tuple[int, ...],
-  parts: list[np.ndarray],
-  encode_batch: Callable,
-  batch_size: int,
+  path: Path, shape: tuple, parts: list[np.ndarray], encode_batch: Callable, batch_size: int
 ) -> None:
   """Writes the rows that are missing, a batch at a time."""
   posterior, note = files.reserved_array(path, shape, np.float16, DONE), path.with_name(DONE)

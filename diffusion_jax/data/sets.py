@@ -94,24 +94,19 @@ def find(
     found = {path: meta for path, meta in found.items() if made_from(meta, source)} or found
   if len(found) == 1:
     return next(iter(found.items()))
+  wanted = _wanted(recipe, fingerprint)
   if found:
-    some = [
-      f'  --config.data.fingerprint={meta["fingerprint"]}  {path.name}, from '
-      f'{", ".join(sorted(sources(meta)))}'
-      for path, meta in found.items()
-    ]
-    some = '\n'.join(some)
-    wanted = _wanted(recipe, fingerprint)
-    raise InputError(f'{folder} holds {len(found)} prepared sets {wanted}: choose one by\n{some}')
+    lines = [f'{folder} holds {len(found)} prepared sets {wanted}: choose one by']
+    for path, meta in found.items():
+      origin = ', '.join(sorted(sources(meta)))
+      lines.append(f'  --config.data.fingerprint={meta["fingerprint"]}  {path.name}, from {origin}')
+    raise InputError('\n'.join(lines))
   refuse_damaged(folder, recipe, fingerprint)
-  raise InputError(
-    f'{what_is_there(folder, recipe, fingerprint)}\n'
-    'give the fields of one of them, or run the same command with --mode=prepare and '
-    '--config.data.source'
-    if prepared(folder)
-    else f'no prepared data {_wanted(recipe, fingerprint)} in {folder}; run the same command with '
-    '--mode=prepare and --config.data.source'
-  )
+  others = what_is_there(folder, recipe, fingerprint)
+  advice = 'run the same command with --mode=prepare and --config.data.source'
+  if others:
+    raise InputError(f'{others}\ngive the fields of one of them, or {advice}')
+  raise InputError(f'no prepared data {wanted} in {folder}; {advice}')
 
 
 def what_is_there(folder: Path, recipe: Mapping[str, Any], fingerprint: str = '') -> str:
@@ -129,12 +124,8 @@ def what_is_there(folder: Path, recipe: Mapping[str, Any], fingerprint: str = ''
 def _wanted(recipe: Mapping[str, Any], fingerprint: str) -> str:
   if fingerprint:
     return f'with fingerprint {fingerprint}'
-  parts = {
-    'name': '{!r}',
-    'image_size': '{} px',
-    'channels': '{} channels',
-    'class_list': 'class list {!r}',
-  }
+  parts = {'name': '{!r}', 'image_size': '{} px', 'channels': '{} channels'}
+  parts['class_list'] = 'class list {!r}'
   return ', '.join(form.format(recipe[key]) for key, form in parts.items() if key in recipe)
 
 

@@ -1,6 +1,5 @@
 """A folder of images inside a tar (plain or compressed) or a zip: read as a stream, never extracted."""
 
-import contextlib
 import dataclasses
 import lzma
 import tarfile
@@ -10,25 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffusion_jax.data.decode import BadImage
-from diffusion_jax.data.readers import imagenet
-from diffusion_jax.data.readers.base import (
-  Entry,
-  File,
-  Keep,
-  Listing,
-  Payload,
-  Slice,
-  checked_member,
-  printable,
-  stamp_of,
-  tree_listing,
-)
-from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.data.readers import base, imagenet
+from diffusion_jax.errors import InputError
 from diffusion_jax.runtime.patience import progress
 
 SUFFIXES = ('.tar', '.gz', '.tgz', '.bz2', '.xz', '.zip')
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 COMPRESSED = {b'\x1f\x8b': 'gz', b'BZ': 'bz2', b'\xfd7': 'xz'}
 
 
@@ -45,19 +31,21 @@ class Archive:
 
   @property
   def origin(self) -> str:
-    return printable(str(self.path))
+    return base.printable(str(self.path))
 
-  def listing(self, keep: Keep) -> Listing:
+  def listing(self, keep: base.Keep) -> base.Listing:
     """Raises: InputError for links and paths that lead outside; DamagedError if it is not whole."""
     files, folders = [], []
-    stamp = stamp_of(self.path.stat())
-    with told(self.path):
+    stamp = base.stamp_of(self.path.stat())
+    with base.told(self.path):
       members = progress(self._members(), 'listing', None, unit='file', leave=False)
       for name, is_folder, size, key in members:
         (folders if is_folder else files).append(
-          name if is_folder else File(name, size, f'{stamp} {size}', key)
+          name if is_folder else base.File(name, size, f'{stamp} {size}', key)
         )
-    return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}:{path}')
+    return base.tree_listing(
+      files, folders, self.origin, keep, lambda path: f'{self.origin}:{path}'
+    )
 
   def _members(self) -> Iterator[tuple[str, bool, int, int]]:
     """(path, whether a folder, size, key): an offset in a plain tar, else the member's number."""
@@ -65,7 +53,7 @@ class Archive:
       with zipfile.ZipFile(self.path) as file:
         for number, info in enumerate(file.infolist()):
           refuse_links(self.origin, info.filename, info.external_attr >> 28 == 0o12)
-          name = checked_member(info.filename, self.origin)
+          name = base.checked_member(info.filename, self.origin)
           if info.flag_bits & 1 or info.compress_type not in READABLE:
             how = (
               'encrypted' if info.flag_bits & 1 else f'compressed by method {info.compress_type}'
@@ -76,16 +64,16 @@ class Archive:
     with tarfile.open(self.path) as file:
       for number, member in enumerate(file):
         refuse_links(self.origin, member.name, not (member.isfile() or member.isdir()))
-        name = checked_member(member.name, self.origin)
+        name = base.checked_member(member.name, self.origin)
         key = member.offset_data if self.kind == 'tar' else number
         yield name, member.isdir(), member.size, key
-      imagenet.require_end(file)
+      base.require_end(file)
 
-  def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
-    with told(self.path):
+  def payloads(self, entries: Sequence[base.Entry]) -> Iterator[tuple[int, base.Payload]]:
+    with base.told(self.path):
       if self.kind == 'tar':
         for number, entry in enumerate(entries):
-          yield number, Slice(str(self.path), entry.key, entry.size)
+          yield number, base.Slice(str(self.path), entry.key, entry.size)
       elif self.kind == 'zip':
         with zipfile.ZipFile(self.path) as file:
           infos = file.infolist()
@@ -100,18 +88,6 @@ class Archive:
           for key, member in enumerate(file):
             if key in numbers:
               yield numbers[key], file.extractfile(member).read()
-
-
-@contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-  """What a broken archive raises becomes a DamagedError with its path."""
-  try:
-    yield
-  except PermissionError as error:
-    raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-  except BROKEN as error:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise DamagedError(f'{path}: not a whole archive ({reason}); fetch it again') from error
 
 
 def refuse_links(origin: str, name: str, is_special: bool) -> None:

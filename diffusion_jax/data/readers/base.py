@@ -1,15 +1,22 @@
-"""What every reader gives, and the layout of folders of images, on disk or in an archive."""
+"""What every reader gives, the layout of folders of images on disk or in an archive, and whole archives."""
 
+import bz2
+import contextlib
+import gzip
+import lzma
 import os
 import re
 import stat
+import tarfile
 import unicodedata
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
 from diffusion_jax.data.decode import FORMATS, BadImage
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import DamagedError, InputError
 
 # Folder -> split. Kaggle cuts ImageNet-100's train into train.X1 .. train.X4.
 SPLIT = re.compile(r'(train|validation|val|test)(?:\.X\d*)?', re.IGNORECASE)
@@ -19,6 +26,7 @@ EXPECTED = (
   'in one folder, without classes'
 )
 FLAT = 'images'  # The only class where no image lies in a class folder.
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 HIDDEN = ('.', '__MACOSX')
 CONTROL = ('Cc', 'Zl', 'Zp')  # Of Unicode: control characters, and what separates lines.
 
@@ -159,9 +167,8 @@ def tree_listing(
       raise InputError(f'{origin}: {file.path} lies in no class folder; {EXPECTED}')
     class_ids.add(parts[0])
     if keep(parts[0]):
-      name = '/'.join(parts[1:])
-      entry = Entry(split, parts[0], name, where(file.path), file.size, file.stamp, file.key)
-      entries.append(entry)
+      place, name = where(file.path), '/'.join(parts[1:])
+      entries.append(Entry(split, parts[0], name, place, file.size, file.stamp, file.key))
   if not is_flat:
     _require_images(entries, folders, depth, splits, origin, keep)
   return Listing(entries, sorted(class_ids), notes)
@@ -169,12 +176,9 @@ def tree_listing(
 
 def _left_out(given: Sequence[File], unique: Sequence[File]) -> list[str]:
   """A note for each kind of file that is not used."""
-  kinds = {
-    'hidden files': [f for f in unique if is_hidden(f.path)],
-    'files that are no images by their names': [
-      f for f in unique if not is_hidden(f.path) and not is_image(f.path)
-    ],
-  }
+  hidden = [f for f in unique if is_hidden(f.path)]
+  others = [f for f in unique if not is_hidden(f.path) and not is_image(f.path)]
+  kinds = {'hidden files': hidden, 'files that are no images by their names': others}
   notes = [f'left out, {n}: {len(fs)}, such as {fs[0].path}' for n, fs in kinds.items() if fs]
   twice = len(given) - len(unique)
   return notes + ([f'left out, earlier files of the same path: {twice}'] if twice else [])
@@ -230,3 +234,30 @@ def _require_images(entries, folders, depth, splits, origin, keep) -> None:
     raise InputError(
       f'{origin}: classes {", ".join(sorted(strangers)[:5])} are held out but not in train'
     )
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+  """What a broken archive raises becomes a DamagedError with its path."""
+  try:
+    yield
+  except PermissionError as error:
+    raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+  except BROKEN as error:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise DamagedError(f'{path}: not a whole archive ({reason}); fetch it again') from error
+
+
+def require_end(file: tarfile.TarFile) -> None:
+  """Raises: tarfile.ReadError if a fully listed tar does not end with its end mark.
+
+  tarfile takes a broken or missing header in the middle for the end. Reads on to the end of the
+  file, because a compressed one has its checksum there.
+  """
+  compressed = isinstance(file.fileobj, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile))
+  if not compressed:  # Where going back is cheap, the first of two empty blocks; else the second.
+    file.fileobj.seek(file.offset)
+  if file.fileobj.read(512) != bytes(512):
+    raise tarfile.ReadError(f'no end mark after byte {file.offset:,}: cut short or damaged')
+  while compressed and file.fileobj.read(2**20):
+    pass

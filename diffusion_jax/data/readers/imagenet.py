@@ -4,25 +4,14 @@ ILSVRC2012_img_train.tar is a tar of one tar a class, ILSVRC2012_img_val.tar is 
 of the latter are numbers in the devkit, whose meta.mat says which WNID each number means.
 """
 
-import bz2
 import dataclasses
-import gzip
 import io
-import lzma
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax.data.readers.base import (
-  Entry,
-  Keep,
-  Listing,
-  Payload,
-  Slice,
-  checked_member,
-  stamp_of,
-)
+from diffusion_jax.data.readers import base
 from diffusion_jax.errors import DamagedError, InputError
 
 TRAIN = 'ILSVRC2012_img_train.tar'
@@ -42,56 +31,52 @@ class ILSVRC2012:
   def origin(self) -> str:
     return str(self.folder)
 
-  def listing(self, keep: Keep) -> Listing:
+  def listing(self, keep: base.Keep) -> base.Listing:
     """Reads headers only. Raises: InputError if an archive is not what its name says."""
-    from diffusion_jax.data.readers.archive import told
-
     path = self.folder / TRAIN
     entries, class_ids = [], []
-    with told(path), tarfile.open(path) as outer:
+    with base.told(path), tarfile.open(path) as outer:
       for member in outer:
-        class_id = Path(checked_member(member.name, str(path))).stem
+        class_id = Path(base.checked_member(member.name, str(path))).stem
         if not member.isfile() or not re.fullmatch(r'n\d{8}', class_id):
           raise InputError(f'{path}: found member {member.name!r}, expected one WNID.tar a class')
         class_ids.append(class_id)
         if keep(class_id):
           entries += self._class_entries(outer, member, class_id)
-      require_end(outer)
+      base.require_end(outer)
     entries += self._validation(keep)
-    return Listing(entries, sorted(class_ids), [])
+    return base.Listing(entries, sorted(class_ids), [])
 
   def _class_entries(self, outer: tarfile.TarFile, tar: tarfile.TarInfo, class_id: str):
     path = self.folder / TRAIN
     with tarfile.open(fileobj=outer.extractfile(tar)) as inner:
       found = [self._entry(path, 'train', class_id, m, tar.offset_data) for m in inner]
-      require_end(inner)
+      base.require_end(inner)
     if not found:
       raise InputError(f'{path}: class {class_id} has no images (member {tar.name})')
     return found
 
-  def _entry(self, path: Path, split: str, class_id: str, member: tarfile.TarInfo, base: int):
-    name = checked_member(member.name, str(path))
+  def _entry(self, path: Path, split: str, class_id: str, member: tarfile.TarInfo, start: int):
+    name = base.checked_member(member.name, str(path))
     if not member.isfile():
       raise InputError(f'{path}: member {name!r} is a link or a device, which is refused')
-    key = Slice(str(path), base + member.offset_data, member.size)
-    where, stamp = f'{path}:{class_id}/{name}', stamp_of(path.stat())
-    return Entry(split, class_id, name, where, member.size, stamp, key)
+    key = base.Slice(str(path), start + member.offset_data, member.size)
+    where, stamp = f'{path}:{class_id}/{name}', base.stamp_of(path.stat())
+    return base.Entry(split, class_id, name, where, member.size, stamp, key)
 
-  def _validation(self, keep: Keep) -> list[Entry]:
-    from diffusion_jax.data.readers.archive import told
-
+  def _validation(self, keep: base.Keep) -> list[base.Entry]:
     path = self.folder / VALIDATION
-    with told(path), tarfile.open(path) as file:
+    with base.told(path), tarfile.open(path) as file:
       members = sorted(file, key=lambda member: member.name)
-      require_end(file)
-    with told(self.folder / DEVKIT):
+      base.require_end(file)
+    with base.told(self.folder / DEVKIT):
       classes = validation_classes(self.folder / DEVKIT)
     if len(members) != len(classes):
       raise InputError(f'{path}: {len(members)} images, but {DEVKIT} has labels for {len(classes)}')
     pairs = zip(members, classes)
     return [self._entry(path, 'holdout', c, member, 0) for member, c in pairs if keep(c)]
 
-  def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
+  def payloads(self, entries: Sequence[base.Entry]) -> Iterator[tuple[int, base.Payload]]:
     for number, entry in enumerate(entries):
       yield number, entry.key
 
@@ -120,21 +105,6 @@ def validation_classes(devkit: Path) -> list[str]:
   if unknown:
     raise InputError(f'{devkit}: {GROUND_TRUTH} has labels {unknown[:5]} that meta.mat lacks')
   return [wnids[number] for number in numbers]
-
-
-def require_end(file: tarfile.TarFile) -> None:
-  """Raises: tarfile.ReadError if a fully listed tar does not end with its end mark.
-
-  tarfile takes a broken or missing header in the middle for the end. Reads on to the end of the
-  file, because a compressed one has its checksum there.
-  """
-  compressed = isinstance(file.fileobj, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile))
-  if not compressed:  # Where going back is cheap, the first of two empty blocks; else the second.
-    file.fileobj.seek(file.offset)
-  if file.fileobj.read(512) != bytes(512):
-    raise tarfile.ReadError(f'no end mark after byte {file.offset:,}: cut short or damaged')
-  while compressed and file.fileobj.read(2**20):
-    pass
 
 
 def _folder(source: str) -> Path:

@@ -28,10 +28,8 @@ class TFDS:
   def listing(self, keep: Keep) -> Listing:
     """One pass over the labels."""
     class_names = self.builder.info.features['label'].names
-    splits = {'train': 'train'}
-    holdout = next((name for name in HOLDOUT_NAMES if name in self.builder.info.splits), None)
-    if holdout:
-      splits[holdout] = 'holdout'
+    held = [name for name in HOLDOUT_NAMES if name in self.builder.info.splits][:1]
+    splits = {'train': 'train', **dict.fromkeys(held, 'holdout')}
     entries, stamp = [], f'{self.builder.info.full_name} {self.builder.data_dir}'
     for source_split, split in splits.items():
       examples = self._examples(source_split, {'label'})
@@ -61,17 +59,11 @@ class TFDS:
     as_stored = {'image': tfds.decode.SkipDecoding()}
     if self.builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # Not for tf.data.
       return iter(self.builder.as_data_source(split=split, decoders=as_stored))
-    wanted = {name: True for name in fields}
     decoders = as_stored if 'image' in fields else None
-    decoders = tfds.decode.PartialDecoding(wanted, decoders=decoders)
-    return iter(
-      self.builder.as_dataset(
-        split=split,
-        shuffle_files=False,
-        decoders=decoders,
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, add_tfds_id=False),
-      ).as_numpy_iterator()
-    )
+    decoders = tfds.decode.PartialDecoding(dict.fromkeys(fields, True), decoders=decoders)
+    read = tfds.ReadConfig(interleave_cycle_length=1, add_tfds_id=False)
+    options = {'shuffle_files': False, 'decoders': decoders, 'read_config': read}
+    return iter(self.builder.as_dataset(split=split, **options).as_numpy_iterator())
 
 
 def matches(source: str) -> bool:

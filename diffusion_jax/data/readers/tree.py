@@ -5,18 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffusion_jax.data.readers import imagenet
-from diffusion_jax.data.readers.base import (
-  Entry,
-  File,
-  Keep,
-  Listing,
-  Payload,
-  Slice,
-  printable,
-  stamp_of,
-  tree_listing,
-)
+from diffusion_jax.data.readers import base, imagenet
 from diffusion_jax.errors import InputError
 from diffusion_jax.runtime.patience import progress
 
@@ -30,41 +19,43 @@ class Tree:
 
   @property
   def origin(self) -> str:
-    return printable(str(self.root))
+    return base.printable(str(self.root))
 
-  def listing(self, keep: Keep) -> Listing:
+  def listing(self, keep: base.Keep) -> base.Listing:
     """Symbolic links are followed: they are the user's own. Raises: InputError if they form a loop."""
-    files: list[File] = []
+    files: list[base.File] = []
     folders: list[str] = []
 
     def walk(path: str, relative: str, above: frozenset[str]) -> None:
       real = os.path.realpath(path)
       if real in above:
-        raise InputError(f'{printable(path)}: a symbolic link to a folder that it lies in')
+        raise InputError(f'{base.printable(path)}: a symbolic link to a folder that it lies in')
       try:
         with os.scandir(path) as items:
           found = sorted(items, key=lambda item: item.name)
       except OSError as error:
-        raise InputError(f'{printable(path)}: cannot be read ({error.strerror})') from error
+        raise InputError(f'{base.printable(path)}: cannot be read ({error.strerror})') from error
       bar.update(len(found))
       for item in found:
-        name = printable(f'{relative}/{item.name}' if relative else item.name)
+        name = base.printable(f'{relative}/{item.name}' if relative else item.name)
         if item.is_dir():
           folders.append(name)
           walk(item.path, name, above | {real})
         elif item.is_file():
           status = item.stat()
-          files.append(File(name, status.st_size, stamp_of(status), item.path))
+          files.append(base.File(name, status.st_size, base.stamp_of(status), item.path))
         else:  # A dangling link is a file that cannot be read.
-          files.append(File(name, 0, '', item.path))
+          files.append(base.File(name, 0, '', item.path))
 
     with progress(None, 'listing', None, unit='file', leave=False) as bar:
       walk(str(self.root), '', frozenset())
-    return tree_listing(files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}')
+    return base.tree_listing(
+      files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}'
+    )
 
-  def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
+  def payloads(self, entries: Sequence[base.Entry]) -> Iterator[tuple[int, base.Payload]]:
     for number, entry in enumerate(entries):
-      yield number, Slice(entry.key)
+      yield number, base.Slice(entry.key)
 
 
 def matches(source: str) -> bool:
