@@ -370,8 +370,8 @@ RUNTIME = _faults(
   (
     'the worst checkpoints are kept where higher is better',
     'checkpoint.py',
-    "          reverse=best_mode == 'min',",
-    '          reverse=True,',
+    "'reverse': best_mode == 'min'",
+    "'reverse': True",
   ),
   (
     'the best step is the lowest where higher is better',

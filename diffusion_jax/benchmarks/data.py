@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax.benchmarks import timing
 from diffusion_jax.benchmarks.timing import Speeds, seconds
 from diffusion_jax.config.options import option
 from diffusion_jax.data import foreign_batches
@@ -57,10 +58,7 @@ class Data:
     }
     parts = [f'\n{os.uname().machine}, {cores()} cores, {jax.devices()[0].device_kind}']
     for part, speeds in results.items():
-      rows = [
-        [name, f'{np.median(s):,.0f}', f'{min(s):,.0f} .. {max(s):,.0f}']
-        for name, s in speeds.items()
-      ]
+      rows = timing.rows(speeds, ',.0f')
       parts.append(f'\n{titles[part]}\n\n{table(["reader", "images/s", "range"], rows)}')
     return '\n'.join(parts) + '\n'
 
@@ -77,15 +75,12 @@ def data_speeds(bench: Data, folder: Path) -> Speeds:
   packed = functools.partial(
     train_batches, source, seed=0, batch_size=size, start_step=0, stop_step=bench.batches + WARM_UP
   )
-  slow = min(bench.batches, SLOW_BATCHES)
+  slow, by_random = min(bench.batches, SLOW_BATCHES), foreign_batches.tfds_random_access_batches
   readers = {
     'prepared data': (packed, bench.batches),
     'folder of JPEG files, tf.data': (lambda: foreign_batches.folder_batches(paths, size), slow),
     'TFDS, shuffled stream': (lambda: foreign_batches.tfds_batches(stream, size), slow),
-    'TFDS, random access': (
-      lambda: foreign_batches.tfds_random_access_batches(by_number, size),
-      slow,
-    ),
+    'TFDS, random access': (lambda: by_random(by_number, size), slow),
   }
   consume = make_consumer(experiment)
   speeds: Speeds = {name: [] for name in readers}
@@ -133,21 +128,15 @@ def preparation_speeds(bench: Data, folder: Path) -> Speeds:
     experiment.datasets.images('train'), photos, bench.num_photos, scale
   )
   recipe = Recipe('bench', data.image_size, 3, 'all', 'sorted', 0, 0)
-  one = {
-    'plain loop, one process': lambda number: foreign_batches.plain_pil(paths, data.image_size)
-  }
-  runs = one | {
-    f'--mode=prepare, {count} process{"es" * (count > 1)}': (
-      lambda number, count=count: prepare(
-        str(photos),
-        recipe,
-        folder / f'prepared-{count}-{number}',
-        max_bad_fraction=0,
-        workers=count,
-      )
-    )
-    for count in sorted({1, cores()})
-  }
+
+  def ours(count, number):
+    target = folder / f'prepared-{count}-{number}'
+    prepare(str(photos), recipe, target, max_bad_fraction=0, workers=count)
+
+  runs = {'plain loop, one process': lambda _: foreign_batches.plain_pil(paths, data.image_size)}
+  for count in sorted({1, cores()}):
+    title = f'--mode=prepare, {count} process{"es" * (count > 1)}'
+    runs[title] = functools.partial(ours, count)
   speeds: Speeds = {name: [] for name in runs}
   for number in range(bench.repeats):
     print(f'preparing, repeat {number + 1} of {bench.repeats}', flush=True)

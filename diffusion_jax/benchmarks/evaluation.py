@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from diffusion_jax.benchmarks import timing
 from diffusion_jax.benchmarks.timing import Speeds, seconds
 from diffusion_jax.config.options import option
 from diffusion_jax.data.arrays import Arrays
@@ -76,9 +77,8 @@ class Evaluation:
     extract(extractor, images[: 2 * extractor.batch_size])  # Compiles.
     for repeat in range(self.repeats):
       print(f'repeat {repeat + 1} of {self.repeats}', flush=True)
-      speeds['features'][ours].append(
-        len(images) / seconds(functools.partial(extract, extractor, images))
-      )
+      extracting = seconds(functools.partial(extract, extractor, images))
+      speeds['features'][ours].append(len(images) / extracting)
       speeds['total'][ours].append(seconds(functools.partial(self._total, images)))
       for size, name in theirs.items():
         found = time_torch_fidelity(folder, size, self.num_features)
@@ -111,13 +111,9 @@ class Evaluation:
       f'\n{cores()} cores, {jax.devices()[0].device_kind}; torch-fidelity {torch_fidelity.version()}'
     ]
     for part, title in PARTS.items():
-      medians = {name: float(np.median(values)) for name, values in results[part].items()}
-      ours = next(iter(medians.values()))
-      rows = []
-      for name, values in results[part].items():
-        ratio = ours / medians[name] if part == 'features' else medians[name] / ours
-        spread = f'{min(values):.3g} .. {max(values):.3g}'
-        rows.append([name, f'{medians[name]:.3g}', spread, f'{ratio:.2f}x'])
+      medians = [float(np.median(values)) for values in results[part].values()]
+      ratios = [m / medians[0] if part != 'features' else medians[0] / m for m in medians]
+      rows = [[*row, f'{r:.2f}x'] for row, r in zip(timing.rows(results[part], '.3g'), ratios)]
       text = title.format(num_images=self.num_images, num_features=self.num_features)
       parts.append(f'\n{text}\n\n{table(["", "median", "range", "ours is faster by"], rows)}')
     return '\n'.join(parts) + '\n'
@@ -131,9 +127,8 @@ def extract(extractor: Extractor, images: np.ndarray) -> FeatureSet:
 def some_features(count: int, seed: int) -> np.ndarray:
   """(count, 2048) float32, correlated and not negative, as Inception's are; a function of the seed."""
   rng = np.random.default_rng(seed)
-  mixed = rng.standard_normal((count, 256), np.float32) @ rng.standard_normal(
-    (256, 2048), np.float32
-  )
+  few = rng.standard_normal((count, 256), np.float32)
+  mixed = few @ rng.standard_normal((256, 2048), np.float32)
   return np.maximum(mixed / 16 + 0.1 * rng.standard_normal((count, 2048), np.float32), 0)
 
 
@@ -158,18 +153,13 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
 
   images = torch.from_numpy(np.load(f'{folder}/images.npy')).permute(0, 3, 1, 2).contiguous()
   images = images.expand(-1, 3, -1, -1)
-  state = {
-    name: torch.from_numpy(x) for name, x in load_file(f'{folder}/weights.safetensors').items()
-  }
-  torch.save(state, f'{folder}/weights.pth')
-  common = dict(
-    cuda=torch.cuda.is_available(),
-    batch_size=batch_size,
-    verbose=False,
-    save_cpu_ram=True,  # No worker processes: the images are in memory.
-    cache=False,
-    feature_extractor_weights_path=f'{folder}/weights.pth',
+  state = load_file(f'{folder}/weights.safetensors')
+  torch.save({n: torch.from_numpy(x) for n, x in state.items()}, f'{folder}/weights.pth')
+  # save_cpu_ram: no worker processes, for the images are in memory.
+  how = dict(
+    cuda=torch.cuda.is_available(), batch_size=batch_size, verbose=False, save_cpu_ram=True
   )
+  common = dict(how, cache=False, feature_extractor_weights_path=f'{folder}/weights.pth')
 
   class Images(torch.utils.data.Dataset):
     def __init__(self, images):
@@ -184,12 +174,7 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
   layers = ['2048', 'logits_unbiased']
   network = utils.create_feature_extractor('inception-v3-compat', layers, **common)
   features: Callable = functools.partial(
-    utils.get_featuresdict_from_dataset,
-    feat_extractor=network,
-    batch_size=batch_size,
-    cuda=common['cuda'],
-    save_cpu_ram=True,
-    verbose=False,
+    utils.get_featuresdict_from_dataset, feat_extractor=network, **how
   )
   features(Images(images[: 2 * batch_size]))
   found = {'features': seconds(lambda: features(Images(images)))}
@@ -204,11 +189,8 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
     found['our_distance'] = seconds(lambda: distance(*sets))
   half = len(images) // 2
   halves = dict(input1=Images(images[:half]), input2=Images(images[half:]))
-  found['total'] = seconds(
-    lambda: theirs.calculate_metrics(
-      **halves, **common, fid=True, isc=True, feature_extractor='inception-v3-compat'
-    )
-  )
+  asked = dict(fid=True, isc=True, feature_extractor='inception-v3-compat')
+  found['total'] = seconds(lambda: theirs.calculate_metrics(**halves, **common, **asked))
   print(json.dumps(found))
 
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 Speeds = dict[str, list[float]]  # Name -> a number a repeat; the median counts.
 
 
@@ -15,3 +17,11 @@ def seconds(run: Callable[[], Any]) -> float:
   began = time.perf_counter()
   run()
   return time.perf_counter() - began
+
+
+def rows(speeds: Speeds, form: str) -> list[list[str]]:
+  """A row of a table for each name: itself, the median, the range."""
+  return [
+    [name, f'{np.median(s):{form}}', f'{min(s):{form}} .. {max(s):{form}}']
+    for name, s in speeds.items()
+  ]

@@ -3,7 +3,6 @@
 list the source -> classes and splits -> a place for every image -> decode -> digests -> rename
 """
 
-import datetime
 import hashlib
 import os
 import shutil
@@ -17,7 +16,7 @@ from diffusion_jax.data import packed, packing, sets
 from diffusion_jax.data.decode import RESIZE
 from diffusion_jax.data.plan import Plan, Recipe, contradictions, make_plan, substitutes_for
 from diffusion_jax.errors import InputError, listed
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, provenance
 
 LISTED = 20  # Bad files in a message.
 
@@ -119,7 +118,7 @@ def _fill(
   made = {
     'source': reader.origin,
     'form': reader.form,
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'time': provenance.now(),
     'recipe': recipe.mapping(),
     'identity': identity,
   }

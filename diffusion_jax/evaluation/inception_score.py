@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import log_softmax, logsumexp
 
 from diffusion_jax.config.options import COUNT, option
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, with_deviation
 
 PERMUTATION_SEED = 2020  # As torch-fidelity's.
 
@@ -42,7 +42,4 @@ class InceptionScore(Metric):
     order = np.random.RandomState(PERMUTATION_SEED).permutation(count)
     bounds = [i * count // self.splits for i in range(1, self.splits)]
     scores = [score(samples.logits[part]) for part in np.split(order, bounds)]
-    return {
-      'inception_score': float(np.mean(scores)),
-      'inception_score_std': float(np.std(scores)),
-    }
+    return with_deviation('inception_score', scores)

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from diffusion_jax.config.options import COUNT, at_least, option
-from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_images
+from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_images, with_deviation
 
 SUBSET_SEED = 2020  # As torch-fidelity's.
 
@@ -56,7 +56,4 @@ class KID(Metric):
       squared_mmd(*(s[rng.choice(len(s), self.subset_size, replace=False)] for s in sets))
       for _ in range(self.subsets)
     ]
-    return {
-      'kernel_distance': float(np.mean(values)),
-      'kernel_distance_std': float(np.std(values)),
-    }
+    return with_deviation('kernel_distance', values)

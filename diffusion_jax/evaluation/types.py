@@ -101,3 +101,8 @@ def require_images(sizes: Sizes, option: str, got: int, least: int, allowed: str
     raise ValueError(
       f'{option}: got {got}, allowed {allowed} the {sets[what]} images of the {what}'
     )
+
+
+def with_deviation(name: str, values: Sequence[float]) -> dict[str, float]:
+  """The mean of some values as NAME and their deviation as NAME_std."""
+  return {name: float(np.mean(values)), f'{name}_std': float(np.std(values))}

@@ -54,6 +54,13 @@ def _with_names(canvas: np.ndarray, names: Sequence[str], pitch: int) -> np.ndar
   return np.asarray(picture)
 
 
+def pairs(real: np.ndarray, made: np.ndarray, columns: int) -> np.ndarray:
+  """(N, H, W, C) twice -> a picture with `columns` pairs a row; what fills no row but the first is left out."""
+  count = len(real) // columns * columns or len(real)
+  both = np.stack([real, made], axis=1)[:count]  # (N, 2, H, W, C)
+  return grid(both.reshape(-(-count // columns), -1, *real.shape[1:]))
+
+
 def captioned(images: np.ndarray, names: Sequence[str], columns: int = 10) -> np.ndarray:
   """(N, H, W, 1 or 3) uint8 and a name each -> one (H', W', 3) picture, the names below."""
   images = enlarge(images, MIN_SIDE_CAPTIONED)

@@ -125,27 +125,19 @@ class Checkpoints:
       return worst if value is None else value
 
     if keep_best:
-      keep.append(
-        managers.BestN(
-          get_metric_fn=score,
-          reverse=best_mode == 'min',
-          n=keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+      best = {'get_metric_fn': score, 'n': keep_best, 'reverse': best_mode == 'min'}
+      keep.append(managers.BestN(**best, keep_checkpoints_without_metrics=False))
     self._best = min if best_mode == 'min' else max
     self._best_metric = best_metric
-    self._manager = _Manager(
-      self.directory,
-      item_names=('state', 'checksums'),
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=managers.AnyPreservationPolicy(keep),
-        create=not read_only,
-        read_only=read_only,
-        best_fn=score,
-        best_mode=best_mode,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=managers.AnyPreservationPolicy(keep),
+      create=not read_only,
+      read_only=read_only,
+      best_fn=score,
+      best_mode=best_mode,
     )
+    items = ('state', 'checksums')
+    self._manager = _Manager(self.directory, item_names=items, options=options)
 
   def steps(self) -> list[int]:
     """Finished steps, oldest first."""
@@ -163,14 +155,9 @@ class Checkpoints:
   def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
     """Starts writing in the background. Raises: InputError if the previous save failed."""
     with self._writing():
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          state=ocp.args.StandardSave(state), checksums=ocp.args.JsonSave(checksums(state))
-        ),
-        metrics=metrics or None,
-        force=True,
-      )
+      sums = ocp.args.JsonSave(checksums(state))
+      items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=sums)
+      self._manager.save(step, args=items, metrics=metrics or None, force=True)
 
   def check(self) -> None:
     """Never waits. Raises: InputError if a save that ended since the last call has failed."""

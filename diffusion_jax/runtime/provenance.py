@@ -1,14 +1,26 @@
 """What made a result: versions of the packages that compute, and the commit of this code."""
 
+import datetime
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'scipy')
 ROOT = Path(__file__).parents[2]
+
+
+def now() -> str:
+  """UTC, to the second."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def of_result() -> dict[str, Any]:
+  """What every result says of its making: versions, commit and time."""
+  return {'versions': versions(), 'commit': commit(), 'time': now()}
 
 
 def versions() -> dict[str, str]:

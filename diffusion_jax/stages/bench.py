@@ -3,7 +3,6 @@
 What is measured, config.bench.name says: a file of diffusion_jax/benchmarks.
 """
 
-import datetime
 import platform
 import tempfile
 from pathlib import Path
@@ -26,12 +25,10 @@ def run(experiment: Experiment, workdir: Path) -> None:
   with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:
     results = benchmark.measure(Path(folder))
   settings = {
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'machine': platform.machine(),
     'cores': cores(),
     'device': jax.devices()[0].device_kind,
-    'versions': provenance.versions(),
-    'commit': provenance.commit(),
+    **provenance.of_result(),
     'bench': {'name': bench.subject.name, 'repeats': bench.repeats, **bench.subject.options},
     'data': experiment.meta['fingerprint'],
     'data_bytes': experiment.meta['images_bytes'],

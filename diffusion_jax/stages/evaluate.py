@@ -3,7 +3,6 @@
 Of an autoencoder (task 'autoencoder'): those of the held-out images' reconstructions.
 """
 
-import datetime
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -186,7 +185,8 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
   name = f'reconstruction-{restored.step}'
   metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
   metrics.pop('label_accuracy', None)
-  hosts.from_first(lambda: save_pairs(workdir, name, real[:20], made[:20]))
+  path, drawn = workdir / 'eval' / f'{name}.png', images.pairs(real[:20], made[:20], 4)
+  hosts.from_first(lambda: images.save_png(path, drawn))
   return {
     'name': 'reconstruction',
     **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': float(psnr(error).mean())}}]),
@@ -195,15 +195,6 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
     'samples': {'step': restored.step, 'ema': experiment.config.sample.ema},
     **made_by(evaluator, warnings),
   }
-
-
-def save_pairs(workdir: Path, name: str, real: np.ndarray, made: np.ndarray) -> None:
-  """DIR/eval/NAME.png: images, each with its reconstruction at its right."""
-  pairs = np.stack([real, made], axis=1)  # (N, 2, H, W, C)
-  count = len(pairs) // 4 * 4 or 1
-  rows, columns = (-1, 8) if count >= 4 else (1, 2)
-  path = workdir / 'eval' / f'{name}.png'
-  images.save_png(path, images.grid(pairs[:count].reshape(rows, columns, *real.shape[1:])))
 
 
 def checked(evaluator: Evaluator, count: int) -> list[str]:
@@ -222,9 +213,7 @@ def made_by(evaluator: Evaluator, warnings: Sequence[str]) -> dict[str, Any]:
     'parameters': cost.num_parameters(evaluator.experiment.abstract_state.params),
     'features_notes': dict(evaluator.network.notes),
     'warnings': list(warnings),
-    'versions': provenance.versions(),
-    'commit': provenance.commit(),
-    'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    **provenance.of_result(),
   }
 
 
@@ -245,10 +234,8 @@ def real_baseline(evaluator: Evaluator, num_samples: int) -> dict[str, Any]:
   train = evaluator.experiment.datasets.images('train')
   count = min(num_samples, train.num_examples)
   indices = np.linspace(0, train.num_examples - 1, count).round().astype(int)
-  return {
-    'num_images': count,
-    'metrics': evaluator.measure_images(train, indices, evaluator.cache),
-  }
+  metrics = evaluator.measure_images(train, indices, evaluator.cache)
+  return {'num_images': count, 'metrics': metrics}
 
 
 def draw_neighbours(

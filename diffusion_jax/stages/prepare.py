@@ -27,7 +27,7 @@ from diffusion_jax.runtime import mesh
 
 MAX_CELLS = 100  # Of the picture.
 NUM_RECONSTRUCTED = 64
-PAIRS = 5  # A row of latents.png.
+PAIRS, SHOWN = 5, 20  # A row, and in all of latents.png.
 LISTED = 10  # Bad files on the screen; all of them stand in data.json.
 
 
@@ -51,22 +51,12 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
   data, datasets = experiment.config.data, experiment.datasets
   rebuilt = rebuild_descriptions(datasets.folder, workdir)
   if rebuilt and not data.source:
-    tell_images(*rebuilt[0], workdir)
-    return
-  if not data.source:
-    raise InputError(
-      'config.data.source is empty; allowed a folder of images, a .tar, .tar.gz or .zip of one, the '
-      "folder of ILSVRC2012's archives, a TFDS name such as 'cifar10', or 'digits'"
-    )
-  folder, meta = prepare(
-    data.source,
-    datasets.recipe,
-    datasets.folder,
-    max_bad_fraction=data.max_bad_fraction,
-    workers=data.workers,
-    num_classes=experiment.config.num_classes,
-  )
-  tell_images(folder, meta, workdir)
+    made = rebuilt[0]
+  else:
+    options = {'max_bad_fraction': data.max_bad_fraction, 'workers': data.workers}
+    options['num_classes'] = experiment.config.num_classes
+    made = prepare(data.source, datasets.recipe, datasets.folder, **options)
+  tell_images(*made, workdir)
 
 
 def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mapping[str, Any]]]:
@@ -147,15 +137,11 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
     print(f'{latents.folder_of(folder, made)}: made already, and whole')
   else:
     packed.verify(folder, meta, full=config.data.verify == 'full')
-    made = latents.encode(
-      folder,
-      meta,
-      {'fingerprint': first.fingerprint, 'origin': first.origin},
-      experiment.x0_shape,
-      compile_encode(experiment),
-      batch_size=config.vae.batch_size * mesh.batch_shards(experiment.mesh),
-      mirrored=config.data.flip,
-    )
+    encode, shape = compile_encode(experiment), experiment.x0_shape
+    by = {'fingerprint': first.fingerprint, 'origin': first.origin}
+    size = config.vae.batch_size * mesh.batch_shards(experiment.mesh)
+    options = {'batch_size': size, 'mirrored': config.data.flip}
+    made = latents.encode(folder, meta, by, shape, encode, **options)
   quality, drawn = reconstructions(experiment, folder, meta, made)
   images.save_png(workdir / 'latents.png', drawn)
   statistics = made['statistics']
@@ -206,10 +192,7 @@ def reconstructions(
   decoded = jax.jit(experiment.to_images)(experiment.decoder, identity, placed)
   decoded = jax.device_get(decoded)[:count]
   error = (decoded.astype(np.float32) - real) / 127.5
-  shown = min(count, 20) // PAIRS * PAIRS or count
-  pairs = np.stack([real, decoded], axis=1)[:shown]
-  rows = max(shown // PAIRS, 1)
-  return float(psnr(error).mean()), images.grid(pairs.reshape(rows, -1, *real.shape[1:]))
+  return float(psnr(error).mean()), images.pairs(real[:SHOWN], decoded[:SHOWN], PAIRS)
 
 
 def summary(meta: Mapping[str, Any]) -> str:

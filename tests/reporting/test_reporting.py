@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.reporting.images import GAP, enlarge, grid, resize, save_gif, save_png
+from diffusion_jax.reporting.images import GAP, enlarge, grid, pairs, resize, save_gif, save_png
 from diffusion_jax.reporting.results import evaluation_table
 from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
@@ -92,3 +92,13 @@ def test_what_is_no_result_is_left_out_of_the_table(tmp_path, capsys):
   capsys.readouterr()
   assert evaluation_table(tmp_path, good).count('1.5') == 1
   assert capsys.readouterr().out.count('left out') == len(others)
+
+
+@pytest.mark.parametrize('count, shape', [(9, (2, 8)), (3, (1, 6)), (4, (1, 8))])
+def test_pairs_stand_side_by_side(count, shape):
+  real = np.arange(count, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 48, 48, 1), np.uint8)
+  picture = pairs(real, real + 100, 4)
+  assert picture.shape == (*(n * (48 + GAP) + GAP for n in shape), 3)
+  centres = picture[GAP + 24 :: 48 + GAP, GAP + 24 :: 48 + GAP, 0].reshape(-1, 2)
+  expected = np.arange(shape[0] * shape[1] // 2)
+  np.testing.assert_array_equal(centres, np.stack([expected, expected + 100], axis=1))

@@ -7,7 +7,7 @@ A reader is a file that defines `matches(source) -> bool`, true for one reader a
 import importlib
 import pkgutil
 
-from diffusion_jax.data.readers.base import Reader
+from diffusion_jax.data.readers.base import SOURCES, Reader
 from diffusion_jax.errors import InputError
 
 
@@ -21,12 +21,10 @@ def open_source(source: str) -> Reader:
 
   Raises: InputError if no reader knows what it is, or it is not there.
   """
+  if not source:
+    raise InputError(f'config.data.source is empty; allowed {SOURCES}')
   for name in names():
     module = importlib.import_module(f'{__name__}.{name}')
     if module.matches(source):
       return module.build(source)
-  raise InputError(
-    f'config.data.source: {source!r} does not exist, and is no name of a TFDS data set; allowed a '
-    "folder of images, a .tar, .tar.gz or .zip of one, the folder of ILSVRC2012's archives, a TFDS "
-    "name such as 'cifar10', or 'digits'"
-  )
+  raise InputError(f'config.data.source: {source!r} does not exist; allowed {SOURCES}')

@@ -25,6 +25,10 @@ EXPECTED = (
   'expected train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE, or all files '
   'in one folder, without classes'
 )
+SOURCES = (
+  "a folder of images, a .tar, .tar.gz or .zip of one, the folder of ILSVRC2012's archives, a TFDS name "
+  "such as 'cifar10', or 'digits'"
+)
 FLAT = 'images'  # The only class where no image lies in a class folder.
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 HIDDEN = ('.', '__MACOSX')

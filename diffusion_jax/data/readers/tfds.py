@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.data.readers.base import HOLDOUT_NAMES, Entry, Keep, Listing, Payload
+from diffusion_jax.data.readers.base import HOLDOUT_NAMES, SOURCES, Entry, Keep, Listing, Payload
 from diffusion_jax.errors import InputError
 from diffusion_jax.runtime.patience import progress
 
@@ -86,8 +86,7 @@ def build(source: str) -> TFDS:
   except tfds.core.registered.DatasetNotFoundError as error:
     raise InputError(
       f'config.data.source: {source!r} does not exist, and TFDS has no data set of this name; '
-      "allowed a folder of images, a .tar, .tar.gz or .zip of one, the folder of ILSVRC2012's "
-      "archives, a TFDS name, or 'digits'"
+      f'allowed {SOURCES}'
     ) from error
   except (ValueError, AssertionError) as error:
     raise InputError(f'config.data.source: {source!r}: {str(error).splitlines()[0]}') from error
