@@ -9,7 +9,6 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -149,19 +148,15 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
   ):
     archive.comment = comment.encode()
     with _member(archive, 'arr_0', (count, height, width, 3), np.dtype(np.uint8)) as file:
-      for index, batch in _batches(source):
+      for start in range(0, count, AT_ONCE):
+        index = np.arange(start, min(start + AT_ONCE, count))
+        batch = source.read(index)
         labels[index] = batch['label']
         rgb = np.broadcast_to(batch['image'], (*batch['image'].shape[:3], 3))
         file.write(np.ascontiguousarray(rgb).tobytes())
         bar.update(len(index))
     with _member(archive, 'arr_1', labels.shape, labels.dtype) as file:
       file.write(labels.tobytes())
-
-
-def _batches(source: DataSource) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-  for start in range(0, source.num_examples, AT_ONCE):
-    index = np.arange(start, min(start + AT_ONCE, source.num_examples))
-    yield index, source.read(index)
 
 
 def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype):

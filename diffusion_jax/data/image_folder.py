@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from PIL import Image
 from diffusion_jax.data.decode import READ, BadImage, decode
 from diffusion_jax.data.readers.base import is_hidden, printable
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.runtime.files import replacing
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.patience import progress
 from diffusion_jax.types import DataSource, element_of
 
@@ -90,14 +89,14 @@ def _fingerprint(folder: ImageFolder) -> str:
 def _images_below(root: Path) -> Iterator[str]:
   """Paths with '/'; symbolic links are followed, into each folder once."""
   seen = set()
-  for folder, folders, files in os.walk(root, followlinks=True):
+  for folder, folders, inside in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
     if real in seen:
       folders.clear()
       continue
     seen.add(real)
     folders.sort()
-    for file in files:
+    for file in inside:
       name = Path(folder, file).relative_to(root).as_posix()
       if name.lower().endswith(SUFFIXES) and not is_hidden(name):
         yield name
@@ -172,7 +171,7 @@ def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
     for start in range(0, len(absent), AT_ONCE):
       numbers = absent[start : start + AT_ONCE]
       images = source.read(numbers)['image']
-      list(pool.map(_write_png, [paths[number] for number in numbers], images))
+      list(pool.map(files.write_png, [paths[number] for number in numbers], images))
       bar.update(len(numbers))
   return len(absent)
 
@@ -191,11 +190,3 @@ def _is_same(path: Path, image: np.ndarray) -> bool:
   except Exception:  # Pillow's readers raise whatever their format's parser met.
     return False
   return np.array_equal(pixels.reshape(pixels.shape[:2] + (-1,)), image)
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-  """Gray images as such; written beside and renamed."""
-  content = io.BytesIO()
-  Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(content, format='PNG')
-  with replacing(path) as stream:
-    stream.write(content.getbuffer())

@@ -112,9 +112,7 @@ def verify(folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], *, fu
   """As packed.verify, of the latents and the labels. Raises: DamagedError that names the file."""
   packed.verify_labels(folder, meta)
   own = folder_of(folder, made)
-  packed.verify_file(
-    own / 'posterior.npy', made['posterior_bytes'], made['chunk_digests'], own, full
-  )
+  packed.verify_file(own / 'posterior.npy', made['posterior_bytes'], made['chunk_digests'], full)
 
 
 def encode(
@@ -141,8 +139,20 @@ def encode(
   height, width, channels = latent_shape
   shape = (sum(map(len, parts)), height, width, 2 * channels)
   with files.building(work, 2 * math.prod(shape)):
-    _fill(work / 'posterior.npy', shape, parts, encode_batch, batch_size)
-    made = _describe(work, meta, autoencoder, train * (1 + mirrored), mirrored)
+    path = work / 'posterior.npy'
+    posterior = files.reserved_array(path, shape, np.float16, DONE)
+    _fill(posterior, path.with_name(DONE), parts, encode_batch, batch_size)
+    made = {
+      'version': packed.VERSION,
+      'images': meta['fingerprint'],
+      'autoencoder': dict(autoencoder),
+      'mirrored': mirrored,
+      'latent_shape': list(latent_shape),
+      'statistics': statistics(posterior[: train * (1 + mirrored)]),
+      'posterior_bytes': path.stat().st_size,
+      'chunk_digests': packed.chunk_digests(path),
+    }
+    packed.write_meta(work, made)
     target = folder_of(folder, made)
     if target.exists():  # Without mirrored images, or of other images.
       shutil.rmtree(target)
@@ -151,15 +161,16 @@ def encode(
 
 
 def _fill(
-  path: Path, shape: tuple, parts: list[np.ndarray], encode_batch: Callable, batch_size: int
+  posterior: np.memmap, note: Path, parts: list, encode_batch: Callable, batch_size: int
 ) -> None:
-  """Writes the rows that are missing, a batch at a time."""
-  posterior, note = files.reserved_array(path, shape, np.float16, DONE), path.with_name(DONE)
+  """Writes the rows that are missing, a batch at a time; `note` says how many are on disk."""
   text = note.read_text() if note.exists() else ''
   done = int(text) if text.isdigit() else 0
   if done:
     print(f'going on: {done:,} latents are there from an interrupted run')
-  with tqdm(total=shape[0], initial=done, unit='image', desc='encoding', mininterval=5) as bar:
+  with tqdm(
+    total=len(posterior), initial=done, unit='image', desc='encoding', mininterval=5
+  ) as bar:
     noted = time.monotonic()
     for start, batch in _batches(parts, done, batch_size):
       count = len(batch)
@@ -175,15 +186,15 @@ def _fill(
       posterior[start : start + count] = rows
       bar.update(count)
       if time.monotonic() - noted > NOTE_SECONDS:
-        _note(posterior, path, start + count)
+        _note(posterior, note, start + count)
         noted = time.monotonic()
-  _note(posterior, path, shape[0])
+  _note(posterior, note, len(posterior))
 
 
-def _note(posterior: np.memmap, path: Path, rows: int) -> None:
+def _note(posterior: np.memmap, note: Path, rows: int) -> None:
   """First the rows, then the note that they are there."""
   posterior.flush()
-  files.write(path.with_name(DONE), str(rows))
+  files.write(note, str(rows))
 
 
 def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tuple]:
@@ -193,26 +204,6 @@ def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tu
     for start in range(max(done - first, 0), len(part), batch_size):
       yield first + start, np.ascontiguousarray(part[start : start + batch_size])
     first += len(part)
-
-
-def _describe(
-  work: Path, meta: Mapping[str, Any], autoencoder: Mapping[str, Any], train: int, mirrored: bool
-) -> dict[str, Any]:
-  """Writes meta.json, with the statistics of the first `train` rows."""
-  path = work / 'posterior.npy'
-  posterior = np.load(path, mmap_mode='r')
-  made = {
-    'version': packed.VERSION,
-    'images': meta['fingerprint'],
-    'autoencoder': dict(autoencoder),
-    'mirrored': mirrored,
-    'latent_shape': [*posterior.shape[1:3], posterior.shape[3] // 2],
-    'statistics': statistics(posterior[:train]),
-    'posterior_bytes': path.stat().st_size,
-    'chunk_digests': packed.chunk_digests(path),
-  }
-  packed.write_meta(work, made)
-  return made
 
 
 def statistics(posterior: np.ndarray) -> dict[str, Any]:

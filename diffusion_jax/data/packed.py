@@ -122,7 +122,7 @@ def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:
   Raises: DamagedError that names the file.
   """
   verify_labels(folder, meta)
-  verify_file(folder / 'images.npy', meta['images_bytes'], meta['chunk_digests'], folder, full)
+  verify_file(folder / 'images.npy', meta['images_bytes'], meta['chunk_digests'], full)
 
 
 def verify_labels(folder: Path, meta: Mapping[str, Any]) -> None:
@@ -136,17 +136,17 @@ def verify_labels(folder: Path, meta: Mapping[str, Any]) -> None:
     raise DamagedError(f'{path}: not what was written; {remedy(folder)}')
 
 
-def verify_file(path: Path, size: int, expected: list[str], folder: Path, full: bool) -> None:
-  """Size and chunk digests of one array of `folder`, all of them or (not full) 16.
+def verify_file(path: Path, size: int, expected: list[str], full: bool) -> None:
+  """Size and chunk digests of one array of a set, all of them or (not full) 16.
 
   Raises: DamagedError that names the file.
   """
   try:
     found_size = path.stat().st_size
   except OSError as error:
-    raise DamagedError(f'{path}: {error.strerror}; {remedy(folder)}') from error
+    raise DamagedError(f'{path}: {error.strerror}; {remedy(path.parent)}') from error
   if found_size != size:
-    raise DamagedError(f'{path}: {found_size:,} bytes, expected {size:,}; {remedy(folder)}')
+    raise DamagedError(f'{path}: {found_size:,} bytes, expected {size:,}; {remedy(path.parent)}')
   chosen = range(len(expected))
   if not full:
     chosen = np.unique(np.linspace(0, len(expected) - 1, QUICK_CHUNKS).round().astype(int))
@@ -155,7 +155,7 @@ def verify_file(path: Path, size: int, expected: list[str], folder: Path, full: 
   if wrong:
     raise DamagedError(
       f'{path}: {len(wrong)} of {len(found)} parts of 16 MiB are not what was written (first at '
-      f'byte {wrong[0] * CHUNK_BYTES:,}); {remedy(folder)}'
+      f'byte {wrong[0] * CHUNK_BYTES:,}); {remedy(path.parent)}'
     )
 
 

@@ -55,7 +55,7 @@ def draw_grid(experiment: Experiment, folder: Path) -> None:
   picture = picture_indices(experiment)
   stored = sample_set.open_parts(folder, experiment.config.sample.num_samples)
   made = stored.read(picture.reshape(-1))['image'].reshape(*picture.shape, *stored.shape)
-  images.save_png(folder / 'grid.png', images.grid(made, row_names(experiment, picture)))
+  files.write_png(folder / 'grid.png', images.grid(made, row_names(experiment, picture)))
 
 
 def is_animated(folder: Path) -> bool:

@@ -82,12 +82,6 @@ def captioned(images: np.ndarray, names: Sequence[str], columns: int = 10) -> np
   return np.asarray(canvas)
 
 
-def save_png(path: Path, picture: np.ndarray) -> None:
-  """The picture is whole or absent. Raises: OSError that names path."""
-  with replacing(path) as stream:
-    Image.fromarray(picture).save(stream, format='PNG')
-
-
 def save_gif(path: Path, pictures: Sequence[np.ndarray], seconds: float = 3.0) -> None:
   """An endless animation over `seconds`, the last picture held for 1.5 more."""
   frames = [Image.fromarray(p).convert('P', palette=Image.Palette.ADAPTIVE) for p in pictures]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from diffusion_jax.errors import InputError
 
@@ -76,6 +77,13 @@ def write_npz(path: Path, **arrays: Any) -> None:
   """Writes the arrays whole or not at all. Raises: OSError that names path."""
   with replacing(path) as stream:
     np.savez(stream, **arrays)
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+  """Writes an image (H, W) or (H, W, 1 or 3) uint8 whole or not at all. Raises: OSError that names path."""
+  pixels = image[..., 0] if image.shape[2:] == (1,) else image
+  with replacing(path) as stream:
+    Image.fromarray(pixels).save(stream, format='PNG')
 
 
 def sync(path: Path) -> None:

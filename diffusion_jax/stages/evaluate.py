@@ -71,30 +71,29 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   if not is_told_by_name(experiment, workdir):
     sample.find(experiment, workdir)  # Refuses a set of other settings before a network is trained.
   warnings = checked(evaluator, count)
-  sets = [(experiment.config.sample.seed, opened(experiment, workdir))]
-  first = sets[0][1][1]['identity']
-  others = with_other_seeds(experiment, first['step'])
-  sets += [(each.config.sample.seed, opened(each, workdir)) for each in others]
+  sets = [opened(experiment, workdir)]
+  first = sets[0][1]['identity']
+  sets += [opened(each, workdir) for each in with_other_seeds(experiment, first['step'])]
   same = {key: value for key, value in first.items() if key != 'seed'}
-  for _, (folder, meta, _) in sets:  # As of one checkpoint: a mean over several is of none.
+  for folder, meta, _ in sets:  # As of one checkpoint: a mean over several is of none.
     sample_set.require_same(folder, meta['identity'], same)
   if is_told_by_name(experiment, workdir):
     warnings += of_other_parameters(experiment, workdir, first)
-  seeds, metas = [], []
-  for seed, (folder, meta, source) in sets:
-    hosts.say(f'evaluating {count:,} samples of {sample_set.origin(meta["identity"])} in {folder}')
+  seeds = []
+  for folder, meta, source in sets:
+    identity = meta['identity']
+    hosts.say(f'evaluating {count:,} samples of {sample_set.origin(identity)} in {folder}')
     metrics = evaluator.measure_images(source, np.arange(count), folder / 'features')
-    seeds.append({'seed': seed, 'metrics': metrics})
-    metas.append(meta)
-  folder, meta, source = sets[0][1]
+    seeds.append({'seed': identity['seed'], 'metrics': metrics})
+  folder, meta, source = sets[0]
   balance = class_balance(experiment, meta)
-  speeds = [meta['images_per_s'] for meta in metas if meta.get('images_per_s')]
+  speeds = [meta['images_per_s'] for _, meta, _ in sets if meta.get('images_per_s')]
   result = {
     'name': folder.name,
     **mean_over_seeds(seeds),
     'images_per_s': float(np.median(speeds)) if speeds else None,
     'protocol': evaluator.protocol(count, balance),
-    'samples': meta['identity'],
+    'samples': first,
     **made_by(evaluator, warnings),
   }
   if experiment.config.eval.neighbours and experiment.datasets.is_prepared():
@@ -107,9 +106,8 @@ def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
   first, name = experiment.config.sample.seed, sample.set_name(experiment)
   each = []
   for seed in range(first + 1, first + experiment.config.eval.num_seeds):
-    mapping = stored.with_value(experiment.mapping, 'sample.seed', seed)
-    mapping = stored.with_value(mapping, 'sample.name', f'{name}-seed{seed}')
-    mapping = stored.with_value(mapping, 'sample.checkpoint', str(step))
+    changed = {'seed': seed, 'name': f'{name}-seed{seed}', 'checkpoint': str(step)}
+    mapping = {**experiment.mapping, 'sample': {**experiment.mapping['sample'], **changed}}
     each.append(create(mapping, experiment.stored_meta))
   return each
 
@@ -186,7 +184,7 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
   metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
   metrics.pop('label_accuracy', None)
   path, drawn = workdir / 'eval' / f'{name}.png', images.pairs(real[:20], made[:20], 4)
-  hosts.from_first(lambda: images.save_png(path, drawn))
+  hosts.from_first(lambda: files.write_png(path, drawn))
   return {
     'name': 'reconstruction',
     **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': float(psnr(error).mean())}}]),
@@ -259,7 +257,7 @@ def draw_neighbours(
   rows = np.concatenate([batch['image'][:, None], blank, near], axis=1)
   names = [f'sample {number}' for number in chosen]
   path = workdir / 'eval' / f'{folder.name}-neighbours.png'
-  hosts.from_first(lambda: images.save_png(path, images.grid(rows, names)))
+  hosts.from_first(lambda: files.write_png(path, images.grid(rows, names)))
   hosts.say(f'nearest training images of {count} samples: {path}')
   result = {'num_samples': count, 'nearest_training_image': float(np.median(distances[:, 0]))}
   real = evaluator.reference_features.features

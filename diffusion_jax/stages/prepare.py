@@ -23,7 +23,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity, table
-from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime import files, mesh
 
 MAX_CELLS = 100  # Of the picture.
 NUM_RECONSTRUCTED = 64
@@ -91,7 +91,7 @@ def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
     return
   workdir.mkdir(parents=True, exist_ok=True)
   stored.save_meta(workdir, meta)
-  images.save_png(workdir / 'data.png', picture(folder, meta))
+  files.write_png(workdir / 'data.png', picture(folder, meta))
   print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
 
 
@@ -143,7 +143,7 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
     options = {'batch_size': size, 'mirrored': config.data.flip}
     made = latents.encode(folder, meta, by, shape, encode, **options)
   quality, drawn = reconstructions(experiment, folder, meta, made)
-  images.save_png(workdir / 'latents.png', drawn)
+  files.write_png(workdir / 'latents.png', drawn)
   statistics = made['statistics']
   print(
     f'latents: {"x".join(map(str, made["latent_shape"]))} of {meta["num_train"]:,} training images'

@@ -106,7 +106,7 @@ def draw_panels(
       others = (f'{stem}-{number}' for number in itertools.count(2))
       stem = next(s for s in itertools.chain([stem], others) if s not in taken)
     png, gif = folder / f'{stem}.png', folder / f'{stem}.gif'
-    images.save_png(png, panel.picture(models, sizes.num_classes, sizes.num_snapshots))
+    files.write_png(png, panel.picture(models, sizes.num_classes, sizes.num_snapshots))
     images.save_gif(gif, panel.animation(models, sizes.num_classes))
     written += [png, gif]
   return written

@@ -18,9 +18,8 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
-from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity
-from diffusion_jax.runtime import hosts, logging, mesh
+from diffusion_jax.runtime import files, hosts, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
@@ -150,7 +149,7 @@ def train(
     with alive(f'drawing the preview of step {step}'):
       picture = task.preview(state)
     if hosts.is_first():
-      images.save_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
+      files.write_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
     writer.write_images(step, {'preview': picture[None]})
     writer.flush()
 

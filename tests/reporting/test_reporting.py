@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax.reporting.images import GAP, enlarge, grid, pairs, resize, save_gif, save_png
+from diffusion_jax.reporting.images import GAP, enlarge, grid, pairs, resize, save_gif
 from diffusion_jax.reporting.results import evaluation_table
 from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
+from diffusion_jax.runtime import files
 
 
 @pytest.mark.parametrize('channels', [1, 3])
@@ -45,7 +46,7 @@ def test_small_images_are_enlarged_without_being_moved_or_mixed():
 
 def test_files(tmp_path):
   frames = [np.full((10, 12, 3), level, np.uint8) for level in (0, 100, 200)]
-  save_png(tmp_path / 'a.png', frames[1])
+  files.write_png(tmp_path / 'a.png', frames[1])
   np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'a.png')), frames[1])
   save_gif(tmp_path / 'a.gif', frames)
   gif = Image.open(tmp_path / 'a.gif')
