@@ -326,7 +326,8 @@ DATA = _faults(
 )
 EVALUATION = _faults(
   'evaluation',
-  'evaluation/test_metrics.py evaluation/test_features.py',
+  'evaluation/test_metrics.py evaluation/test_fid.py evaluation/test_kid.py evaluation/test_inception_score.py '
+  'evaluation/test_precision_recall.py evaluation/test_features.py',
   (
     'covariances are divided by N',
     'fid.py',

@@ -1,10 +1,15 @@
 """Work directories as training and evaluation leave them, made up: only what a report reads."""
 
+import csv
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 
 from configs import quickstart
+from diffusion_jax.config.schema import Report
+from diffusion_jax.stages import report
 
 DIGITS = [str(digit) for digit in range(10)]
 PROTOCOL = {
@@ -20,6 +25,7 @@ PROTOCOL = {
   'metrics': {'fid': {}, 'inception_score': {'splits': 10}},
 }
 METRICS = {'frechet_distance': 9.7286, 'inception_score': 9.495, 'inception_score_std': 0.15}
+PUBLISHED = {'name': 'DDPM', 'fid': 150.0, 'inception_score': 4.45, 'inception_score_std': 0.1}
 
 
 def make_run(
@@ -94,3 +100,28 @@ def make_frames(folder, name, frames, labels=None, times=None):
 
 def write(path, content):
   path.write_text(json.dumps(content))
+
+
+def report_of(folder, num_classes=6, snapshots=5):
+  """Writes the report of the runs below a folder. Returns: where it is."""
+  sections = Report(num_classes=num_classes, num_snapshots=snapshots)
+  report.run(SimpleNamespace(config=SimpleNamespace(report=sections)), folder)
+  return folder / 'report'
+
+
+def markdown_tables(folder):
+  """[(heading, [row as a mapping, ...]), ...] of table.md, read by the rules of GitHub."""
+  found = []
+  for section in re.split(r'^## ', (folder / 'table.md').read_text(), flags=re.M)[1:]:
+    lines = [line for line in section.splitlines() if line.startswith('|')]
+    cells = [re.split(r'(?<!\\)\|', line)[1:-1] for line in lines]
+    cells = [[re.sub(r'\\(.)', r'\1', cell).strip() for cell in row] for row in cells]
+    assert all(len(row) == len(cells[0]) for row in cells)
+    assert all(re.fullmatch(r'-+:?', cell) for cell in cells[1])
+    found.append((section.splitlines()[0], [dict(zip(cells[0], row)) for row in cells[2:]]))
+  return found
+
+
+def csv_rows(folder):
+  with open(folder / 'table.csv', newline='') as file:
+    return list(csv.DictReader(file))

@@ -1,15 +1,10 @@
 """Pictures hold the images that they were given, where they should be."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax.reporting.images import GAP, enlarge, grid, pairs, resize, save_gif
-from diffusion_jax.reporting.results import evaluation_table
-from diffusion_jax.reporting.runs import read_result
-from diffusion_jax.reporting.tables import number, quantity, setting, shortened, table
 from diffusion_jax.runtime import files
 
 
@@ -57,13 +52,6 @@ def test_files(tmp_path):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['a.gif', 'a.png']
 
 
-def test_table_and_quantities():
-  assert table(['name', 'x'], [['a', '1'], ['long name', '10']]) == (
-    'name        x\n---------  --\na           1\nlong name  10'
-  )
-  assert [quantity(x, 'B') for x in (12, 1234, 5.6e9)] == ['12 B', '1.23 kB', '5.6 GB']
-
-
 def test_resize_scales_both_ways_and_keeps_what_fits():
   halves = np.zeros((1, 64, 32, 3), np.uint8)
   halves[:, :32, :, 0] = 200  # Red above, black below.
@@ -72,27 +60,6 @@ def test_resize_scales_both_ways_and_keeps_what_fits():
     assert made.shape == (1, height, width, 3) and made[..., 1:].max() == 0
     assert np.all(made[0, : height // 4, :, 0] == 200) and made[0, -height // 4 :].max() == 0
   assert resize(halves, 64, 32) is halves
-
-
-def test_cells():
-  texts = [number(x) for x in (150.0, 9.7286, 0.00123, 1234.5, 0, float('nan'), None, 'x')]
-  assert texts == ['150.0', '9.729', '0.001230', '1,234', '0.000', 'nan', '–', 'x']
-  assert [setting(x) for x in (2.0, True, None, [1, 2])] == ['2', 'True', '–', '[1, 2]']
-  assert shortened('abcdefgh', 8) == 'abcdefgh' and shortened('abcdefghi', 8) == 'abc…fghi'
-
-
-def test_what_is_no_result_is_left_out_of_the_table(tmp_path, capsys):
-  names = ('reference_size', 'num_samples', 'reference', 'features', 'features_digest', 'backend')
-  protocol = dict.fromkeys(names, 'x') | {'reference_size': 2, 'num_samples': 3}
-  good = {'name': 'mine', 'protocol': protocol, 'metrics': {'kid': 1.5}, 'images_per_s': None}
-  (tmp_path / 'mine.json').write_text(json.dumps(good))
-  others = ['', '[]', '3', '{}', json.dumps({**good, 'metrics': []}), '{"protocol": {}}']
-  for number_, content in enumerate(others):
-    (tmp_path / f'other{number_}.json').write_text(content)
-    assert read_result(tmp_path / f'other{number_}.json', print) is None
-  capsys.readouterr()
-  assert evaluation_table(tmp_path, good).count('1.5') == 1
-  assert capsys.readouterr().out.count('left out') == len(others)
 
 
 @pytest.mark.parametrize('count, shape', [(9, (2, 8)), (3, (1, 6)), (4, (1, 8))])
