@@ -87,17 +87,11 @@ def _fingerprint(folder: ImageFolder) -> str:
 
 
 def _images_below(root: Path) -> Iterator[str]:
-  """Paths with '/'; symbolic links are followed, into each folder once."""
-  seen = set()
-  for folder, folders, inside in os.walk(root, followlinks=True):
-    real = os.path.realpath(folder)
-    if real in seen:
-      folders.clear()
-      continue
-    seen.add(real)
+  """Paths with '/', through symbolic links."""
+  for folder, folders, inside in files.walk(root):
     folders.sort()
     for file in inside:
-      name = Path(folder, file).relative_to(root).as_posix()
+      name = (folder / file).relative_to(root).as_posix()
       if name.lower().endswith(SUFFIXES) and not is_hidden(name):
         yield name
 

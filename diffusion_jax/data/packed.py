@@ -96,17 +96,21 @@ def rebuilt_meta(folder: Path, described: Mapping[str, Any]) -> dict[str, Any] |
   label and name.
   """
   try:
-    images, labels = folder / 'images.npy', folder / 'labels.npy'
-    digests = {
-      'images_bytes': images.stat().st_size,
-      'labels_digest': hashlib.sha256(labels.read_bytes()).hexdigest(),
-      'chunk_digests': chunk_digests(images),
-    }
-    meta = {**{key: described[key] for key in described if key != 'digest'}, **digests}
+    meta = {**{key: described[key] for key in described if key != 'digest'}, **digests_of(folder)}
     proven = meta['fingerprint'] == fingerprint_of(meta) == folder.name.rsplit('-', 1)[-1]
     return meta if proven and meta['version'] == VERSION else None
   except (OSError, KeyError, TypeError):
     return None
+
+
+def digests_of(folder: Path) -> dict[str, Any]:
+  """The entries of meta.json by which the arrays are verified."""
+  images = folder / 'images.npy'
+  return {
+    'images_bytes': images.stat().st_size,
+    'labels_digest': hashlib.sha256((folder / 'labels.npy').read_bytes()).hexdigest(),
+    'chunk_digests': chunk_digests(images),
+  }
 
 
 def fingerprint_of(meta: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 list the source -> classes and splits -> a place for every image -> decode -> digests -> rename
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -144,9 +143,7 @@ def _fill(
     'mislabelled_files': [
       {'file': files_of[row], 'reason': why} for row, why in sorted(journal.odd.items())
     ],
-    'images_bytes': path.stat().st_size,
-    'labels_digest': hashlib.sha256((work / 'labels.npy').read_bytes()).hexdigest(),
-    'chunk_digests': packed.chunk_digests(path),
+    **packed.digests_of(work),
   }
   meta['fingerprint'] = packed.fingerprint_of(meta)
   for name in ('images.npy', 'labels.npy'):

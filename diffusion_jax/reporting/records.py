@@ -21,6 +21,12 @@ NAMES = {
 }
 LOWER = frozenset((FRECHET, 'kernel_distance', 'loss', 'holdout_loss'))
 HIGHER = frozenset((SCORE, 'precision', 'recall', 'label_accuracy', 'psnr', 'holdout_psnr'))
+# Entries of a protocol in its sentence, after those that always stand in it.
+WORDED = ('num_samples', 'class_balance', 'reference', 'reference_size', 'features')
+WORDS = {
+  **{'features_digest': ' (digest {})', 'backend': '; backend {}', 'resize': '; resize {}'},
+  **{'quantisation': '; quantised {}', 'metrics': '; metrics: {}'},
+}
 PUBLISHED_SAMPLES = 5000
 UNCONDITIONAL = 'unconditional'
 
@@ -198,23 +204,18 @@ def _references(protocol: Mapping[str, Any]) -> str:
 
 def protocol_words(group: Sequence[Record]) -> str:
   """Every entry of the protocol in one sentence."""
-  rest = dict(group[0].protocol)
+  protocol, found = group[0].protocol, ' or '.join(balances(group))
   made = 'reconstructions' if group[0].is_reconstruction else 'samples'
-  words = f'{count(rest.pop("num_samples", None))} {made}'
-  rest.pop('class_balance', None)
-  found = ' or '.join(balances(group))
+  words = f'{count(protocol.get("num_samples"))} {made}'
   words += f' (classes: {found})' if found else ''
-  words += f' against {_references(rest)}'
-  rest.pop('reference_size', None)
-  words += f' of {_plain(rest.pop("reference", "unknown origin"))}'
-  words += f'; {_plain(rest.pop("features", "unknown"))} features'
-  digest = rest.pop('features_digest', None)
-  words += f' (digest {_plain(digest)})' if digest else ''
-  for name, title in (('backend', 'backend'), ('resize', 'resize'), ('quantisation', 'quantised')):
-    words += f'; {title} {_plain(rest.pop(name))}' if name in rest else ''
-  metrics = rest.pop('metrics', None)
-  words += f'; metrics: {_plain(metrics)}' if metrics else ''
-  return words + ''.join(f'; {name.replace("_", " ")}: {_plain(rest[name])}' for name in rest) + '.'
+  words += (
+    f' against {_references(protocol)} of {_plain(protocol.get("reference", "unknown origin"))}'
+  )
+  words += f'; {_plain(protocol.get("features", "unknown"))} features'
+  for name, form in WORDS.items():
+    words += form.format(_plain(protocol[name])) if protocol.get(name) else ''
+  others = [name for name in protocol if name not in (*WORDED, *WORDS)]
+  return words + ''.join(f'; {n.replace("_", " ")}: {_plain(protocol[n])}' for n in others) + '.'
 
 
 def differences(groups: Sequence[Sequence[Record]]) -> list[str]:

@@ -6,7 +6,6 @@ report of the others is worth more than none.
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from diffusion_jax.reporting.records import (
   section_of,
 )
 from diffusion_jax.reporting.tables import shortened
+from diffusion_jax.runtime import files
 
 REPORT = 'report'  # The folder below the given one where nothing is looked for.
 INSIDE = {'checkpoints', 'samples', 'eval', 'previews', 'logs'}  # Of a run: no run is in there.
@@ -113,13 +113,7 @@ def nothing_found(workdir: Path, trained: Sequence[Path]) -> str:
 
 def folders(workdir: Path) -> Iterator[Path]:
   """The folder and those below it that may be runs, through links, each once."""
-  seen = set()
-  for name, below, _ in os.walk(workdir, followlinks=True):
-    folder = Path(name)
-    if folder.resolve() in seen:
-      below.clear()
-      continue
-    seen.add(folder.resolve())
+  for folder, below, _ in files.walk(workdir):
     skipped = INSIDE if (folder / 'config.json').is_file() else set()
     skipped = skipped | ({REPORT} if folder == workdir else set())
     below[:] = sorted(b for b in below if b not in skipped and not b.startswith('.'))

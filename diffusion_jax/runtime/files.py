@@ -95,6 +95,18 @@ def sync(path: Path) -> None:
     os.close(descriptor)
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+  """Yields as os.walk does, through symbolic links and into each folder once."""
+  seen = set()
+  for folder, folders, names in os.walk(root, followlinks=True):
+    real = os.path.realpath(folder)
+    if real in seen:
+      folders.clear()
+    else:
+      seen.add(real)
+      yield Path(folder), folders, names
+
+
 def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -> np.memmap:
   """An .npy file with its space reserved, or the one that is there, whose rows the file `note` counts."""
   with contextlib.suppress(ValueError, OSError):
