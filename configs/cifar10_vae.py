@@ -12,9 +12,9 @@ from configs import cifar10
 def get_config():
   """The data and sizes of configs/cifar10.py:laptop."""
   config = cifar10.get_config('laptop')
-  config.task = 'autoencoder'
-  config.vae.perceptual_weight = 0.0
-  config.vae.discriminator_start = 2000  # Never.
+  config.objective.name = 'autoencoder'
+  config.objective.autoencoder.perceptual_weight = 0.0
+  config.objective.autoencoder.discriminator_start = 2000  # Never.
   config.optimizer.clip_norm = 0.0  # As in configs/vae.py.
   config.train.num_steps = 2000
   config.train.batch_size = 16

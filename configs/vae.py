@@ -1,12 +1,13 @@
 """The KL-f4 autoencoder of the latent systems (Rombach et al. 2022), trained on ImageNet-100 at 128 px.
 
     python main.py --config=configs/vae.py --workdir=runs/vae --config.data.dir=DATA \
-        --config.vae.perceptual_weights=FOLDER
+        --config.objective.autoencoder.perceptual_weights=FOLDER
 
 FOLDER holds VGG16's and LPIPS's weights (the message without it says where they are); without them
---config.vae.perceptual_weight=0 trains on L1, KL and the adversary alone. Prepare DATA first, with
-configs/data.py. The autoencoder alone comes to about 4.1 hours on one H200 if 40% of its 790 TFLOP/s
-are reached; LPIPS and the discriminator come on top. Neither that nor what it reaches has been measured.
+--config.objective.autoencoder.perceptual_weight=0 trains on L1, KL and the adversary alone. Prepare
+DATA first, with configs/data.py. The autoencoder alone comes to about 4.1 hours on one H200 if 40% of
+its 790 TFLOP/s are reached; LPIPS and the discriminator come on top. Neither that nor what it reaches
+has been measured.
 """
 
 from configs import data
@@ -15,7 +16,7 @@ from configs import data
 def get_config():
   """The data of configs/data.py, and the published losses."""
   config = data.get_config()
-  config.task = 'autoencoder'
+  config.objective.name = 'autoencoder'
   config.optimizer.learning_rate = 1e-4
   config.optimizer.decay = 'constant'
   config.optimizer.warmup_steps = 1000

@@ -11,7 +11,17 @@ USAGE = (
   '[--config.FIELD=VALUE ...]'
 )
 # Of sections with a field of the same name, the one that is meant most often first.
-SECTIONS = ('train', 'optimizer', 'model', 'sample', 'data', 'loss', 'eval', 'vae', 'checkpoint')
+SECTIONS = (
+  'train',
+  'optimizer',
+  'model',
+  'sample',
+  'data',
+  'objective',
+  'eval',
+  'vae',
+  'checkpoint',
+)
 ALIKE = 0.72  # Below, a name is no suggestion.
 MAX_SUGGESTIONS = 3
 FIELDS = {

@@ -12,8 +12,21 @@ from pathlib import Path
 import numpy as np
 
 FIELDS: dict[str, str] = {  # Config fields: REF's name -> the name here; '' where it is gone.
-  'loss.label_drop': 'loss.class_dropout',
+  'loss.label_drop': 'objective.denoising.class_dropout',
+  **{
+    f'loss.{name}': f'objective.denoising.{name}'
+    for name in ('weighting', 'min_snr_gamma', 'vlb_weight')
+  },
+  **{
+    f'vae.{name}': f'objective.autoencoder.{name}'
+    for name in (
+      *('kl_weight', 'perceptual_weight', 'perceptual_weights'),
+      *(f'discriminator_{part}' for part in ('start', 'weight', 'channels', 'layers')),
+    )
+  },
   'process.prediction': 'process.prediction_type',
+  'sample.ema': 'sample.average',
+  'task': 'objective.name',
   'report.moments': 'report.num_snapshots',
   **{
     f'schedule.{name}.{field}': ''
@@ -23,13 +36,23 @@ FIELDS: dict[str, str] = {  # Config fields: REF's name -> the name here; '' whe
   'schedule.quadratic': 'schedule.scaled_linear',
   'schedule.straight': 'schedule.rectified_flow',
 }
+VALUES = {  # Fields here whose values have other names: REF's value -> the value here.
+  'objective.name': {'diffusion': 'denoising'},
+  'sample.average': {True: 'ema', False: ''},
+}
 FORMAT = {'format_version': 1}  # Of the config.json here.
 HOLDOUT_METRICS = {  # Held-out metrics: REF's name -> the name here.
   'psnr': 'holdout_psnr',
   'reconstruction': 'holdout_reconstruction',
   'kl': 'holdout_kl',
 }
-ARRAYS: list[tuple[str, str]] = []  # (regular expression in REF's path, replacement here).
+ARRAYS: list[tuple[str, str]] = [  # (regular expression in REF's path, replacement here).
+  (r'^params/', 'params/model/'),
+  (r'^ema_params/', 'averages/ema/model/'),
+  (r'^opt_state/', 'opt_states/model/'),
+  (r'^discriminator/', 'params/discriminator/'),
+  (r'^discriminator_opt_state/', 'opt_states/discriminator/'),
+]
 RESHAPED: list[tuple[str, Callable]] = []  # (expression in the path here, REF's array -> here).
 CLOCK = {'images_per_s', 'step_time', 'data_wait', 'device_memory'}  # Logged, never the same.
 

@@ -37,34 +37,22 @@ TRAINING = _faults(
     'jnp.minimum(min(decay, 0.99), (1 + step) / (10 + step))',
   ),
   (
-    'dropout is off in training',
-    'step.py',
-    'network, condition = self.network(params, dropout_key), ',
-    'network, condition = self.network(params), ',
-  ),
-  (
     'every step draws the same dropout mask',
     'step.py',
-    "jax.random.fold_in(purpose_key(self.seed, 'dropout'), state.step)",
-    "jax.random.fold_in(purpose_key(self.seed, 'dropout'), 0)",
-  ),
-  (
-    'the held-out loss is computed as in training',
-    'step.py',
-    "{'label': batch['label']}, keys, train=False",
-    "{'label': batch['label']}, keys, train=True",
+    "jax.random.fold_in(purpose_key(seed, 'dropout'), step)",
+    "jax.random.fold_in(purpose_key(seed, 'dropout'), 0)",
   ),
   (
     'an infinite gradient norm is not a reason to skip',
     'step.py',
-    'jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ',
-    'jnp.isfinite(loss) & ',
+    'finite += [*norms.values(), *(',
+    'finite += [*(',
   ),
   (
     'an update to infinite parameters is taken',
     'step.py',
-    ' & jnp.isfinite(optax.tree.norm(params))',
-    '',
+    "finite += [*norms.values(), *(optax.tree.norm(new['params'][part]) for part in grads)]",
+    'finite += [*norms.values()]',
   ),
   (
     'weight decay acts on biases and norms too',
@@ -73,67 +61,79 @@ TRAINING = _faults(
     'return True',
   ),
   (
-    'images are flipped upside down',
-    'step.py',
-    'x0[:, :, ::-1]',
-    'x0[:, ::-1]',
-  ),
-  (
-    'padding counts in the held-out loss',
-    'step.py',
-    'jnp.sum(jnp.where(valid, losses, 0))',
-    'jnp.sum(losses)',
-  ),
-  (
-    'latents are the posterior mean, not samples of it',
-    'step.py',
-    'scaling.normalise(posterior.sample(noise))',
-    'scaling.normalise(posterior.mean)',
-  ),
-  (
     'the cosine forgets the warm-up',
     'optimizer.py',
     'max(total_steps - warmup_steps, 1)',
     'total_steps',
   ),
 )
-LOSSES = _faults(
-  'diffusion',
-  'diffusion/test_losses.py',
+OBJECTIVES = _faults(
+  'objectives',
+  'objectives/test_denoising.py training/test_step.py diffusion/test_variational_bound.py',
+  (
+    'dropout is off in training',
+    'denoising.py',
+    "network_of(model, parts['model'], draws.dropout)",
+    "network_of(model, parts['model'])",
+  ),
+  (
+    'the held-out loss is computed as in training',
+    'denoising.py',
+    'keys, train=False, **settings',
+    'keys, train=True, **settings',
+  ),
+  (
+    'images are flipped upside down',
+    'base.py',
+    'x0[:, :, ::-1]',
+    'x0[:, ::-1]',
+  ),
+  (
+    'padding counts in the held-out loss',
+    'denoising.py',
+    'jnp.sum(jnp.where(valid, found, 0))',
+    'jnp.sum(found)',
+  ),
+  (
+    'latents are the posterior mean, not samples of it',
+    'base.py',
+    'scaling.normalise(posterior.sample(noise))',
+    'scaling.normalise(posterior.mean)',
+  ),
   (
     'labels are never dropped',
-    'losses.py',
-    'if train and self.class_dropout > 0:',
-    'if train and self.class_dropout > 1:',
+    'denoising.py',
+    'if train and self.class_dropout > 0 and null_label:',
+    'if train and self.class_dropout > 1 and null_label:',
   ),
   (
     'labels are dropped half as often',
-    'losses.py',
+    'denoising.py',
     'jax.random.bernoulli(key, self.class_dropout)',
     'jax.random.bernoulli(key, self.class_dropout / 2)',
   ),
   (
     'one decision drops the labels of the whole batch',
-    'losses.py',
-    "labels = jnp.where(dropped, self.null_label, condition['label'])",
-    "labels = jnp.where(dropped[0], self.null_label, condition['label'])",
+    'denoising.py',
+    "labels = jnp.where(dropped, null_label, condition['label'])",
+    "labels = jnp.where(dropped[0], null_label, condition['label'])",
   ),
   (
     'min-SNR weighting is never applied',
-    'losses.py',
+    'denoising.py',
     "if train and self.weighting == 'min_snr':",
     "if train and self.weighting == 'min-snr':",
+  ),
+  (
+    'the variational bound trains the mean too',
+    'denoising.py',
+    'jax.lax.stop_gradient(process.to_prediction(output, x_t, t).x0)',
+    'process.to_prediction(output, x_t, t).x0',
   ),
 )
 PROCESS = _faults(
   'diffusion',
   'diffusion',
-  (
-    'the variational bound trains the mean too',
-    'losses.py',
-    'jax.lax.stop_gradient(self.process.to_prediction(output, x_t, t).x0)',
-    'self.process.to_prediction(output, x_t, t).x0',
-  ),
   (
     'eta is not squared',
     'samplers/ddim.py',
@@ -414,6 +414,12 @@ EXPERIMENT = _faults(
     "if vae.scale and vae.shift == 'none':",
     "if vae.scale < 0 and vae.shift == 'none':",
   ),
+  (
+    'samples of another guidance scale are taken for the same',
+    'samples.py',
+    "    'cfg_scale': sample.cfg_scale,\n",
+    '',
+  ),
 )
 CONFIG = _faults(
   'config',
@@ -478,18 +484,12 @@ REPORTING = _faults(
 STAGES = _faults(
   'stages',
   'stages/test_sampling.py stages/test_evaluate.py',
-  (
-    'samples of another guidance scale are taken for the same',
-    'sample.py',
-    "    'cfg_scale': sample.cfg_scale,\n",
-    '',
-  ),
 )
 
 FAULTS = (
   *(
     TRAINING
-    + LOSSES
+    + OBJECTIVES
     + PROCESS
     + MODELS
     + DATA

@@ -26,7 +26,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from compare_runs import ARRAYS, FIELDS, FORMAT, RESHAPED, arrays_of, compare, here_names, steps_of
+from compare_runs import (
+  ARRAYS,
+  FIELDS,
+  FORMAT,
+  RESHAPED,
+  VALUES,
+  arrays_of,
+  compare,
+  here_names,
+  steps_of,
+)
 
 ROOT = Path(__file__).parents[1]
 STEPS, MIDDLE = 21, 11  # REF takes one, each side 20 more; resumed in the middle.
@@ -55,11 +65,11 @@ SMALL = {
   'vae.batch_size': 4,
   'vae.channel_mult': (1, 1, 1),
   'vae.channels': 32,
-  'vae.discriminator_channels': 8,
-  'vae.discriminator_layers': 1,
-  'vae.discriminator_start': 6,
+  'objective.autoencoder.discriminator_channels': 8,
+  'objective.autoencoder.discriminator_layers': 1,
+  'objective.autoencoder.discriminator_start': 6,
   'vae.num_res_blocks': 1,
-  'vae.perceptual_weight': 0.0,
+  'objective.autoencoder.perceptual_weight': 0.0,
   'train.batch_size': 4,
   'eval.features.name': 'pixels',
   'eval.metrics': ('fid',),
@@ -187,7 +197,7 @@ def translate(source: Path, target: Path) -> None:
   for old, new in FIELDS.items():
     value = _take(mapping, old.split('.'))
     if new:
-      _put(mapping, new.split('.'), value)
+      _put(mapping, new.split('.'), VALUES.get(new, {}).get(value, value))
   path.write_text(json.dumps({**mapping, **FORMAT}))
   if not ARRAYS and not RESHAPED:
     return

@@ -13,8 +13,8 @@ import jax
 import pytest
 
 from configs import quickstart
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.stages import prepare
 
 
 def tiny_mapping(tmp_path, **changes):
@@ -51,7 +51,7 @@ def tiny_mapping(tmp_path, **changes):
 def digits(tmp_path_factory):
   """A folder with the prepared data of tiny_mapping."""
   folder = tmp_path_factory.mktemp('digits')
-  prepare.ensure(create(tiny_mapping(folder)), folder / 'prepared')
+  preparation.ensure(create(tiny_mapping(folder)), folder / 'prepared')
   return folder / 'data'
 
 
@@ -62,7 +62,7 @@ def tiny(tmp_path, digits):
   def build(**changes):
     experiment = create(tiny_mapping(tmp_path, **changes))
     shutil.copytree(digits, tmp_path / 'data', dirs_exist_ok=True)
-    prepare.ensure(experiment, tmp_path / 'prepared')
+    preparation.ensure(experiment, tmp_path / 'prepared')
     return experiment
 
   return build

@@ -14,9 +14,9 @@ TIERS = [
   {'runtime'},
   {'diffusion', 'models', 'data', 'reporting'},
   {'pretrained', 'training'},
+  {'objectives'},
   {'evaluation'},
   {'experiment'},
-  {'tasks'},
   {'benchmarks'},
   {'stages', 'command', 'parsing'},
 ]

@@ -61,10 +61,10 @@ CASES = {
     [
       '--config=configs/cifar10_vae.py',
       '--workdir={dir}',
-      '--config.vae.discriminator_layers=4',
-      '--config.vae.discriminator_start=100',
+      '--config.objective.autoencoder.discriminator_layers=4',
+      '--config.objective.autoencoder.discriminator_start=100',
     ],
-    ['config.vae.discriminator_layers', 'got 4', '1..3'],
+    ['config.objective.autoencoder.discriminator_layers', 'got 4', '1..3'],
   ),
   'patch': (
     [QUICK, '--workdir={dir}', '--config.model.dit.patch_size=3'],
@@ -114,7 +114,12 @@ CASES = {
     ['config.sample.cfg_scale', 'got 2', 'unconditional'],
   ),
   'guidance without label drop': (
-    [QUICK, '--workdir={dir}', '--config.loss.class_dropout=0.0', '--config.sample.cfg_scale=2'],
+    [
+      QUICK,
+      '--workdir={dir}',
+      '--config.objective.denoising.class_dropout=0.0',
+      '--config.sample.cfg_scale=2',
+    ],
     ['config.sample.cfg_scale', 'class_dropout'],
   ),
   'sample before training': ([QUICK, '--workdir={dir}', '--mode=sample'], ['{dir}', 'train first']),

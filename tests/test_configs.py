@@ -16,10 +16,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.facts import facts
 from diffusion_jax.parsing import parse
 from diffusion_jax.runtime import cost
-from diffusion_jax.stages.describe import facts
-from diffusion_jax.tasks import task_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / 'docs' / 'systems.md').read_text()
@@ -106,7 +105,7 @@ def test_systems_table(row):
   if f['model'] == 'dit':
     x0_shape += f', {(f["x0_shape"][0] // options["patch_size"]) ** 2} tokens'
   assert shape == x0_shape
-  diffusion = config.task == 'diffusion'
+  diffusion = config.objective.name == 'denoising'
   passes = 4 if diffusion and options['remat'] else 3
   reckoned = passes * f['flops_per_image'] * f['batch_size'] * f['steps'] / H200 / 3600
   assert hours == f'{reckoned:.{0 if reckoned >= 10 else 1}f}'
@@ -149,14 +148,14 @@ def test_published_architectures_are_all_there():
 def test_published_architectures(command, monkeypatch):
   name, published, parameters, gflop, arguments = command
   made = of_command(arguments, monkeypatch)
-  params, task = made.abstract_state.params, task_of(made)
+  params, objective = made.abstract_state.params['model'], made.objective
   count = cost.num_parameters(params)
   assert parameters == f'{count:,}'
   millions, elsewhere = PUBLISHED[name]
   assert published == millions
   decimals = len(millions.split('.')[1])
   assert f'{(count + elsewhere) / 1e6:.{decimals}f}' == millions
-  counted = cost.flops(task.forward, params, *task.forward_inputs(1))
+  counted = cost.flops(objective.forward, {'model': params}, *objective.forward_inputs(1))
   assert gflop == f'{counted / 1e9:.1f}'
 
 

@@ -64,9 +64,10 @@ def test_sample_i_is_the_same_for_any_batch_size(tiny, sampler):
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0, 'sample.num_steps': 8})
   keys = iter(jax.random.split(jax.random.key(3), 1000))
   params = jax.tree.map(  # Away from the zeros of the initialisation.
-    lambda p: p + 0.03 * jax.random.normal(next(keys), p.shape), experiment.init_params()
+    lambda p: p + 0.03 * jax.random.normal(next(keys), p.shape),
+    experiment.objective.init()['model'],
   )
-  generator, network = experiment.generator(), experiment.trainer.network(params)
+  generator, network = experiment.generator(), experiment.objective.network({'model': params})
   generate = jax.jit(lambda index, labels: generator(network, index, labels)[0])
 
   def samples(batch):

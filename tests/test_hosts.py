@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.command import run_mode
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import sample_set
-from diffusion_jax.stages import prepare
 from tests.conftest import tiny_mapping
 from tests.stages import test_latent
 from tests.support.samples import load_samples
@@ -63,7 +63,7 @@ def run(folder, num_processes, axes):
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('hosts')
-  prepare.ensure(create(tiny_mapping(folder)), folder / 'prepared')
+  preparation.ensure(create(tiny_mapping(folder)), folder / 'prepared')
   return folder
 
 

@@ -82,7 +82,10 @@ def autoencoder(name, tmp_path):
     return {}
   sizes = {f'vae.{field}': config['vae'][field] for field in ('z_channels', 'embed_channels')}
   sizes |= {'data.image_size': config['data']['image_size']}
-  sizes |= {'vae.channel_mult': config['vae']['channel_mult'], 'vae.perceptual_weight': 0.0}
+  sizes |= {
+    'vae.channel_mult': config['vae']['channel_mult'],
+    'objective.autoencoder.perceptual_weight': 0.0,
+  }
   folder = tmp_path / f'vae-f{2 ** (len(sizes["vae.channel_mult"]) - 1)}'
   if not folder.exists():
     mapping, changes = shrunk('vae', tmp_path, **sizes)
@@ -127,7 +130,7 @@ def test_it_trains_resumes_samples_and_is_evaluated(folder, capsys, name):
 def test_sampling_from_random_weights_stays_bounded(folder, name):
   """With all the steps, the spacing, sampler and guidance that the config has."""
   experiment = create(shrunk(name, folder)[0])
-  flat = flatten_dict(experiment.abstract_state.params, sep='/')
+  flat = flatten_dict(experiment.abstract_state.params['model'], sep='/')
   random = {
     path: weight(path + ('weight' if path.endswith('scale') else ''), leaf.shape[::-1]).T
     for path, leaf in flat.items()
@@ -135,8 +138,8 @@ def test_sampling_from_random_weights_stays_bounded(folder, name):
   params = unflatten_dict(random, sep='/')
   generator, index = experiment.generator(), np.arange(4, dtype=np.uint32)
   labels = experiment.sample_labels(index)
-  network = experiment.trainer.network
-  x_0, _ = jax.jit(lambda params: generator(network(params), index, labels))(params)
+  network = experiment.objective.network
+  x_0, _ = jax.jit(lambda params: generator(network({'model': params}), index, labels))(params)
   assert np.isfinite(x_0).all()
   alpha = float(experiment.schedule(generator.times[0]).alpha)
   free = experiment.config.process.prediction_type == 'eps' and not experiment.config.sample.clip_x0

@@ -28,10 +28,6 @@ from diffusion_jax.config.options import (
 NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = Check(lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
 SPLITS = ('holdout', 'train')  # Of prepared images.
-TASK_METRICS = {
-  'diffusion': ('holdout_loss',),
-  'autoencoder': ('holdout_psnr', 'holdout_reconstruction', 'holdout_kl'),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,20 +124,6 @@ class Process:
 
 
 @dataclasses.dataclass(frozen=True)
-class Loss:
-  """The denoising loss."""
-
-  class_dropout: float = option(
-    0.1, 'Share of labels hidden in training; guidance needs more than 0.', SHARE
-  )
-  weighting: str = option('none', 'Weighting of the loss over time.', one_of('none', 'min_snr'))
-  min_snr_gamma: float = option(5.0, "Gamma of the weighting 'min_snr'.", POSITIVE)
-  vlb_weight: float = option(
-    0.001, 'Weight of the variational bound; used only with process.learned_variance.', NOT_NEGATIVE
-  )
-
-
-@dataclasses.dataclass(frozen=True)
 class Vae:
   """The KL autoencoder; the defaults are KL-f4."""
 
@@ -180,27 +162,6 @@ class Vae:
   batch_size: int = option(
     16, 'Images that a device encodes or decodes at a time.', COUNT, BY_COMMAND
   )
-  kl_weight: float = option(
-    1e-6,
-    'Weight of the KL term in training, a sum over the latents, against sums over the pixels.',
-    NOT_NEGATIVE,
-  )
-  perceptual_weight: float = option(
-    1.0, 'Weight of LPIPS in training; 0 leaves it out.', NOT_NEGATIVE
-  )
-  perceptual_weights: str = option(
-    '', 'Folder or file with the weights of VGG16 and LPIPS.', change=BY_COMMAND
-  )
-  discriminator_start: int = option(
-    50_000, 'Steps before the discriminator joins the training.', NOT_NEGATIVE
-  )
-  discriminator_weight: float = option(0.5, "Weight of the discriminator's loss.", NOT_NEGATIVE)
-  discriminator_channels: int = option(
-    64,
-    "Channels of the discriminator's first layer.",
-    Check(lambda n: n > 0 and n % 8 == 0, 'positive multiples of 8'),
-  )
-  discriminator_layers: int = option(3, 'Layers of the discriminator that halve the image.', COUNT)
 
   def sizes(self) -> dict[str, Any]:
     """The arguments of models.vae.AutoencoderKL."""
@@ -274,7 +235,7 @@ class Checkpoint:
   keep_best: int = option(1, 'Best checkpoints to keep.', NOT_NEGATIVE)
   best_metric: str = option(
     'holdout_loss',
-    'Metric that ranks checkpoints: a held-out metric of the task, or one of config.eval '
+    'Metric that ranks checkpoints: a held-out metric of the objective, or one of config.eval '
     "such as 'frechet_distance', if train.eval_every_steps divides "
     'checkpoint.every_steps.',
   )
@@ -319,7 +280,7 @@ class Sample:
     (), 'Number of samples of each class instead, all of class 0 first; () uses `labels`.'
   )
   seed: int = option(0, 'Seed; the noise of sample i depends on it and on i alone.', SEED)
-  ema: bool = option(True, 'Sample with the averaged parameters; False takes the raw ones.')
+  average: str = option('ema', "Average of the parameters to sample with; '' takes the raw ones.")
   grid_columns: int = option(
     10, 'Columns of grid.png and of previews; rows are classes, 10 at most.', COUNT
   )
@@ -444,12 +405,6 @@ def section(cls: type, change: str = '') -> Any:
 class Config:
   """The whole config."""
 
-  task: str = option(
-    'diffusion',
-    'Model to train: a diffusion model, or the autoencoder of config.vae.',
-    one_of('diffusion', 'autoencoder'),
-    NEVER,
-  )
   seed: int = option(0, 'Seed of initialisation, data order and training noise.', SEED, NEVER)
   init_from: str = option(
     '',
@@ -488,7 +443,7 @@ class Config:
   time_sampling: Choice = choice(
     'diffusion.time_sampling', 'uniform', 'The distribution of training times.'
   )
-  loss: Loss = section(Loss)
+  objective: Choice = choice('objectives', 'denoising', 'What is minimised.', NEVER)
   vae: Vae = section(Vae, NEVER)
   model: Choice = choice('models', 'dit', 'The backbone.', NEVER)
   optimizer: Optimizer = section(Optimizer)

@@ -42,11 +42,14 @@ class Generator:
     """All steps, on the host."""
     return steps_along(self.times.astype(np.float32), self.num_frames)
 
-  def start(self, indices: Array) -> SamplingState:
-    """indices (B,) uint32 -> the state of their noise."""
-    noise = normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+  def noise(self, indices: Array) -> Array:
+    """indices (B,) uint32 -> standard normal (B,H,W,C) float32."""
+    return normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+
+  def start(self, noise: Array) -> SamplingState:
+    """The state of standard normal noise (B,H,W,C)."""
     x_T = self.process.start(noise, jnp.float32(self.times[0]))
-    examples = min(self.frame_examples, len(indices))
+    examples = min(self.frame_examples, len(noise))
     return start_sampling(self.sampler, x_T, num_frames=self.num_frames, frame_examples=examples)
 
   def advance(
@@ -70,7 +73,8 @@ class Generator:
 
     frames: (num_frames, min(frame_examples, B), H,W,C), noise first.
     """
-    state = self.advance(network, indices, labels, self.start(indices), self.steps)
+    state = self.start(self.noise(indices))
+    state = self.advance(network, indices, labels, state, self.steps)
     return state.x_t, state.frames
 
   def _keys(self, indices: Array) -> Array:

@@ -17,6 +17,7 @@ from diffusion_jax.experiment.evaluation_checks import count_problems, evaluatio
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
+from diffusion_jax.training.objective import Objective
 
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
 
@@ -84,10 +85,11 @@ def config_problems(experiment: Experiment) -> list[str]:
   dtype = jnp.float32 if config.dtype == 'float32' else jnp.bfloat16
   _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=dtype), problems)
   metrics = _attempt(experiment.metrics, problems)
-  if metrics is not None:
-    problems += evaluation_problems(config, metrics)
+  objective = _attempt(lambda: experiment.make_objective(dtype), problems)
+  if objective is not None:
+    problems += _objective_problems(config, objective)
+    problems += evaluation_problems(config, metrics or {}, objective)
   problems += _label_problems(experiment)
-  problems += _task_problems(config)
   problems += _latent_problems(config)
   problems += _rule_problems(config.mesh.rules)
   if config.optimizer.warmup_steps > config.train.num_steps:
@@ -95,28 +97,34 @@ def config_problems(experiment: Experiment) -> list[str]:
       f'config.optimizer.warmup_steps: got {config.optimizer.warmup_steps}, allowed up to '
       f'config.train.num_steps {config.train.num_steps}'
     )
-  return problems
+  return list(dict.fromkeys(problems))
 
 
-def _task_problems(config) -> list[str]:
-  """Of config.task: for the autoencoder its sizes."""
-  problems = []
-  if config.task == 'autoencoder' or config.space == 'latent':
+def _objective_problems(config: Config, objective: Objective) -> list[str]:
+  """Problems of what is minimised with the other sections."""
+  problems, scale = [], config.sample.cfg_scale
+  if config.space == 'latent' and not objective.network:
+    problems.append(
+      "config.space: got 'latent', allowed 'pixel' with config.objective.name "
+      f'{config.objective.name!r}, which is trained on images'
+    )
+  if scale != 1 and config.num_classes and objective.network and not objective.guided:
+    problems.append(
+      f'config.sample.cfg_scale: got {scale:g}, allowed 1 unless the model also learns without labels '
+      f'(config.objective.{config.objective.name}.class_dropout > 0)'
+    )
+  if config.sample.average not in ('', *objective.averages):
+    problems.append(
+      f'config.sample.average: got {config.sample.average!r}, allowed '
+      f"{', '.join(map(repr, objective.averages))}, or '' for the parameters as they are"
+    )
+  if config.space == 'latent' or not objective.network:
     module = _attempt(lambda: module_of(config, jnp.float32), problems)
     if module is not None and config.data.image_size % module.factor:
       problems.append(
         f'config.data.image_size: got {config.data.image_size}, allowed multiples of '
         f'{module.factor}: config.vae.channel_mult {config.vae.channel_mult} halves it that often'
       )
-  layers = config.vae.discriminator_layers
-  # Each layer and conv_in but the last halve the image; two more convolutions take a pixel each.
-  most = int(math.log2(max(config.data.image_size, 6) / 3))
-  judges = config.task == 'autoencoder' and config.vae.discriminator_start < config.train.num_steps
-  if judges and layers > most:
-    problems.append(
-      f'config.vae.discriminator_layers: got {layers}, allowed 1..{most} for images of '
-      f'{config.data.image_size} px: of more, no patch is left to judge'
-    )
   return problems
 
 
@@ -124,11 +132,6 @@ def _latent_problems(config) -> list[str]:
   if config.space == 'pixel':
     return []
   problems = []
-  if config.task == 'autoencoder':
-    problems.append(
-      "config.space: got 'latent', allowed 'pixel' with config.task 'autoencoder', which is trained "
-      'on images'
-    )
   if config.sample.clip_x0:
     problems.append(
       'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
@@ -193,12 +196,11 @@ def _variance_problems(experiment: Experiment) -> list[str]:
 
 def _label_problems(experiment: Experiment) -> list[str]:
   config, problems = experiment.config, []
-  if config.sample.cfg_scale != 1:
-    got = f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 '
-    if config.num_classes == 0:
-      problems.append(got + '(no guidance), because the model is unconditional (num_classes 0)')
-    elif config.loss.class_dropout == 0:
-      problems.append(got + 'unless the model also learns without labels (loss.class_dropout > 0)')
+  if config.sample.cfg_scale != 1 and config.num_classes == 0:
+    problems.append(
+      f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 (no guidance), because the '
+      'model is unconditional (num_classes 0)'
+    )
   channels = config.vae.embed_channels if config.space == 'latent' else config.data.channels
   if config.sample.guide_channels > channels:
     problems.append(

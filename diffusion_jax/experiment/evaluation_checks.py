@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping
 
-from diffusion_jax.config.schema import SPLITS, TASK_METRICS, Config
+from diffusion_jax.config.schema import SPLITS, Config
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.types import Metric
+from diffusion_jax.training.objective import Objective
 
 
-def evaluation_problems(config: Config, metrics: Mapping[str, Metric]) -> list[str]:
+def evaluation_problems(
+  config: Config, metrics: Mapping[str, Metric], objective: Objective
+) -> list[str]:
   """Of config.eval, and of the metric that checkpoints are kept by."""
   problems, every = [], config.train.eval_every_steps
-  own = TASK_METRICS[config.task]
+  own = [f'holdout_{name}' for name in objective.holdout_metrics]
   names = [name for metric in metrics.values() for name in metric.names]
   best = config.checkpoint.best_metric
   if best not in (*own, *names):
     problems.append(
-      f'config.checkpoint.best_metric: got {best!r}, allowed for task {config.task!r}: {", ".join(own)}'
+      f'config.checkpoint.best_metric: got {best!r}, allowed for objective {config.objective.name!r}: '
+      f'{", ".join(own)}'
       f'; of config.eval.metrics: {", ".join(names)}'
     )
   elif best not in own and (not every or config.checkpoint.every_steps % every):
@@ -40,7 +44,7 @@ def evaluation_problems(config: Config, metrics: Mapping[str, Metric]) -> list[s
       problems.append(
         "config.eval.backend: got 'torch_fidelity', allowed 'jax' with config.train.eval_every_steps > 0"
       )
-  if config.task == 'autoencoder' and every and config.eval.reference not in SPLITS:
+  if not objective.network and every and config.eval.reference not in SPLITS:
     problems.append(
       f"config.eval.reference: got {config.eval.reference!r}, allowed 'holdout', 'train' for an autoencoder"
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,33 +10,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config.schema import TASK_METRICS, Config
+from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
+from diffusion_jax.data.pipeline import Numbers, evaluation_batches
 from diffusion_jax.diffusion.generate import Generator
-from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import Metric
 from diffusion_jax.experiment import first_stage
-from diffusion_jax.experiment.autoencoder import make_autoencoder_trainer, module_of
+from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.datasets import Datasets
 from diffusion_jax.experiment.first_stage import FirstStage
 from diffusion_jax.models.latents import Scaling, in_batches
 from diffusion_jax.models.vae import AutoencoderKL
-from diffusion_jax.randomness import purpose_key
+from diffusion_jax.objectives.base import Context
 from diffusion_jax.runtime.mesh import (
+  batch_sharding,
   batch_shards,
+  local_rows,
   make_mesh,
   replicated,
   state_shardings,
   to_devices,
 )
 from diffusion_jax.training import resident
-from diffusion_jax.training.autoencoder import AutoencoderTrainer
+from diffusion_jax.training.compilation import Step, compile_steps, sum_over
+from diffusion_jax.training.objective import Objective
 from diffusion_jax.training.optimizer import make_optimizer
-from diffusion_jax.training.state import create_state
-from diffusion_jax.training.step import Trainer
+from diffusion_jax.training.state import TrainState, Weights, create_state
 from diffusion_jax.types import Array, DataSource, NoiseSchedule, PyTree, Sampler
 
 
@@ -164,36 +166,58 @@ class Experiment:
 
   @functools.cached_property
   def module(self) -> nn.Module:
+    """The backbone."""
+    return self._make_module(self.dtype)
+
+  def _make_module(self, dtype: jnp.dtype) -> nn.Module:
     outputs = 2 if self.config.process.learned_variance else 1
     return self.config.model.build(
-      out_channels=outputs * self.x0_shape[-1],
-      num_classes=self.config.num_classes,
-      dtype=self.dtype,
+      out_channels=outputs * self.x0_shape[-1], num_classes=self.config.num_classes, dtype=dtype
     )
 
   @functools.cached_property
-  def trainer(self) -> Trainer:
+  def objective(self) -> Objective:
+    """Raises: as make_objective."""
+    return self.make_objective(self.dtype)
+
+  def make_objective(self, dtype: jnp.dtype) -> Objective:
+    """That of config.objective with activations of this dtype.
+
+    Raises: InputError for sizes that do not fit each other.
+    """
+    return self.config.objective.build(context=self.context(dtype))
+
+  def context(self, dtype: jnp.dtype) -> Context:
+    """What an objective is built from."""
     config = self.config
-    loss = DenoisingLoss(
-      self.process,
-      config.time_sampling.build(),
-      null_label=config.num_classes,
-      class_dropout=config.loss.class_dropout if config.num_classes else 0.0,
-      weighting=config.loss.weighting,
-      min_snr_gamma=config.loss.min_snr_gamma,
-      vlb_weight=config.loss.vlb_weight,
-    )
-    optimizer = make_optimizer(
-      **dataclasses.asdict(config.optimizer), total_steps=config.train.num_steps
-    )
-    return Trainer(
-      self.module, loss, optimizer, config.train.ema_decay, config.data.flip, config.seed
+    return Context(
+      seed=config.seed,
+      num_steps=config.train.num_steps,
+      num_classes=config.num_classes,
+      image_shape=self.image_shape,
+      x0_shape=self.x0_shape,
+      flip=config.data.flip,
+      dtype=dtype,
+      ema_decay=config.train.ema_decay,
+      process=self.process,
+      time_sampling=config.time_sampling.build(),
+      make_model=lambda: self._make_module(dtype),
+      make_autoencoder=lambda: module_of(config, dtype),
+      make_optimizer=functools.partial(
+        make_optimizer,
+        **dataclasses.asdict(config.optimizer),
+        total_steps=config.train.num_steps,
+      ),
+      allow_pickle=config.allow_pickle,
     )
 
   @functools.cached_property
-  def autoencoder_trainer(self) -> AutoencoderTrainer:
-    """Raises: InputError for sizes that do not fit each other."""
-    return make_autoencoder_trainer(self.config, self.dtype)
+  def frozen(self) -> PyTree:
+    """What the objective needs and does not train, a copy on every device.
+
+    Raises: InputError for weights that are not there.
+    """
+    return to_devices(self.objective.frozen(), replicated(self.mesh))
 
   @functools.cached_property
   def resident_data(self) -> dict[str, Array]:
@@ -202,27 +226,61 @@ class Experiment:
       return {}
     return resident.load(self.train_data, self.mesh)
 
-  def init_params(self) -> PyTree:
-    """Parameters at step 0, a function of the seed."""
-    x = jnp.zeros((1, *self.x0_shape), jnp.float32)
-    key = purpose_key(self.config.seed, 'init')
-    return self.module.init(key, x, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})['params']
+  def init_state(self, scaling: Scaling | None = None, given: PyTree | None = None) -> TrainState:
+    """The state at step 0; scaling: that of latents.
 
-  def init_state(self, scaling: Scaling | None = None, given: PyTree | None = None) -> PyTree:
-    """The state of config.task at step 0; scaling: of latents.
-
-    given: parameters instead of the seed's; an array of fewer rows replaces the last ones.
+    given: the model's parameters instead of the seed's; an array of fewer rows replaces the last ones.
     """
-    if self.config.task == 'autoencoder':
-      return self.autoencoder_trainer.create_state(self.image_shape)
-    params = self.init_params()
+    objective = self.objective
+    parts = objective.init()
     if given is not None:
-      params = jax.tree.map(
+      parts['model'] = jax.tree.map(
         lambda own, new: new if own.shape == new.shape else own.at[len(own) - len(new) :].set(new),
-        params,
+        parts['model'],
         given,
       )
-    return create_state(params, self.trainer.optimizer, scaling)
+    return create_state(
+      parts, objective.optimizers, objective.averages, objective.averaged, scaling
+    )
+
+  @property
+  def step_input(self) -> DataSource:
+    """What the step is given: examples, or their numbers if the device has the examples."""
+    return Numbers(self.train_data) if self.config.data.device_resident else self.train_data
+
+  def compile_steps(self, start: int) -> Step:
+    """(step, state, batch) -> (state, metrics) for the steps after `start`; the state is donated."""
+    config, cut = self.config, batch_sharding(self.mesh)
+    batch = {
+      name: jax.ShapeDtypeStruct((config.train.batch_size, *item.shape), item.dtype, sharding=cut)
+      for name, item in self.step_input.element.items()
+    }
+    return compile_steps(
+      self.objective,
+      config.seed,
+      self.abstract_state,
+      batch,
+      self.frozen,
+      self.resident_data,
+      range(start + 1, config.train.num_steps + 1),
+    )
+
+  @functools.cached_property
+  def _holdout_step(self) -> Callable:
+    return jax.jit(self.objective.holdout)
+
+  def measure(self, weights: Weights) -> dict[str, float]:
+    """holdout_NAME: the means of the objective over all held-out examples, each in one batch once."""
+    size, cut = self.config.train.batch_size, batch_sharding(self.mesh)
+    batches = evaluation_batches(
+      self.holdout_data, batch_size=size, rows=local_rows(self.mesh, size)
+    )
+    evaluate = functools.partial(self._holdout_step, weights.parts, self.frozen, weights.scaling)
+    sums = sum_over((to_devices(batch, cut) for batch in batches), evaluate)
+    return {
+      f'holdout_{name}': float(sums[name] / sums['count'])
+      for name in self.objective.holdout_metrics
+    }
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
@@ -242,7 +300,7 @@ class Experiment:
     return Scaling(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((channels,), ())))
 
   @functools.cached_property
-  def abstract_state(self) -> PyTree:
+  def abstract_state(self) -> TrainState:
     """Shapes, dtypes and shardings of the state.
 
     Raises: InputError if the model does not fit the images, or the sharding rules the state.
@@ -250,8 +308,7 @@ class Experiment:
     try:
       state = jax.eval_shape(self.init_state, self.abstract_scaling)
     except ValueError as error:
-      diffuses = self.config.task == 'diffusion'
-      path = self.config.model.section if diffuses else 'config.vae'
+      path = self.config.model.section if self.objective.network else 'config.vae'
       raise InputError(f'{path}.{error}') from error
     try:
       shardings = state_shardings(state, self.mesh, self.config.mesh.rules)
@@ -263,10 +320,10 @@ class Experiment:
 
   @property
   def best_metric(self) -> str:
-    """What checkpoints are compared by: a metric of the task, or of config.eval with its number."""
+    """What checkpoints are compared by: a held-out metric, or one of config.eval with its number."""
     config = self.config
     name = config.checkpoint.best_metric
-    own = name in TASK_METRICS[config.task]
+    own = name.removeprefix('holdout_') in self.objective.holdout_metrics
     return name if own else f'{name}@{config.train.eval_num_samples}'
 
   def times(self, num_steps: int) -> np.ndarray:

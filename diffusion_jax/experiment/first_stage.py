@@ -66,7 +66,7 @@ def load(config: Config) -> FirstStage:
 def _read(path: Path, allow_pickle: bool) -> tuple[AutoencoderKL, PyTree]:
   if not path.exists():
     raise InputError(f'config.vae.checkpoint: {path}: no such file or directory; give {ADVICE}')
-  if (path / stored.FILE).is_file() and 'task' in weights.read_json(path / stored.FILE):
+  if (path / stored.FILE).is_file() and 'objective' in weights.read_json(path / stored.FILE):
     return _from_workdir(path)
   if path.is_dir():
     if not (path / 'config.json').is_file() and not (path / 'model_index.json').is_file():
@@ -84,16 +84,10 @@ def _read(path: Path, allow_pickle: bool) -> tuple[AutoencoderKL, PyTree]:
 
 def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
   mapping = stored.load(folder)
-  missing = [f'vae.{name}' for name in SIZES if name not in mapping.get('vae', {})]
-  missing += [] if 'channels' in mapping.get('data', {}) else ['data.channels']
-  if mapping['task'] == 'autoencoder' and missing:
+  name = mapping['objective']['name']
+  if name != 'autoencoder':
     raise InputError(
-      f'config.vae.checkpoint: {folder / stored.FILE}: not one of this version, it lacks '
-      f'{", ".join(missing)}'
-    )
-  if mapping['task'] != 'autoencoder':
-    raise InputError(
-      f'config.vae.checkpoint: {folder}: trained with config.task {mapping["task"]!r}; give {ADVICE}'
+      f'config.vae.checkpoint: {folder}: trained with config.objective.name {name!r}; give {ADVICE}'
     )
   sizes = {name: mapping['vae'][name] for name in SIZES}
   module = AutoencoderKL(**sizes, image_channels=mapping['data']['channels'])
@@ -106,7 +100,9 @@ def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
 
   Raises: InputError if it has none; DamagedError.
   """
-  return newest_fields(folder, {'ema_params': abstract})['ema_params']
+  return newest_fields(folder, {'averages': {'ema': {'model': abstract}}})['averages']['ema'][
+    'model'
+  ]
 
 
 def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:

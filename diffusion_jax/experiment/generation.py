@@ -3,23 +3,18 @@
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.samplers.base import SamplingState
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.pictures import draw_animation, picture_indices
 from diffusion_jax.runtime import hosts, mesh, sample_set
 from diffusion_jax.runtime.patience import alive
-from diffusion_jax.types import PyTree
-
-
-def params_of(weights: dict[str, Any]) -> PyTree:
-  """The backbone's among what load_checkpoint read."""
-  return weights.get('ema_params', weights.get('params'))
+from diffusion_jax.training.state import Weights
 
 
 def size_of_batches(experiment: Experiment, count: int) -> int:
@@ -34,7 +29,7 @@ def size_of_batches(experiment: Experiment, count: int) -> int:
 def generate_parts(
   experiment: Experiment,
   folder: Path,
-  weights: dict[str, Any],
+  weights: Weights,
   missing: np.ndarray,
   animated: bool,
 ) -> float:
@@ -46,7 +41,8 @@ def generate_parts(
   wanted = np.zeros(sample.num_samples, bool)
   wanted[missing] = True
   batches = batches_to_make(picture.reshape(-1), wanted, size, animated)
-  generate = compile_generate(experiment, weights, picture.size)
+  generator = experiment.generator(sample.gif_frames, picture.size)
+  generate = compile_generate(experiment, generator, size)
   seconds, count = 0.0, sum(map(len, batches))
   bar = tqdm(
     total=sample.num_samples,
@@ -69,12 +65,13 @@ def generate_parts(
       new = wanted[index] & (np.arange(size) < len(batch))
       began = time.perf_counter()
       with alive(f'sampling a batch of {size:,} in {sample.num_steps:,} steps'):
-        made, frames = generate(*mesh.to_devices((index[rows], labels[rows]), sharding), progress)
+        placed = mesh.to_devices((index[rows], labels[rows]), sharding)
+        made, frames = generate(weights, *placed, progress)
         own, made = hosts.own_rows(made)
       seconds += time.perf_counter() - began
       if not animated:
         with alive('drawing the animation'):
-          draw_animation(experiment, folder, weights.get('scaling'), frames, picture)
+          draw_animation(experiment, folder, weights.scaling, frames, picture)
         animated = True
       kept = new[own]
       sample_set.save_part(folder, index[own][kept], made[kept], labels[own][kept])
@@ -98,51 +95,53 @@ def batches_to_make(
   return [b for k, b in enumerate(batches) if wanted[b].any() or (first and k == 0)]
 
 
-def compile_generate(
-  experiment: Experiment, weights: dict[str, Any], frame_examples: int
-) -> Callable:
-  """(indices, labels, progress) -> images uint8 and x_t of animation frames, compiled for one batch.
+def compile_generate(experiment: Experiment, generator: Generator, size: int) -> Callable:
+  """(weights, indices, labels, progress, noise) -> images uint8 and x_t of frames, for a batch of `size`.
 
-  Images lie where their samples were made; of the frames every device has a copy. The steps are
-  handed to the devices in about ten runs; progress is called with the number done after each.
+  noise: standard normal (size, *x0_shape), instead of that of the indices. Images lie where their
+  samples were made; of the frames every device has a copy. The steps are handed to the devices in about
+  ten runs; progress is called with the number done after each.
   """
-  size = size_of_batches(experiment, experiment.config.sample.num_samples)
-  generator = experiment.generator(experiment.config.sample.gif_frames, frame_examples)
-  trainer = experiment.trainer
+  objective = experiment.objective
+  abstract = experiment.abstract_state.weights().only(objective.network_parts)
   cut, whole = mesh.batch_sharding(experiment.mesh), mesh.replicated(experiment.mesh)
-  params, scaling, decoder = params_of(weights), weights.get('scaling'), experiment.decoder
-  steps = generator.steps
+  decoder, steps = experiment.decoder, generator.steps
   runs = [mesh.to_devices(run, whole) for run in steps.cut(run_length(len(steps.number)))]
   indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=cut)
   labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=cut)
   states = SamplingState(cut, cut, whole)
 
-  def advance(params, indices, labels, state, steps):
-    return generator.advance(trainer.network(params), indices, labels, state, steps)
+  def advance(parts, indices, labels, state, steps):
+    return generator.advance(objective.network(parts), indices, labels, state, steps)
 
   def finish(decoder, scaling, x_0):
     return experiment.to_images(decoder, scaling, x_0)
 
   with alive('compiling the sampler'):
-    start = jax.jit(generator.start, out_shardings=states).lower(indices).compile()
-    shapes = jax.eval_shape(generator.start, indices)
+    draw = jax.jit(generator.noise, out_shardings=cut)
+    noise = jax.ShapeDtypeStruct((size, *generator.shape), np.float32, sharding=cut)
+    start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
+    shapes = jax.eval_shape(generator.start, noise)
     state = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
       start.output_shardings,
     )
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
-    advance = advance.lower(params, indices, labels, state, runs[0]).compile()
-    finish = jax.jit(finish, out_shardings=cut).lower(decoder, scaling, state.x_t).compile()
+    advance = advance.lower(abstract.parts, indices, labels, state, runs[0]).compile()
+    finish = jax.jit(finish, out_shardings=cut)
+    finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
 
-  def generate(indices, labels, progress):
-    state, done = start(indices), 0
+  def generate(weights, indices, labels, progress=None, noise=None):
+    weights = weights.only(objective.network_parts)
+    state, done = start(draw(indices) if noise is None else noise), 0
     for run in runs:
-      state = advance(params, indices, labels, state, run)
-      jax.block_until_ready(state.x_t)
-      done += len(run.number)
-      progress(done)
-    return finish(decoder, scaling, state.x_t), state.frames
+      state = advance(weights.parts, indices, labels, state, run)
+      if progress:
+        jax.block_until_ready(state.x_t)
+        done += len(run.number)
+        progress(done)
+    return finish(decoder, weights.scaling, state.x_t), state.frames
 
   return generate
 

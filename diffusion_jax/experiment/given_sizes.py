@@ -59,9 +59,9 @@ def _sizes(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
   config = path / stored.FILE
   if not path.is_dir():
     return _of_published(path, mapping)
-  if 'task' not in (found := weights.read_json(config)):
+  if 'objective' not in (found := weights.read_json(config)):
     return _of_diffusers(found)
-  if found['task'] != 'diffusion':
+  if found['objective']['name'] == 'autoencoder':
     return {}
   sizes, copy = of_workdir(path, mapping['space']), path / stored.AUTOENCODER
   if mapping['space'] == 'latent' and not mapping['vae']['checkpoint'] and copy.is_file():

@@ -67,14 +67,15 @@ def load(experiment: Experiment) -> Initial | None:
   config = experiment.config
   if not config.init_from:
     return None
-  if config.task != 'diffusion':
+  if not experiment.objective.network:
     raise InputError(
-      f"config.init_from: got {config.init_from!r}, allowed '' with config.task {config.task!r}"
+      f"config.init_from: got {config.init_from!r}, allowed '' with config.objective.name "
+      f'{config.objective.name!r}'
     )
   path = Path(config.init_from).expanduser().absolute()
   if not path.exists():
     raise InputError(f'config.init_from: {path}: no such file or directory; give {ADVICE}')
-  if (path / stored.FILE).is_file() and 'task' in weights.read_json(path / stored.FILE):
+  if (path / stored.FILE).is_file() and 'objective' in weights.read_json(path / stored.FILE):
     return _from_workdir(path, experiment)
   return _published(path, experiment)
 
@@ -134,18 +135,20 @@ def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
     raise InputError(
       f'config.init_from: {folder}: its config.json is not one of this version: {error}'
     ) from error
-  if there.config.task != 'diffusion':
+  if not there.objective.network:
     raise InputError(
-      f'config.init_from: {folder}: trained with config.task {there.config.task!r}; give {ADVICE}'
+      f'config.init_from: {folder}: trained with config.objective.name {there.config.objective.name!r}; give '
+      f'{ADVICE}'
     )
   _require_same_process(folder, there, experiment)
   _require_same_module(folder, there.module, experiment)
-  abstract = {'ema_params': jax.eval_shape(there.init_params)}
+  model = jax.eval_shape(there.objective.init)['model']
+  abstract = {'averages': {'ema': {'model': model}}}
   if there.is_latent:
     abstract['scaling'] = there.abstract_scaling
   found = first_stage.newest_fields(folder, abstract)
   names = (stored.load_meta(folder, there.config.data.fingerprint) or {}).get('label_names')
-  params, notes = _fitted(folder, found['ema_params'], experiment, names)
+  params, notes = _fitted(folder, found['averages']['ema']['model'], experiment, names)
   here, config = experiment.config.schedule, there.config
   if here != config.schedule:
     notes.append(
@@ -231,7 +234,7 @@ def _fitted(
   path: Path, params: PyTree, experiment: Experiment, label_names: Sequence[str] | None = None
 ) -> tuple[PyTree, list[str]]:
   """The params as Initial keeps them, and notes. Raises: InputError for arrays of other shapes."""
-  wanted = flatten_dict(jax.eval_shape(experiment.init_params))
+  wanted = flatten_dict(jax.eval_shape(experiment.objective.init)['model'])
   flat = {name: np.asarray(values, np.float32) for name, values in flatten_dict(params).items()}
   own, table = wanted.pop(LABELS, None), flat.pop(LABELS, None)
   problems = []

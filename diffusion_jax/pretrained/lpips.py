@@ -30,8 +30,8 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
   """
   if not str(path):
     raise InputError(
-      f'config.vae.perceptual_weights is empty; {ADVICE}; or train without, by '
-      '--config.vae.perceptual_weight=0'
+      f'config.objective.autoencoder.perceptual_weights is empty; {ADVICE}; or train without, by '
+      '--config.objective.autoencoder.perceptual_weight=0'
     )
   path = Path(path).expanduser()
   files = [path]
@@ -39,7 +39,9 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
     suffixes = ('.safetensors', *weights.PICKLES)
     files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
   if not path.exists() or not files:
-    raise InputError(f'config.vae.perceptual_weights: {path}: no weights there; {ADVICE}')
+    raise InputError(
+      f'config.objective.autoencoder.perceptual_weights: {path}: no weights there; {ADVICE}'
+    )
   state: dict[str, np.ndarray] = {}
   for file in files:
     state |= weights.read_state(file, allow_pickle=allow_pickle)
@@ -49,7 +51,9 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
     if name.startswith('features.') or (name.startswith('lin') and name.endswith('weight'))
   }
   if 'features.0.weight' not in wanted or 'lin0.model.1.weight' not in wanted:
-    raise InputError(f'config.vae.perceptual_weights: {path}: not complete; {ADVICE}')
+    raise InputError(
+      f'config.objective.autoencoder.perceptual_weights: {path}: not complete; {ADVICE}'
+    )
   images = jnp.zeros((1, 16, 16, 3))
   abstract = weights.abstract_params(LPIPS(), images, images)
   return weights.convert(abstract, wanted, _source_of, origin=str(path))

@@ -108,27 +108,31 @@ def _together(runs: Sequence[Trained], kind: Callable[[Mapping], Any]) -> list[l
 def _loss_kind(config: Mapping[str, Any]) -> list:
   """What decides of what a loss is the loss."""
   data = _parts(config, 'data', *DATA)
-  if config.get('task') == 'autoencoder':
+  objective = of.part_of(config, 'objective')
+  if of.is_autoencoder(config):
     weights = ('kl_weight', 'perceptual_weight', 'discriminator_weight')
-    return ['autoencoder', data, _parts(config, 'vae', *weights)]
+    return ['autoencoder', data, _parts(objective, 'autoencoder', *weights)]
   latent = config.get('space') == 'latent'
   vae = _parts(config, 'vae', 'fingerprint', 'scale') if latent else []
-  process, loss = of.part_of(config, 'process'), of.part_of(config, 'loss')
-  return [data, process, _choice(of.part_of(config, 'schedule')), loss, vae]
+  choices = [
+    _choice(of.part_of(config, name)) for name in ('schedule', 'time_sampling', 'objective')
+  ]
+  return [data, of.part_of(config, 'process'), choices, vae]
 
 
 def _loss_title(config: Mapping[str, Any]) -> str:
   data = of.part_of(config, 'data', 'name')
-  if config.get('task') == 'autoencoder':
+  if of.is_autoencoder(config):
     return f'autoencoder of {data}'
   where = 'latents' if config.get('space') == 'latent' else 'pixels'
   return f'{of.part_of(config, "schedule", "name")} schedule, {where} of {data}'
 
 
 def _loss_quantity(config: Mapping[str, Any]) -> str:
-  if config.get('task') == 'autoencoder':
+  if of.is_autoencoder(config):
     return 'autoencoder loss'
-  process, weighting = of.section_of(config, 'process'), of.part_of(config, 'loss', 'weighting')
+  process = of.section_of(config, 'process')
+  weighting = of.part_of(config, 'objective', 'denoising', 'weighting')
   plain = weighting in ('none', {}) and not process.get('learned_variance')
   return f'mean squared error of {process.get("prediction_type")}' if plain else 'denoising loss'
 

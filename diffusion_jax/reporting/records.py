@@ -120,6 +120,12 @@ def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def is_autoencoder(config: Mapping[str, Any]) -> bool:
+  """Whether a run's config.json trains an autoencoder, which makes no samples."""
+  objective = config.get('objective')
+  return isinstance(objective, Mapping) and objective.get('name') == 'autoencoder'
+
+
 def canonical(value: Any) -> str:
   """JSON by which two values are compared."""
   return json.dumps(value, sort_keys=True)

@@ -253,7 +253,7 @@ class Checkpoints:
     if not isinstance(saved, dict):
       raise DamagedError(f'unreadable checksums ({str(saved)[:50]})')
     if partial:
-      saved = {name: saved[name] for name in saved if name.split('/')[0] in abstract}
+      saved = {name: saved[name] for name in found if name in saved}
     wrong = [name for name, value in saved.items() if found.get(name) != value]
     if wrong or len(found) != len(saved):
       raise DamagedError(f'{len(wrong)} arrays differ from what was saved, first {wrong[:1]}')

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.types import PyTree
+from diffusion_jax.types import Array, PyTree
 
 AXES = ('data', 'fsdp', 'tensor')
 Rules = Sequence[tuple[str, Sequence]]
@@ -92,3 +92,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 def to_devices(batch: PyTree, sharding: NamedSharding) -> PyTree:
   """This host's rows of a batch (NumPy) -> global arrays."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def to_host(x: Array, mesh: Mesh) -> np.ndarray:
+  """The whole of an array that is cut over the devices of all hosts, on every host."""
+  return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(x))

@@ -206,7 +206,7 @@ def settings_of(identity: dict[str, Any]) -> dict[str, Any]:
 
 def origin(identity: dict[str, Any]) -> str:
   """'step 500 (averaged parameters 1a2b3c4d)'; older sets do not say which parameters."""
-  kind = 'averaged' if identity.get('ema', True) else 'raw'
+  kind = 'averaged' if identity.get('average', 'ema') else 'raw'
   digest = identity.get('parameters', 'of unknown digest')
   return f'step {identity.get("step", "unknown")} ({kind} parameters {digest})'
 

@@ -10,16 +10,16 @@ from pathlib import Path
 import jax
 
 from diffusion_jax.data.prepare import cores
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime import files, provenance
-from diffusion_jax.stages import prepare
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
   """Measures, prints tables and writes DIR/bench-NAME.json."""
   check_devices(experiment)
-  prepare.ensure_images(experiment, workdir)
+  preparation.ensure_images(experiment, workdir)
   bench = experiment.config.bench
   benchmark = bench.subject.build(experiment=experiment, repeats=bench.repeats)
   with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:

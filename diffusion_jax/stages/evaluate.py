@@ -1,6 +1,6 @@
 """--mode=evaluate: the metrics of a sample set against reference images, and what they mean.
 
-Of an autoencoder (task 'autoencoder'): those of the held-out images' reconstructions.
+Where nothing is sampled, as with an autoencoder, it measures the held-out images' reconstructions.
 """
 
 import json
@@ -16,17 +16,16 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
-from diffusion_jax.experiment import stored
+from diffusion_jax.experiment import samples, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.generation import params_of
+from diffusion_jax.experiment.previews import Previews
+from diffusion_jax.experiment.weights import load_checkpoint
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.results import evaluation_table
 from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.runtime import cost, files, hosts, provenance, sample_set
-from diffusion_jax.stages import sample
-from diffusion_jax.tasks import task_of
 from diffusion_jax.types import DataSource
 
 NEIGHBOURS_SHOWN = 8  # Training images beside each sample.
@@ -44,10 +43,10 @@ def run(experiment: Experiment, workdir: Path) -> None:
   if not experiment.datasets.is_prepared():
     hosts.say('no prepared images, so none are measured or shown beside the samples')
   evaluator = Evaluator(experiment)
-  if experiment.config.task == 'autoencoder':
-    result = reconstruction_result(evaluator, workdir)
-  else:
+  if experiment.objective.network:
     result = sample_result(evaluator, workdir)
+  else:
+    result = reconstruction_result(evaluator, workdir)
   config, there = experiment.config.eval, experiment.datasets.is_prepared()
   if config.real_baseline and config.backend == 'jax' and there:
     result['real_baseline'] = real_baseline(evaluator, result['protocol']['num_samples'])
@@ -69,7 +68,9 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   experiment = evaluator.experiment
   count = experiment.config.sample.num_samples
   if not is_told_by_name(experiment, workdir):
-    sample.find(experiment, workdir)  # Refuses a set of other settings before a network is trained.
+    samples.find(
+      experiment, workdir
+    )  # Refuses a set of other settings before a network is trained.
   warnings = checked(evaluator, count)
   sets = [opened(experiment, workdir)]
   first = sets[0][1]['identity']
@@ -103,7 +104,7 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
 
 def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
   """One experiment for each further sampling seed, with a name of its own, from the same checkpoint."""
-  first, name = experiment.config.sample.seed, sample.set_name(experiment)
+  first, name = experiment.config.sample.seed, samples.set_name(experiment)
   each = []
   for seed in range(first + 1, first + experiment.config.eval.num_seeds):
     changed = {'seed': seed, 'name': f'{name}-seed{seed}', 'checkpoint': str(step)}
@@ -120,14 +121,14 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
   """
   count = experiment.config.sample.num_samples
   if is_told_by_name(experiment, workdir):
-    folder = sample.base_folder(experiment, workdir)
+    folder = samples.base_folder(experiment, workdir)
   else:
-    folder = sample.find(experiment, workdir)
+    folder = samples.find(experiment, workdir)
   if folder and hosts.from_first((folder / 'meta.json').exists):
-    hosts.from_first(lambda: sample.is_complete(experiment, folder))
+    hosts.from_first(lambda: samples.is_complete(experiment, folder))
     sample_set.open_parts(folder, count)
   else:
-    folder = sample.run(experiment, workdir)
+    folder = samples.complete(experiment, workdir)
   return folder, sample_set.read_meta(folder), sample_set.open_set(folder, count)
 
 
@@ -137,14 +138,14 @@ def is_told_by_name(experiment: Experiment, workdir: Path) -> bool:
   as_trained = stored.load(workdir).get('sample', {}).get('name', '')
   if chosen.name in ('', as_trained) or chosen.checkpoint != 'latest':
     return False
-  return hosts.from_first((sample.base_folder(experiment, workdir) / 'meta.json').exists)
+  return hosts.from_first((samples.base_folder(experiment, workdir) / 'meta.json').exists)
 
 
 def of_other_parameters(
   experiment: Experiment, workdir: Path, found: Mapping[str, Any]
 ) -> list[str]:
   """A warning, printed too, if a set that was chosen by its name is not of the newest checkpoint."""
-  newest = sample.newest_identity(experiment, workdir)
+  newest = samples.newest_identity(experiment, workdir)
   if not newest or all(found.get(key) == newest[key] for key in ('step', 'parameters')):
     return []
   warning = (
@@ -173,12 +174,12 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
     )
   source = evaluator.reference.source
   count = min(experiment.config.eval.num_samples or source.num_examples, source.num_examples)
-  warnings, task = checked(evaluator, count), task_of(experiment)
-  restored = sample.load_checkpoint(experiment, workdir)
+  warnings = checked(evaluator, count)
+  restored = load_checkpoint(experiment, workdir)
   indices = np.linspace(0, source.num_examples - 1, count).round().astype(int)
   hosts.say(f'reconstructing {count:,} images by step {restored.step}')
   real = source.read(indices)['image']
-  made = task.reconstruct(params_of(restored.state), real)
+  made = Previews(experiment).reconstruct(restored.state, real)
   error = (made.astype(np.float32) - real) / 127.5
   name = f'reconstruction-{restored.step}'
   metrics = evaluator.measure_images(Arrays(made, name), np.arange(count))
@@ -190,7 +191,7 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
     **mean_over_seeds([{'seed': 0, 'metrics': {**metrics, 'psnr': float(psnr(error).mean())}}]),
     'images_per_s': None,
     'protocol': evaluator.protocol(count, 'of the reference'),
-    'samples': {'step': restored.step, 'ema': experiment.config.sample.ema},
+    'samples': {'step': restored.step, 'average': experiment.config.sample.average},
     **made_by(evaluator, warnings),
   }
 
@@ -208,7 +209,7 @@ def checked(evaluator: Evaluator, count: int) -> list[str]:
 def made_by(evaluator: Evaluator, warnings: Sequence[str]) -> dict[str, Any]:
   """What every result says of its making."""
   return {
-    'parameters': cost.num_parameters(evaluator.experiment.abstract_state.params),
+    'parameters': cost.num_parameters(evaluator.experiment.abstract_state.params['model']),
     'features_notes': dict(evaluator.network.notes),
     'warnings': list(warnings),
     **provenance.of_result(),

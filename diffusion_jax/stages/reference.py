@@ -11,18 +11,18 @@ import numpy as np
 from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.data import adm
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime import hosts
-from diffusion_jax.stages import prepare
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
   """Raises: InputError if there are no images to compute from."""
   check_devices(experiment)
   if experiment.config.eval.reference in SPLITS:
-    prepare.ensure_images(experiment, workdir)
+    preparation.ensure_images(experiment, workdir)
   evaluator = Evaluator(experiment)
   source = evaluator.reference.source
   if source is None:

@@ -91,7 +91,7 @@ def draw_panels(
   """panel*.png and panel*.gif, a pair for all models of the same data. Returns: what was written."""
   groups: dict[tuple, list[tuple[str, Denoising]]] = {}
   for found in runs:
-    is_sampled = found.config.get('task') != 'autoencoder'
+    is_sampled = not records.is_autoencoder(found.config)
     model = denoising_of(found, remark) if is_sampled else None
     if model is not None:
       labels = tuple(found.data.get('label_names') or ()) or found.data_name

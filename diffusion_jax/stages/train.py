@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,18 +14,18 @@ import numpy as np
 from diffusion_jax.config.schema import Optimizer
 from diffusion_jax.data.pipeline import train_batches
 from diffusion_jax.errors import Interrupted
-from diffusion_jax.experiment import first_stage, initial, stored
+from diffusion_jax.experiment import facts, first_stage, initial, preparation, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
+from diffusion_jax.experiment.previews import Previews
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import files, hosts, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
-from diffusion_jax.stages import describe, prepare
-from diffusion_jax.tasks import shared, task_of
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree
@@ -38,8 +39,8 @@ def run(experiment: Experiment, workdir: Path) -> None:
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
   check_devices(experiment)
-  describe.require_state_fits(experiment)
-  task_of(experiment).require()
+  facts.require_state_fits(experiment)
+  _ = experiment.frozen  # Fails on missing weights before anything is prepared or written.
   given = None if stored.has_checkpoint(workdir) else initial.load(experiment)
   experiment, changed = with_data(experiment, workdir)
   config = experiment.config
@@ -69,7 +70,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     )
     with contextlib.closing(writer):
       values = train(experiment, workdir, checkpoints, writer, state, start, interruption)
-  after = 'config.vae.checkpoint of latent systems' if config.task == 'autoencoder' else NEXT
+  after = NEXT if experiment.objective.network else 'config.vae.checkpoint of latent systems'
   took = datetime.timedelta(seconds=round(time.perf_counter() - began))
   print(
     f'done: {config.train.num_steps:,} steps in {workdir}; loss {values["loss"]:.4f}, '
@@ -89,7 +90,7 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
     experiment = create(mapping)
   if experiment.is_latent:
     _ = experiment.first_stage  # What is wrong with it is told before images are prepared.
-  prepare.ensure(experiment, workdir)
+  preparation.ensure(experiment, workdir)
   mapping = stored.with_value(mapping, 'data.fingerprint', experiment.meta['fingerprint'])
   if experiment.is_latent:
     mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
@@ -120,7 +121,7 @@ def train(
 
   Returns: the last line of the log. Raises: Interrupted.
   """
-  config, task = experiment.config, task_of(experiment)
+  config, previews = experiment.config, Previews(experiment)
   count, evaluator = config.train.eval_num_samples, Evaluator(experiment)
   evaluates = config.train.eval_every_steps > 0
   if evaluates:
@@ -142,12 +143,12 @@ def train(
     nonlocal held_out_at
     if held_out_at != step:
       with alive(f'measuring held-out images at step {step}'):
-        note(step, task.measure(state))
+        note(step, experiment.measure(state.weights()))
       held_out_at = step
 
   def preview(step, state):
     with alive(f'drawing the preview of step {step}'):
-      picture = task.preview(state)
+      picture = previews.picture(state.weights())
     if hosts.is_first():
       files.write_png(workdir / 'previews' / f'step_{step:08d}.png', picture)
     writer.write_images(step, {'preview': picture[None]})
@@ -155,7 +156,7 @@ def train(
 
   def evaluate(step, state):
     with alive(f'sampling for the metrics of step {step}'):
-      features = task.features(state, evaluator, count)
+      features = previews.features(state.weights(), evaluator, count)
     found = evaluator.measure(features)
     note(step, {f'{name}@{count}': value for name, value in found.items()})
 
@@ -168,7 +169,7 @@ def train(
 
   (workdir / 'previews').mkdir(exist_ok=True)
   batches = train_batches(
-    shared.step_input(experiment),
+    experiment.step_input,
     seed=config.seed,
     batch_size=config.train.batch_size,
     start_step=start,
@@ -178,7 +179,7 @@ def train(
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
   outcome = run_loop(
-    task.compile_step(start),
+    experiment.compile_steps(start),
     state,
     (mesh.to_devices(batch, sharding) for batch in batches),
     start=start,
@@ -250,7 +251,7 @@ def get_ready(evaluator: Evaluator, num_samples: int) -> None:
 def announce(experiment: Experiment, workdir: Path) -> None:
   """What is about to happen, in a few lines."""
   with alive('counting operations and memory'):
-    config, f = experiment.config, describe.facts(experiment)
+    config, f = experiment.config, facts.facts(experiment)
   print(f'training in {workdir}')
   print(f'  devices   {f["devices"]} {jax.devices()[0].device_kind}, activations {f["dtype"]}')
   print(
@@ -269,22 +270,9 @@ def announce(experiment: Experiment, workdir: Path) -> None:
   print(
     f'  training  to step {f["steps"]:,} with batch {f["batch_size"]:,} = {f["epochs"]:.1f} epochs'
   )
-  for warning in describe.memory_warnings(experiment, f):
+  for warning in facts.memory_warnings(experiment, f):
     print(f'  warning   memory: {warning}')
   print('  files     config.json, checkpoints/, metrics.jsonl, logs/ (TensorBoard), previews/')
-
-
-def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = False) -> Checkpoints:
-  """The checkpoints of `workdir` under config.checkpoint."""
-  c = experiment.config.checkpoint
-  return Checkpoints(
-    workdir / 'checkpoints',
-    keep_newest=c.keep_newest,
-    keep_best=c.keep_best,
-    best_metric=experiment.best_metric,
-    best_mode=c.best_mode,
-    read_only=read_only,
-  )
 
 
 def restore_or_init(
@@ -314,10 +302,11 @@ def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   if given is None:
     with alive('initialising the parameters'):
-      return jax.jit(task_of(experiment).init_state, out_shardings=shardings)()
+      init = functools.partial(experiment.init_state, experiment.scaling)
+      return jax.jit(init, out_shardings=shardings)()
   print('\n  '.join([f'weights of {given.origin}', *given.notes]))
   scaling = given.scaling or experiment.scaling
-  params = given.on_devices(experiment.abstract_state.params)
+  params = given.on_devices(experiment.abstract_state.params['model'])
   init = jax.jit(lambda params: experiment.init_state(scaling, params), out_shardings=shardings)
   with alive('placing the weights on the devices'):
     return init(params)

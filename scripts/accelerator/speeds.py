@@ -92,7 +92,7 @@ def measure_training(training: Training, sizes: Sizes, batch_size: int) -> dict[
   """Steps of the compiled train_step with its state donated."""
   state = training.init()
   batch = training.make_batch(batch_size)
-  parameters = cost.num_parameters(state.params)
+  parameters = cost.num_parameters(state.params['model'])
   step, compile_s = compiled(training.step, state, batch, donate_argnums=0)
 
   def several():

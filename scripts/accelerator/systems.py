@@ -14,20 +14,20 @@ import jax.numpy as jnp
 
 from accelerator import arrays
 from diffusion_jax.diffusion.generate import Generator
-from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim
 from diffusion_jax.diffusion.schedules import cosine
 from diffusion_jax.diffusion.spacings.trailing import Trailing
-from diffusion_jax.diffusion.time_sampling.uniform import Uniform
 from diffusion_jax.models import dit, unet
-from diffusion_jax.models.discriminator import PatchDiscriminator
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.models.vae import AutoencoderKL
-from diffusion_jax.training.autoencoder import AutoencoderTrainer
+from diffusion_jax.objectives.autoencoder import ADVERSARIAL, ALONE, Autoencoder
+from diffusion_jax.objectives.base import Context
+from diffusion_jax.objectives.denoising import Denoising
+from diffusion_jax.training.objective import Objective
 from diffusion_jax.training.optimizer import make_optimizer
 from diffusion_jax.training.state import create_state
-from diffusion_jax.training.step import Trainer
+from diffusion_jax.training.step import make_train_step
 from diffusion_jax.types import Array, PyTree
 
 SEED = arrays.SEED
@@ -170,7 +170,7 @@ def make_vae(sizes: Sizes, dtype: jnp.dtype) -> AutoencoderKL:
   return AutoencoderKL(**sizes.vae, image_channels=3, dtype=dtype)
 
 
-def optimizer():
+def optimizer(first_step: int = 0):
   """AdamW as configs/base.py has it, without the decay of the learning rate."""
   return make_optimizer(
     learning_rate=1e-4,
@@ -182,15 +182,22 @@ def optimizer():
     weight_decay=0.0,
     clip_norm=1.0,
     total_steps=100_000,
+    first_step=first_step,
   )
 
 
-def make_trainer(module: nn.Module, num_classes: int) -> Trainer:
+def make_objective(module: nn.Module, shape: tuple[int, int, int], num_classes: int) -> Objective:
   """The loss with a tenth of the labels hidden, the average, no mirroring."""
-  loss = DenoisingLoss(PROCESS, Uniform(), num_classes, 0.1, 'none', 5.0, 0.0)
-  return Trainer(
-    module=module, loss=loss, optimizer=optimizer(), ema_decay=0.9999, flip=False, seed=SEED
+  context = Context(
+    image_shape=shape,
+    x0_shape=shape,
+    process=PROCESS,
+    num_classes=num_classes,
+    make_model=lambda: module,
+    make_optimizer=optimizer,
+    seed=SEED,
   )
+  return Denoising().build(context)
 
 
 def abstract_params(module: nn.Module, shape: tuple[int, int, int]) -> PyTree:
@@ -239,7 +246,8 @@ def diffusion_training(
 ) -> Training:
   """kind 'dit' trains on posterior parameters of latents, 'unet' on images."""
   num_classes = NUM_CLASSES[kind]
-  trainer = make_trainer(module, num_classes)
+  objective = make_objective(module, shape, num_classes)
+  train_step = make_train_step(objective, SEED)
   channels = shape[-1]
   scaling = Scaling(jnp.zeros(channels), jnp.ones(())) if kind == 'dit' else None
 
@@ -253,11 +261,12 @@ def diffusion_training(
     return {'image': arrays.random_images(size, shape), 'label': label}
 
   def init() -> PyTree:
-    return create_state(backbone_params(module, shape), trainer.optimizer, scaling)
+    parts = {'model': backbone_params(module, shape)}
+    return create_state(parts, objective.optimizers, scaling=scaling)
 
   return Training(
     init,
-    trainer.train_step,
+    lambda state, batch: train_step(state, batch, {}),
     make_batch,
     batch_size,
     3 * forward_flops,
@@ -268,37 +277,38 @@ def autoencoder_training(
   sizes: Sizes, dtype: jnp.dtype, adversarial: bool, forward: int, judge: int
 ) -> Training:
   """KL-f4 without LPIPS, whose weights cannot be had here; forward, judge: operations an image."""
-  trainer = AutoencoderTrainer(
-    module=make_vae(sizes, dtype),
-    discriminator=PatchDiscriminator(*sizes.discriminator, dtype),
-    optimizer=optimizer(),
-    discriminator_optimizer=optimizer(),
-    ema_decay=0.999,
-    flip=True,
-    seed=SEED,
-    kl_weight=1e-6,
-    perceptual_weight=0.0,
-    discriminator_weight=0.5,
+  channels, layers = sizes.discriminator
+  options = Autoencoder(
+    perceptual_weight=0.0, discriminator_channels=channels, discriminator_layers=layers
   )
   shape = (sizes.image_size, sizes.image_size, 3)
+  context = Context(
+    image_shape=shape,
+    x0_shape=shape,
+    ema_decay=0.999,
+    flip=True,
+    make_autoencoder=lambda: make_vae(sizes, dtype),
+    make_optimizer=optimizer,
+    dtype=dtype,
+    seed=SEED,
+  )
+  objective = options.build(context)
+  train_step = make_train_step(objective, SEED, ADVERSARIAL if adversarial else ALONE)
 
   def make_batch(size: int) -> dict[str, Array]:
     return {'image': arrays.random_images(size, shape), 'label': jnp.zeros(size, jnp.int32)}
 
   def init() -> PyTree:
-    abstract = jax.eval_shape(lambda: trainer.create_state(shape))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-    params, judge_params = (
-      jax.tree.map(jnp.asarray, arrays.random_params(part))
-      for part in (abstract.params, abstract.discriminator)
-    )
-    averaged = jax.tree.map(jnp.copy, params)
-    return zeros.replace(params=params, ema_params=averaged, discriminator=judge_params)
+    abstract = jax.eval_shape(objective.init)
+    parts = {
+      name: jax.tree.map(jnp.asarray, arrays.random_params(part)) for name, part in abstract.items()
+    }
+    return create_state(parts, objective.optimizers)
 
   # The discriminator judges made images and passes the gradient on (2), then learns from two (2 x 3).
   return Training(
     init,
-    lambda state, batch: trainer.train_step(state, batch, adversarial=adversarial),
+    lambda state, batch: train_step(state, batch, {}),
     make_batch,
     sizes.vae_batch,
     3 * forward + (8 * judge if adversarial else 0),

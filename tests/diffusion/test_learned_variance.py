@@ -13,6 +13,7 @@ from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddpm
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.training.step import make_train_step
 from diffusion_jax.types import Prediction
 from tests.conftest import tiny_mapping
 from tests.diffusion.test_samplers import exact_denoiser, keys_of
@@ -115,13 +116,15 @@ LEARNED = {
 @pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
 def test_an_experiment_trains_and_samples(tiny, name):
   small = {'model.dit.depth': 1, 'model.unet.num_res_blocks': 1, 'model.unet.channels': 32}
-  experiment = tiny(**LEARNED, **small, **{'model.name': name, 'loss.vlb_weight': 0.5})
-  assert experiment.trainer.loss.vlb_weight == 0.5
+  experiment = tiny(
+    **LEARNED, **small, **{'model.name': name, 'objective.denoising.vlb_weight': 0.5}
+  )
+  assert experiment.config.objective.options['vlb_weight'] == 0.5
   state = jax.jit(experiment.init_state)()
   batch = experiment.train_data.read(np.arange(16))
-  after, metrics = jax.jit(experiment.trainer.train_step)(state, batch)
+  after, metrics = jax.jit(make_train_step(experiment.objective, 0))(state, batch, {})
   assert np.isfinite(metrics['loss']) and int(after.skipped) == 0
-  network = experiment.trainer.network(after.params)
+  network = experiment.objective.network(after.params)
   labels = jnp.arange(4)
   out = jax.eval_shape(network, jnp.zeros((4, 8, 8, 1)), jnp.zeros(4), {'label': labels})
   assert out.shape == (4, 8, 8, 2) and experiment.image_shape == (8, 8, 1)
@@ -145,7 +148,10 @@ def test_an_experiment_trains_and_samples(tiny, name):
       {'schedule.linear.num_timesteps': 1, 'sample.num_steps': 1},
       "config.process.learned_variance: got True, allowed False with config.schedule.name 'linear",
     ),
-    ({'loss.vlb_weight': -1.0}, 'config.loss.vlb_weight: got -1.0, allowed >= 0'),
+    (
+      {'objective.denoising.vlb_weight': -1.0},
+      'config.objective.denoising.vlb_weight: got -1.0, allowed >= 0',
+    ),
   ],
 )
 def test_what_cannot_work_is_refused(tmp_path, changes, message):

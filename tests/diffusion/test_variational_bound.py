@@ -10,8 +10,8 @@ import scipy.integrate
 import scipy.stats
 
 from diffusion_jax.diffusion import variational_bound
-from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
+from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
 from tests.diffusion.test_schedules import build, time_sampling
 
@@ -145,17 +145,13 @@ def test_terms_are_those_of_the_papers():
 
 
 def hybrid(output, *, train=True, prediction='eps', **changes):
-  """DenoisingLoss of a network with this output, of data 0.5, at 4 timesteps, the first one too."""
+  """The loss of a network with this output, of data 0.5, at 4 timesteps, the first one too."""
   schedule = build('linear', num_timesteps=4)
-  fields = dict(
-    null_label=0, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.1
-  )
-  loss = DenoisingLoss(
-    Process(schedule, prediction, True), time_sampling(), **{**fields, **changes}
-  )
+  loss = Denoising(**{'vlb_weight': 0.1, **changes}).loss
+  settings = dict(process=Process(schedule, prediction, True), null_label=0, train=train)
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(SHAPE[0]))
   x0 = jnp.full(SHAPE, 0.5)
-  return loss(lambda *_: output, x0, {}, keys, train=train), keys
+  return loss(lambda *_: output, x0, {}, keys, **settings), keys
 
 
 OUTPUT = jax.random.normal(jax.random.key(3), (*SHAPE[:3], 2 * SHAPE[3])) / 2

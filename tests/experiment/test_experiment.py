@@ -13,7 +13,6 @@ from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_devices, create
 from diffusion_jax.parsing import parse
 from diffusion_jax.runtime.cost import num_parameters
-from diffusion_jax.tasks import task_of
 from tests.conftest import tiny_mapping
 
 CONFIGS = [
@@ -38,10 +37,10 @@ def test_every_config_builds_at_full_size(path):
   mapping, overrides = flags_of(f'--config={path}')
   experiment = create(mapping)
   check_devices(experiment)
-  assert overrides == {} and num_parameters(experiment.abstract_state.params) > 0
-  task = task_of(experiment)
-  out = jax.eval_shape(task.forward, experiment.abstract_state.params, *task.forward_inputs(4))
-  out = out[0] if experiment.config.task == 'autoencoder' else out
+  assert overrides == {} and num_parameters(experiment.abstract_state.params['model']) > 0
+  objective, parts = experiment.objective, experiment.abstract_state.params
+  out = jax.eval_shape(objective.forward, parts, *objective.forward_inputs(4))
+  out = out if objective.network else out[0]
   *sides, channels = experiment.x0_shape
   outputs = 2 if experiment.config.process.learned_variance else 1
   assert out.shape == (4, *sides, outputs * channels)
@@ -85,20 +84,29 @@ def test_values_that_are_not_allowed(tmp_path, changes, message):
 def test_unknown_and_mistyped_keys_are_all_named_at_once(tmp_path):
   mapping = tiny_mapping(tmp_path)
   mapping['model']['dit']['dept'] = 3
-  mapping['loss'] = 'l2'
+  mapping['published'] = 'l2'
   mapping['optimizer']['b1'] = 'high'
   mapping['extra'] = 1
   with pytest.raises(InputError) as caught:
     create(mapping)
   text = str(caught.value)
   assert '4 problems' in text
-  for part in ("unknown field: got 'dept'", "config.loss: got 'l2'", "b1: got 'high'", "'extra'"):
+  for part in (
+    "unknown field: got 'dept'",
+    "config.published: got 'l2'",
+    "b1: got 'high'",
+    "'extra'",
+  ):
     assert part in text
 
 
 def test_a_missing_field_takes_its_default(tmp_path):
   mapping = tiny_mapping(tmp_path)
-  del mapping['loss']['class_dropout'], mapping['model']['dit']['mlp_ratio'], mapping['report']
+  del (
+    mapping['objective']['denoising']['class_dropout'],
+    mapping['model']['dit']['mlp_ratio'],
+    mapping['report'],
+  )
   del mapping['sampler']['name'], mapping['eval']['metrics'], mapping['schedule']
   experiment = create(mapping)
   assert experiment.config == create(tiny_mapping(tmp_path)).config
@@ -107,11 +115,17 @@ def test_a_missing_field_takes_its_default(tmp_path):
 
 def test_what_a_work_directory_lacks_counts_as_the_default(tmp_path):
   older = tiny_mapping(tmp_path)
-  del older['process']['learned_variance'], older['loss']['weighting'], older['sample']['cfg_scale']
+  del (
+    older['process']['learned_variance'],
+    older['objective']['denoising']['weighting'],
+    older['sample']['cfg_scale'],
+  )
   stored.save(tmp_path, older)
   assert stored.changes(tmp_path, tiny_mapping(tmp_path)) == []
-  given = tiny_mapping(tmp_path, **{'loss.weighting': 'min_snr', 'sample.cfg_scale': 2.0})
-  assert stored.changes(tmp_path, given) == ["loss.weighting: 'none' -> 'min_snr'"]
+  given = tiny_mapping(
+    tmp_path, **{'objective.denoising.weighting': 'min_snr', 'sample.cfg_scale': 2.0}
+  )
+  assert stored.changes(tmp_path, given) == ["objective.denoising.weighting: 'none' -> 'min_snr'"]
   for taken in (stored.merged(tmp_path, given, {}), stored.with_settings(tmp_path, given, {})):
     assert taken['sample']['cfg_scale'] == 1.0
   given = tiny_mapping(tmp_path, **{'process.learned_variance': True})

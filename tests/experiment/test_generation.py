@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.experiment.generation import compile_generate, run_length, size_of_batches
+from diffusion_jax.training.state import Weights
 
 
 @pytest.mark.parametrize(
@@ -15,9 +16,11 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
   experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': count})
   assert size_of_batches(experiment, count) == expected
   if count == 2:
-    weights, done = {'params': experiment.init_params()}, []
-    images, _ = compile_generate(experiment, weights, 2)(
-      np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), done.append
+    weights, done = Weights(experiment.objective.init()), []
+    generator = experiment.generator(experiment.config.sample.gif_frames, 2)
+    size = size_of_batches(experiment, experiment.config.sample.num_samples)
+    images, _ = compile_generate(experiment, generator, size)(
+      weights, np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), done.append
     )
     assert images.shape == (2, 8, 8, 1) and done == [1, 2, 3]
 
@@ -39,11 +42,11 @@ def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
 def test_a_sample_does_not_depend_on_its_batch(tiny, sampler):
   """To 1e-5 before it is quantised, guided, from parameters that are not those of the start."""
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0})
-  leaves, tree = jax.tree.flatten(experiment.init_params())
+  leaves, tree = jax.tree.flatten(experiment.objective.init()['model'])
   keys = jax.random.split(jax.random.key(3), len(leaves))
   noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
   params = jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
-  network, generator = experiment.trainer.network(params), experiment.generator()
+  network, generator = experiment.objective.network({'model': params}), experiment.generator()
 
   def made(size):
     index, labels = np.arange(12, dtype=np.uint32), np.arange(12, dtype=np.int32) % 10

@@ -11,12 +11,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import datasets, initial, stored
+from diffusion_jax.experiment import datasets, initial, preparation, stored
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.pretrained import diffusers
-from diffusion_jax.stages import prepare
-from diffusion_jax.stages.train import new_state, open_checkpoints
+from diffusion_jax.stages.train import new_state
 from tests.conftest import tiny_mapping
 from tests.fixtures.parity_weights import weight, weights
 from tests.pretrained.test_weights import FIXTURE, published, tied
@@ -44,7 +44,7 @@ def make(tmp_path, path='', **changes):
 
 def random_params(experiment):
   """A function of the arrays' names and shapes."""
-  flat = flatten_dict(jax.eval_shape(experiment.init_params))
+  flat = flatten_dict(jax.eval_shape(experiment.objective.init)['model'])
   return unflatten_dict({name: weight('/'.join(name), x.shape) for name, x in flat.items()})
 
 
@@ -82,7 +82,7 @@ def write_workdir(folder, experiment, scaling=None):
   """As training leaves it: the average is `random_params`, the raw parameters are not."""
   params = random_params(experiment)
   state = jax.jit(experiment.init_state)(scaling)
-  state = state.replace(ema_params=jax.tree.map(jnp.asarray, params))
+  state = state.replace(averages={'ema': {'model': jax.tree.map(jnp.asarray, params)}})
   folder.mkdir(parents=True, exist_ok=True)
   stored.save(folder, experiment.mapping)
   checkpoints = open_checkpoints(experiment, folder)
@@ -118,9 +118,9 @@ def test_published_weights_come_back_as_they_were(tmp_path):
   given = initial.load(experiment)
   assert_same(given.params, params)
   state = new_state(experiment, given)
-  assert_same(state.params, params)
-  assert_same(state.ema_params, params)
-  assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
+  assert_same(state.params['model'], params)
+  assert_same(state.averages['ema']['model'], params)
+  assert int(state.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(state.opt_states))
   abstract = experiment.abstract_state
   jax.tree.map(
     lambda x, a: x.sharding.is_equivalent_to(a.sharding, x.ndim) or 1 / 0, state, abstract
@@ -156,11 +156,11 @@ def test_a_work_directory_of_other_classes(tmp_path, model):
     "label table: 4 classes here, 10 there: rows initialised anew, the null label's kept",
   )
   state = new_state(experiment, given)
-  found, expected = flatten_dict(state.ema_params), flatten_dict(params)
+  found, expected = flatten_dict(state.averages['ema']['model']), flatten_dict(params)
   table, theirs = found.pop(LABELS), expected.pop(LABELS)
   assert_same(found, expected)
   fresh = make(tmp_path, **{'model.name': model, 'num_classes': 4})
-  fresh = flatten_dict(new_state(fresh, None).params)[LABELS]
+  fresh = flatten_dict(new_state(fresh, None).params['model'])[LABELS]
   np.testing.assert_array_equal(table[:-1], fresh[:-1])
   np.testing.assert_array_equal(table[-1], theirs[-1])
   assert table.shape == (5, theirs.shape[1]) and not np.array_equal(fresh[-1], theirs[-1])
@@ -168,7 +168,7 @@ def test_a_work_directory_of_other_classes(tmp_path, model):
 
 def test_as_many_classes_that_are_others(tmp_path):
   experiment = make(tmp_path, tmp_path / 'there')
-  prepare.ensure(experiment, tmp_path / 'prepared')
+  preparation.ensure(experiment, tmp_path / 'prepared')
   params = write_workdir(tmp_path / 'there', make(tmp_path))
   for names, notes, rows in (
     (list(experiment.label_names), (), 11),
@@ -200,8 +200,10 @@ def test_with_and_without_labels(tmp_path):
   experiment = make(tmp_path, tmp_path / 'none')
   given = initial.load(experiment)
   assert given.notes == ('label table: 10 classes here, none there: all rows initialised anew',)
-  table = flatten_dict(new_state(experiment, given).params)[LABELS]
-  np.testing.assert_array_equal(table, flatten_dict(new_state(make(tmp_path), None).params)[LABELS])
+  table = flatten_dict(new_state(experiment, given).params['model'])[LABELS]
+  np.testing.assert_array_equal(
+    table, flatten_dict(new_state(make(tmp_path), None).params['model'])[LABELS]
+  )
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,11 @@ def test_damaged_weights(tmp_path):
 
 def test_what_is_no_model(tmp_path):
   (tmp_path / 'empty').mkdir()
-  autoencoder = {'task': 'autoencoder', 'checkpoint.best_metric': 'holdout_psnr', **AUTOENCODER}
+  autoencoder = {
+    'objective.name': 'autoencoder',
+    'checkpoint.best_metric': 'holdout_psnr',
+    **AUTOENCODER,
+  }
   for name, changes in (('vae', autoencoder), ('begun', {}), ('old', {})):
     (tmp_path / name).mkdir()
     stored.save(tmp_path / name, make(tmp_path, **changes).mapping)
@@ -359,7 +365,7 @@ def test_what_is_no_model(tmp_path):
   for path, message in (
     ('gone', r'config\.init_from: .*gone: no such file or directory; give a published DiT'),
     ('empty', r'no config\.json in it; give a published DiT'),
-    ('vae', r"vae: trained with config\.task 'autoencoder'; give a published DiT"),
+    ('vae', r"vae: trained with config\.objective\.name 'autoencoder'; give a published DiT"),
     ('begun', 'no finished checkpoint in it'),
     ('old', r'its config\.json is not one of this version: config\.process\.prediction_type'),
     ('other.safetensors', r'no DiT as published, it lacks x_embedder\.proj\.weight'),
@@ -371,7 +377,7 @@ def test_what_is_no_model(tmp_path):
   ):
     with pytest.raises(InputError, match=message):
       initial.load(make(tmp_path, tmp_path / path))
-  with pytest.raises(InputError, match=r"allowed '' with config\.task 'autoencoder'"):
+  with pytest.raises(InputError, match=r"allowed '' with config\.objective\.name 'autoencoder'"):
     initial.load(make(tmp_path, tmp_path / 'vae', **autoencoder))
 
 

@@ -145,7 +145,7 @@ def test_models_look_different_in_colour_and_in_shape():
 
 
 CONFIG = {
-  'task': 'diffusion',
+  'objective': {'name': 'denoising', 'denoising': {'weighting': 'none'}},
   'space': 'pixel',
   'data': {'name': 'digits', 'fingerprint': 'f' * 16, 'image_size': 8},
   'process': {'prediction_type': 'v', 'learned_variance': False},
@@ -213,7 +213,7 @@ def test_held_out_psnr_is_drawn_without_training_s(tmp_path, prefix):
     **{'loss': [2], 'psnr': [30, 40], 'kl': [5]},
     **{'holdout_psnr': [20, 22], 'holdout_kl': [6]},
   }
-  figures = metric_plots([('A', 0, {**CONFIG, 'task': 'autoencoder'}, found)])
+  figures = metric_plots([('A', 0, {**CONFIG, 'objective': {'name': 'autoencoder'}}, found)])
   assert list(figures) == ['curves-holdout_psnr']
   (curve,) = figures['curves-holdout_psnr'][0].curves
   assert curve.steps.tolist() == [10, 20] and curve.values.tolist() == [20, 22]

@@ -79,7 +79,7 @@ def test_numbers_land_in_their_cells(tmp_path):
   text = (folder / 'table.md').read_text()
   for part in ('f00dfeed01234567', 'ab12cd34', 'classes: balanced', 'backend jax', 'resize none'):
     assert part in text
-  assert 'inception_score (splits 10)' in text and 'ema True' in text and 'published' not in text
+  assert 'inception_score (splits 10)' in text and 'average ema' in text and 'published' not in text
 
 
 def test_csv_has_every_number_in_full(tmp_path):
@@ -170,7 +170,7 @@ def test_reconstructions_have_a_table_of_their_own(tmp_path):
     tmp_path / 'a-vae',
     name='reconstruction',
     metrics={'frechet_distance': 1.5, 'inception_score': 3.0, 'psnr': 24.8},
-    changes={'task': 'autoencoder'},
+    changes={'objective': {'name': 'autoencoder'}},
     protocol=INCEPTION,
   )
   make_run(tmp_path / 'b', protocol=INCEPTION)

@@ -9,19 +9,19 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.stages.train import open_checkpoints
+from diffusion_jax.experiment.weights import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same
 
 VAE = {
-  'task': 'autoencoder',
+  'objective.name': 'autoencoder',
   'vae.channels': 32,
   'vae.channel_mult': (1, 1),
   'vae.num_res_blocks': 1,
-  'vae.perceptual_weight': 0.0,
-  'vae.discriminator_channels': 8,
-  'vae.discriminator_layers': 1,
-  'vae.discriminator_start': 2,
+  'objective.autoencoder.perceptual_weight': 0.0,
+  'objective.autoencoder.discriminator_channels': 8,
+  'objective.autoencoder.discriminator_layers': 1,
+  'objective.autoencoder.discriminator_start': 2,
   'checkpoint.best_metric': 'holdout_psnr',
   'checkpoint.best_mode': 'max',
   'optimizer.decay': 'constant',
@@ -93,7 +93,7 @@ def test_reconstructions_are_evaluated(trained):
   run('evaluate', trained / 'run', trained, **flags)
   result = json.loads((trained / 'run' / 'eval' / 'reconstruction.json').read_text())
   assert result['protocol']['num_samples'] == result['protocol']['reference_size'] == 297
-  assert result['samples'] == {'step': 4, 'ema': True}
+  assert result['samples'] == {'step': 4, 'average': 'ema'}
   lines = map(json.loads, (trained / 'run' / 'metrics.jsonl').read_text().splitlines())
   (measured,) = [
     line['holdout_psnr'] for line in lines if line['step'] == 4 and 'holdout_psnr' in line
@@ -126,7 +126,10 @@ def test_describe(trained, capsys):
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'vae.perceptual_weight': 1.0}, r'perceptual_weights is empty.*perceptual_weight=0'),
+    (
+      {'objective.autoencoder.perceptual_weight': 1.0},
+      r'perceptual_weights is empty.*perceptual_weight=0',
+    ),
     ({'vae.channels': 40}, r'config\.vae\.channels: got 40, allowed multiples of .* 32'),
     ({'vae.channel_mult': (1, 1, 1, 1, 1)}, r'image_size: got 8, allowed multiples of 16'),
     (

@@ -13,8 +13,8 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.evaluation import fid
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.evaluator import Evaluator
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.runtime import sample_set
-from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.support.samples import load_samples
 
@@ -72,11 +72,11 @@ def test_the_result_says_what_its_numbers_mean(trained, capsys):
   assert protocol['class_balance'] == 'balanced' and protocol['backend'] == 'jax'
   assert protocol['reference'].endswith('-holdout') and protocol['features_digest'] == '0..255'
   assert protocol['quantisation'] and protocol['resize'] == 'none'
-  wanted = dict(seed=0, sampler='ddim', num_steps=3, cfg_scale=2.0, ema=True, step=4)
+  wanted = dict(seed=0, sampler='ddim', num_steps=3, cfg_scale=2.0, average='ema', step=4)
   assert {name: samples[name] for name in wanted} == wanted
   assert result['versions']['jax'] and 'commit' in result and result['time'].startswith('20')
   state = create(tiny_mapping(trained)).abstract_state
-  sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)]
+  sizes = [np.prod(leaf.shape) for leaf in jax.tree.leaves(state.params['model'])]
   assert result['parameters'] == sum(sizes)
   assert len(result['warnings']) == 1 and 'biased upwards' in result['warnings'][0]
   assert 'warning: the covariance of 20 samples has rank 19 of 64' in capsys.readouterr().out
@@ -384,7 +384,7 @@ def test_evaluation_during_training(tmp_path, capsys):
       {'checkpoint.best_metric': 'kernel_distance', 'train.eval_every_steps': 2},
       'frechet_distance',
     ),
-    ({'checkpoint.best_metric': 'psnr'}, "allowed for task 'diffusion': holdout_loss"),
+    ({'checkpoint.best_metric': 'psnr'}, "allowed for objective 'denoising': holdout_loss"),
   ],
 )
 def test_best_metrics_that_cannot_be(tmp_path, changes, message):

@@ -11,10 +11,10 @@ from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.pretrained import dit
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.stages import train
-from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.experiment.test_initial import (
   RECORDED,
@@ -57,7 +57,7 @@ def test_training_goes_on_from_given_weights_and_resumes_without_them(tmp_path, 
   run('train', tmp_path / 'whole', tmp_path, path, **STEADY)
   assert f'weights of {path}\n' in capsys.readouterr().out
   first = state_of(tmp_path, tmp_path / 'whole', 2)
-  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, params)
+  moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params['model'], params)
   assert all(0 < x < 0.1 for x in jax.tree.leaves(moved))  # Two steps away, and no further.
   run('train', tmp_path / 'parts', tmp_path, path, **STEADY, **{'train.num_steps': 2})
   capsys.readouterr()

@@ -16,9 +16,10 @@ from diffusion_jax.data import latents
 from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment import first_stage
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.models.vae import AutoencoderKL, Posterior
+from diffusion_jax.objectives.base import x0_of
 from diffusion_jax.pretrained.compvis import autoencoder_params
-from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.fixtures.parity_weights import weight
 from tests.runtime.test_checkpoint import assert_same
@@ -131,9 +132,9 @@ def test_what_the_backbone_is_fed_has_deviation_one(trained, shift):
   experiment = experiment_of(trained, **{'vae.shift': shift})
   batch = experiment.train_data.read(np.arange(24))
   keys = jax.random.split(jax.random.key(0), 24)
-  x0 = experiment.trainer.x0(batch, experiment.scaling, keys, flip=True)
+  x0 = x0_of(batch, experiment.scaling, keys, flip=True)
   assert x0.shape == (24, 4, 4, 3) and abs(np.std(x0) - 1) < 0.05
-  again = experiment.trainer.x0(batch, experiment.scaling, keys[::-1], flip=True)
+  again = x0_of(batch, experiment.scaling, keys[::-1], flip=True)
   posterior = Posterior.from_parameters(batch['posterior'])
   noise = (np.asarray(x0) - again) / (experiment.scaling.scale * np.exp(posterior.logvar / 2))
   assert abs(np.std(noise) - np.sqrt(2)) < 0.1  # Fresh samples of the posterior each time.
@@ -162,12 +163,12 @@ def test_samples_are_decoded_with_the_scaling_of_the_checkpoint(trained):
   @jax.jit
   def expected(params):
     x_0, _ = experiment.generator()(
-      experiment.trainer.network(params), np.arange(9, dtype=np.uint32), labels
+      experiment.objective.network({'model': params}), np.arange(9, dtype=np.uint32), labels
     )
     z = x_0 / state.scaling.scale + state.scaling.shift
     return x_0, first.module.apply({'params': first.params}, z, method='decode')
 
-  x_0, images = expected(state.ema_params)
+  x_0, images = expected(state.averages['ema']['model'])
   assert np.abs(x_0).max() > 1.5
   levels = np.clip(np.floor(127.5 * np.asarray(images) + 128), 0, 255)
   assert np.abs(made.astype(float) - levels).max() <= 1 and made.std() > 5
@@ -258,7 +259,7 @@ def test_damaged_weights_are_not_used(trained, tmp_path):
     ({'data.image_size': 18}, r'config\.data\.image_size: got 18, allowed multiples of 4'),
     ({'model.dit.patch_size': 3}, r'config\.model\.dit\.patch_size: got 3'),
     (
-      {'task': 'autoencoder', 'checkpoint.best_metric': 'holdout_psnr'},
+      {'objective.name': 'autoencoder', 'checkpoint.best_metric': 'holdout_psnr'},
       r"config\.space: got 'latent'",
     ),
     (
@@ -310,17 +311,20 @@ def test_files_that_are_no_autoencoder(trained, tmp_path):
   for folder, content in (
     (number, '5'),
     (bert, '{"model_type": "bert"}'),
-    (old, '{"format_version": 1, "task": "autoencoder", "data": {}, "model": {}, "train": {}}'),
+    (
+      old,
+      '{"format_version": 1, "objective": {"name": "autoencoder"}, "data": {}, "model": {}, "train": {}}',
+    ),
   ):
     folder.mkdir()
     (folder / 'config.json').write_text(content)
   for path, message in (
     (empty, r'no config\.json in it; give a work directory'),
-    (trained / 'run', r"trained with config\.task 'diffusion'; give"),
+    (trained / 'run', r"trained with config\.objective\.name 'denoising'; give"),
     (pickle, r'a pickle, which can run code.*--config\.allow_pickle=True'),
     (number, r'not a JSON object'),
     (bert, r'no diffusers model \(its config\.json has no _class_name\)'),
-    (old, r'not one of this version, it lacks vae\.channels'),
+    (old, r'old: no finished checkpoint in it'),
     (other, r'no KL autoencoder of CompVis, it lacks encoder\.conv_in\.weight'),
   ):
     with pytest.raises(Stop, match=message):

@@ -13,12 +13,11 @@ from diffusion_jax import command
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import generation
+from diffusion_jax.experiment import generation, samples, weights
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.generation import batches_to_make
 from diffusion_jax.runtime import files, sample_set
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import sample
 from tests.conftest import tiny_mapping
 from tests.support.samples import load_samples
 
@@ -33,7 +32,7 @@ def trained(tmp_path_factory):
 
 def test_a_set_is_of_the_options_of_its_spacing(tmp_path):
   changes = {'schedule.name': 'variance_exploding', 'sample.spacing': 'karras'}
-  found = sample.settings(create(tiny_mapping(tmp_path, **changes)))
+  found = samples.settings(create(tiny_mapping(tmp_path, **changes)))
   assert {key: found[key] for key in found if key.startswith('spacing')} == {
     'spacing': 'karras',
     'spacing.rho': 7.0,
@@ -98,14 +97,14 @@ def test_a_set_killed_at_60_percent_is_finished_as_if_it_had_not_been(trained, m
     InputError, match='killed: 60 of 100 samples; finish it with the same command'
   ):
     sample_set.open_set(folder, 100)
-  assert not sample.is_complete(experiment_of(trained, 'killed', **changes), folder)
+  assert not samples.is_complete(experiment_of(trained, 'killed', **changes), folder)
   capsys.readouterr()
   run(trained, 'killed', **changes)
   told = capsys.readouterr()
   assert '40 of 100 samples to make' in told.out and '100/100' in told.err  # The bar.
   after = {path.name: path.stat().st_mtime_ns for path in folder.glob('part-*')}
   assert len(after) == 10 and all(after[name] == written[name] for name in written)
-  assert sample.is_complete(experiment_of(trained, 'killed', **changes), folder)
+  assert samples.is_complete(experiment_of(trained, 'killed', **changes), folder)
   images, labels = load_samples(folder, 100)
   assert len(np.unique(images, axis=0)) == 100
   for uninterrupted in (whole, other):
@@ -139,7 +138,7 @@ def test_where_a_sample_lies_in_its_batch_does_not_depend_on_what_is_there(
 def test_long_silences_are_broken(trained, monkeypatch):
   spoken = []
   monkeypatch.setattr(generation, 'alive', lambda what: spoken.append(what) or nullcontext())
-  monkeypatch.setattr(sample, 'alive', lambda what: spoken.append(what) or nullcontext())
+  monkeypatch.setattr(weights, 'alive', lambda what: spoken.append(what) or nullcontext())
   run(trained, 'spoken', num_samples=3, batch_size=2)
   batch = 'sampling a batch of 2 in 3 steps'
   expected = ['restoring the checkpoint of step 4', 'compiling the sampler', batch]
@@ -265,8 +264,8 @@ def test_other_parameters_of_the_same_step_go_beside(trained, monkeypatch):
   beside = sample_set.read_meta(folder.with_name('mine-step4'))
   assert beside['identity'] == meta['identity']
   assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-  with pytest.raises(InputError, match=r'ema: True, asked False'):
-    run(trained, 'mine', ema=False)
+  with pytest.raises(InputError, match=r"average: 'ema', asked ''"):
+    run(trained, 'mine', average='')
 
 
 def test_frames_are_those_of_the_samples_from_noise_to_result(trained):

@@ -13,8 +13,8 @@ from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.pictures import picture_indices
 from diffusion_jax.experiment.stored import has_checkpoint
+from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages.train import open_checkpoints
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same, corrupt
 from tests.support.samples import load_samples
@@ -139,9 +139,9 @@ def test_sample_set(trained, capsys):
   meta = json.loads((folder / 'meta.json').read_text())
   assert meta['identity']['step'] == 4 and meta['images_per_s'] > 0 and meta['num_samples'] == 20
 
-  params = state_of(experiment, trained / 'run').ema_params  # Against a call of the parts.
+  params = state_of(experiment, trained / 'run').averages['ema']  # Against a call of the parts.
   x0, _ = experiment.generator()(
-    experiment.trainer.network(params), np.arange(20, dtype=np.uint32), labels
+    experiment.objective.network(params), np.arange(20, dtype=np.uint32), labels
   )
   expected = np.clip(np.floor(127.5 * np.asarray(x0) + 128), 0, 255)
   assert np.abs(made - expected).max() <= 1  # float rounding at a level's edge
@@ -212,7 +212,7 @@ def test_evaluate_makes_the_samples_and_writes_every_number_with_its_protocol(tr
     'label_accuracy',
   }
   assert result['protocol']['num_samples'] == 20 and result['protocol']['reference_size'] == 297
-  assert result['samples']['cfg_scale'] == 2.0 and result['samples']['ema'] is True
+  assert result['samples']['cfg_scale'] == 2.0 and result['samples']['average'] == 'ema'
   # An untrained model is farther from the data than real images are.
   real = result['real_baseline']['metrics']['frechet_distance']
   assert result['metrics']['frechet_distance'] > real > 0

@@ -14,12 +14,11 @@ import jax
 import numpy as np
 import optax
 
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices, create
 from diffusion_jax.models.latents import in_batches
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
-from diffusion_jax.stages import prepare
-from diffusion_jax.tasks import shared
 from tests.conftest import tiny_mapping
 
 RULES = {
@@ -40,17 +39,18 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   changes = {'sample.cfg_scale': 2.0, 'sampler.name': 'ddpm', **RULES[rules]}
   experiment = create(tiny_mapping(folder, **changes))
   # Adam flips the sign of near-zero gradients; SGD shows the gradients themselves.
-  trainer = dataclasses.replace(experiment.trainer, optimizer=optax.sgd(0.1))
-  experiment.__dict__['trainer'] = trainer
+  experiment.__dict__['objective'] = dataclasses.replace(
+    experiment.objective, optimizers={'model': optax.sgd(0.1)}
+  )
   check_devices(experiment)
-  prepare.ensure(experiment, folder)
-  step = shared.compile_step(experiment, trainer.train_step, experiment.abstract_state)
+  preparation.ensure(experiment, folder)
+  step = experiment.compile_steps(0)
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   state = jax.jit(experiment.init_state, out_shardings=shardings)()
   for number in range(2):
     batch = experiment.train_data.read(np.arange(16) + 16 * number)
     batch = mesh.to_devices(batch, mesh.batch_sharding(experiment.mesh))
-    state, metrics = step(state, batch)
+    state, metrics = step(number + 1, state, batch)
 
   checkpoints = Checkpoints(folder / 'checkpoints')
   if num_devices == 1:
@@ -67,7 +67,9 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   inputs = mesh.to_devices(
     (index, experiment.sample_labels(index)), mesh.batch_sharding(experiment.mesh)
   )
-  samples, _ = jax.jit(lambda params, *a: generator(trainer.network(params), *a))(shaken, *inputs)
+  samples, _ = jax.jit(lambda params, *a: generator(experiment.objective.network(params), *a))(
+    shaken, *inputs
+  )
   # Latents are decoded a few of every device's rows at a time.
   rows = jax.random.normal(jax.random.key(4), (48, 2, 3))
   placed = mesh.to_devices(np.asarray(rows), mesh.batch_sharding(experiment.mesh))
@@ -77,7 +79,7 @@ def main(folder: Path, num_devices: int, rules: str) -> None:
   assert decode(placed).sharding.is_equivalent_to(placed.sharding, 3)
   collectives = ('all-gather', 'all-to-all', 'collective-permute', 'all-reduce')
   assert not [name for name in collectives if name in decode.lower(placed).compile().as_text()]
-  kernel = state.params['blocks']['qkv']['kernel']
+  kernel = state.params['model']['blocks']['qkv']['kernel']
   arrays = {mesh.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
   np.savez(
     folder / f'devices-{num_devices}-{rules}.npz',

@@ -14,10 +14,10 @@ import numpy as np
 
 from diffusion_jax.config.fields import plugin_names
 from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.pretrained import inception
-from diffusion_jax.stages import prepare
 from tests.conftest import tiny_mapping
 from tests.fixtures.inception_weights import crops, state
 
@@ -41,7 +41,7 @@ def main(folder: Path, num_devices: int, network: str) -> None:
     samples = Arrays(crops(40, 32), 'samples', np.arange(40) % 10)
   experiment = create(tiny_mapping(own, **changes))
   if network != 'inception':
-    prepare.ensure(experiment, own / 'prepared')
+    preparation.ensure(experiment, own / 'prepared')
     train = experiment.datasets.images('train')
     samples = Arrays(train.values[:40], 'samples', train.labels[:40])
   evaluator = Evaluator(experiment)

@@ -18,8 +18,8 @@ import optax
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.previews import Previews
 from diffusion_jax.runtime import mesh
-from diffusion_jax.tasks import shared, task_of
 from tests.conftest import tiny_mapping
 
 MESHES = {'data': {}, 'tensor': {'mesh.data': 1, 'mesh.tensor': -1}}
@@ -31,14 +31,15 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
   assert jax.process_count() == num_processes
   changes = {'data.flip': True, 'train.batch_size': 16, **MESHES[axes]}
   experiment = create(tiny_mapping(folder, **changes))
-  trainer = dataclasses.replace(experiment.trainer, optimizer=optax.sgd(0.1))
-  experiment.__dict__['trainer'] = trainer
+  experiment.__dict__['objective'] = dataclasses.replace(
+    experiment.objective, optimizers={'model': optax.sgd(0.1)}
+  )
   devices, sharding = experiment.mesh, mesh.batch_sharding(experiment.mesh)
   rows = mesh.local_rows(devices, 16)
   whole = jax.jit(lambda x: x, out_shardings=mesh.replicated(devices))
   found = {}
 
-  step = shared.compile_step(experiment, trainer.train_step, experiment.abstract_state)
+  step = experiment.compile_steps(0)
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   state = jax.jit(experiment.init_state, out_shardings=shardings)()
   batches = train_batches(
@@ -49,7 +50,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
     batch = mesh.to_devices(batch, sharding)
     found[f'image{number}'], found[f'label{number}'] = whole((batch['image'], batch['label']))
     if number < 2:
-      state, metrics = step(state, batch)
+      state, metrics = step(number + 1, state, batch)
       found[f'loss{number}'] = metrics['loss']
 
   train_data = experiment.train_data
@@ -59,14 +60,15 @@ def main(folder: Path, num_processes: int, process: int, port: str, axes: str) -
   def count(params, batch):
     valid = batch['index'] >= 0
     times = jnp.zeros(1003, jnp.int32).at[batch['index']].add(valid.astype(jnp.int32))
-    return times, *trainer.evaluation_step(params, None, batch)
+    sums = experiment.objective.holdout(params, {}, None, batch)
+    return times, sums['loss'], sums['count']
 
   counted = [
     jax.device_get(whole(count(state.params, mesh.to_devices(batch, sharding))))
     for batch in evaluation_batches(some, batch_size=16, rows=rows)
   ]
   found['times'], found['evaluation_loss'], found['evaluated'] = map(sum, zip(*counted))
-  found['preview'] = task_of(experiment).preview(state)
+  found['preview'] = Previews(experiment).picture(state.weights())
   if process == 0:
     np.savez(folder / f'hosts-{num_processes}-{axes}.npz', rows=rows, **found)
 

@@ -62,7 +62,7 @@ def make_run(
   write(folder / 'config.json', config)
   data = {'name': config['data']['name'], 'label_names': label_names, 'image_shape': [8, 8, 1]}
   write(folder / 'data.json', {**data, 'fingerprint': '0' * 16})
-  made = {'step': 1000, 'parameters': '0badf00d', 'ema': True, 'seed': 0, 'sampler': 'ddim'}
+  made = {'step': 1000, 'parameters': '0badf00d', 'average': 'ema', 'seed': 0, 'sampler': 'ddim'}
   made |= {'sampler.eta': 0.0, 'num_steps': 50, 'cfg_scale': 2.0, 'labels': 'balanced'}
   result = {
     'name': name,

@@ -5,7 +5,6 @@ import numpy as np
 
 from diffusion_jax.data.pipeline import Numbers, train_batches
 from diffusion_jax.runtime import mesh
-from diffusion_jax.tasks import shared
 from diffusion_jax.training import resident
 
 
@@ -29,15 +28,13 @@ def test_training_is_bit_identical(tiny):
   states = {}
   for is_resident in (False, True):
     experiment = tiny(**{'data.device_resident': is_resident, 'data.flip': True})
-    step = shared.compile_step(experiment, experiment.trainer.train_step, experiment.abstract_state)
+    step = experiment.compile_steps(0)
     sharding = mesh.batch_sharding(experiment.mesh)
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
     state = jax.jit(experiment.init_state, out_shardings=shardings)()
-    batches = train_batches(
-      shared.step_input(experiment), seed=0, batch_size=16, start_step=0, stop_step=3
-    )
-    for batch in batches:
+    batches = train_batches(experiment.step_input, seed=0, batch_size=16, start_step=0, stop_step=3)
+    for number, batch in enumerate(batches, 1):
       assert set(batch) == ({'number'} if is_resident else {'image', 'label'})
-      state, metrics = step(state, mesh.to_devices(batch, sharding))
+      state, metrics = step(number, state, mesh.to_devices(batch, sharding))
     states[is_resident] = jax.device_get((state.params, metrics['loss']))
   jax.tree.map(np.testing.assert_array_equal, *states.values())

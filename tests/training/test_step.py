@@ -10,13 +10,28 @@ import pytest
 
 from diffusion_jax.errors import DivergedError
 from diffusion_jax.models.latents import Scaling
+from diffusion_jax.objectives.base import gradients_of, x0_of
+from diffusion_jax.objectives.denoising import network_of
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.state import create_state, ema_decay_at
+from diffusion_jax.training.step import draws_of, make_train_step
 
 
 def batch_of(experiment, step=0, size=16):
   return experiment.train_data.read(np.arange(step * size, (step + 1) * size))
+
+
+def step_of(experiment, objective=None, seed=0):
+  """(state, batch) -> (state, metrics), of the experiment's objective or another."""
+  step = make_train_step(objective or experiment.objective, seed)
+  return lambda state, batch: step(state, batch, {})
+
+
+def holdout_of(objective, parts, batch):
+  """The sum of the held-out losses, and their number."""
+  sums = objective.holdout(parts, {}, None, batch)
+  return sums['loss'], sums['count']
 
 
 @pytest.fixture
@@ -27,14 +42,14 @@ def experiment(tiny):
 @pytest.mark.parametrize('name', ['dit', 'unet'])
 def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
   experiment, traces = tiny(**{'model.name': name, 'train.num_steps': 60}), []
-  trainer = experiment.trainer
+  train_step = step_of(experiment)
 
   def counted(state, batch):
     traces.append(1)
-    return trainer.train_step(state, batch)
+    return train_step(state, batch)
 
   held_out = {**experiment.holdout_data.read(np.arange(200)), 'index': np.arange(200)}
-  measure = jax.jit(lambda params: trainer.evaluation_step(params, None, held_out)[0] / 200)
+  measure = jax.jit(lambda parts: holdout_of(experiment.objective, parts, held_out)[0] / 200)
   step, state = jax.jit(counted, donate_argnums=0), experiment.init_state()
   before = float(measure(state.params))
   for i in range(60):
@@ -44,7 +59,7 @@ def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
 
 
 def test_the_same_step_twice_is_bit_identical(experiment):
-  step = jax.jit(experiment.trainer.train_step)
+  step = jax.jit(step_of(experiment))
   first, _ = step(experiment.init_state(), batch_of(experiment))
   second, _ = step(experiment.init_state(), batch_of(experiment))
   jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -54,7 +69,9 @@ def test_draws_change_with_step_and_seed_and_position(tiny):
   experiment = tiny()
 
   def loss(experiment, state):
-    return float(experiment.trainer.train_step(state, batch_of(experiment))[1]['loss'])
+    return float(
+      step_of(experiment, seed=experiment.config.seed)(state, batch_of(experiment))[1]['loss']
+    )
 
   state = experiment.init_state()
   base = loss(experiment, state)
@@ -64,71 +81,68 @@ def test_draws_change_with_step_and_seed_and_position(tiny):
 
 
 def test_update_is_clipped_adamw_and_the_average_follows(experiment):
-  trainer, state, batch = experiment.trainer, experiment.init_state(), batch_of(experiment)
-  after, metrics = trainer.train_step(state, batch)
-  mu = after.opt_state[1][0].mu  # Adam's first moment is (1 - b1) times the clipped gradient.
+  step, state, batch = step_of(experiment), experiment.init_state(), batch_of(experiment)
+  after, metrics = step(state, batch)
+  mu = after.opt_states['model'][1][
+    0
+  ].mu  # Adam's first moment is (1 - b1) times the clipped gradient.
   clipped = jax.tree.map(lambda m: m / (1 - 0.9), mu)
   norm = float(optax.tree.norm(clipped))
   assert norm == pytest.approx(min(float(metrics['grad_norm']), 1.0), rel=1e-4)
   # Adam's first step is the rate times the sign of the gradient; half the rate in a warm-up of 2.
   moved = jax.tree.map(lambda new, old: jnp.abs(new - old).max(), after.params, state.params)
   assert float(max(jax.tree.leaves(moved))) == pytest.approx(2e-3 / 2, rel=1e-2)
-  third, _ = trainer.train_step(after, batch)
+  third, _ = step(after, batch)
   decay = float(ema_decay_at(jnp.int32(1), 0.995))
   assert decay == pytest.approx(2 / 11)
-  expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, after.ema_params, third.params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), third.ema_params, expected)
+  before, average = after.averages['ema'], third.averages['ema']
+  expected = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, before, third.params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), average, expected)
 
 
 def test_a_non_finite_loss_changes_nothing_but_the_counters(experiment):
-  trainer, state = experiment.trainer, experiment.init_state()
+  step, state = step_of(experiment), experiment.init_state()
   broken = state.replace(params=jax.tree.map(lambda p: p.at[...].set(jnp.nan), state.params))
-  after, metrics = jax.jit(trainer.train_step)(broken, batch_of(experiment))
+  after, metrics = jax.jit(step)(broken, batch_of(experiment))
   assert int(after.skipped) == int(metrics['skipped']) == 1 and int(after.step) == 1
-  jax.tree.map(np.testing.assert_array_equal, after.ema_params, state.ema_params)
-  jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
-  healthy, _ = trainer.train_step(after.replace(params=state.params), batch_of(experiment))
+  assert_same(after, state, ('averages', 'opt_states'))
+  healthy, _ = step(after.replace(params=state.params), batch_of(experiment))
   assert int(healthy.skipped) == 0
 
 
 def test_a_step_to_parameters_that_are_not_finite_changes_nothing(experiment):
   """As with weight_decay=inf: loss and gradient are finite."""
-  trainer, state, _ = recorded(experiment)
-  diverging = dataclasses.replace(trainer, optimizer=optax.sgd(jnp.inf))
-  state = state.replace(opt_state=diverging.optimizer.init(state.params))
-  after, metrics = diverging.train_step(state, batch_of(experiment))
+  step, state, _ = recorded(experiment, optimizers={'model': optax.sgd(jnp.inf)})
+  after, metrics = step(state, batch_of(experiment))
   assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
   assert int(after.skipped) == 1
-  for name in ('params', 'ema_params'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+  assert_same(after, state, ('params', 'averages'))
 
 
 def test_a_finite_loss_with_a_non_finite_gradient_changes_nothing(experiment):
   """The root of 0 is 0, its derivative infinite."""
 
-  def root(network, x0, labels, keys, train):
-    return jnp.sqrt(0 * jnp.square(network(x0, jnp.zeros(len(x0)), labels)).mean((1, 2, 3)))
+  def root(network, x0, condition):
+    return jnp.sqrt(0 * jnp.square(network(x0, jnp.zeros(len(x0)), condition)).mean((1, 2, 3)))
 
-  trainer, state, _ = recorded(experiment, loss=root)
+  step, state, _ = recorded(experiment, loss=root)
   state = state.replace(step=jnp.int32(10))  # After the warm-up.
-  after, metrics = trainer.train_step(state, batch_of(experiment))
+  after, metrics = step(state, batch_of(experiment))
   assert metrics['loss'] == 0 and not np.isfinite(metrics['grad_norm']) and int(after.skipped) == 1
-  for name in ('params', 'ema_params', 'opt_state'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+  assert_same(after, state, ('params', 'averages', 'opt_states'))
 
 
 def test_a_gradient_whose_norm_overflows_changes_nothing(experiment):
   """Clipping divides by the infinite norm, so the update alone would not show it."""
 
-  def huge(network, x0, labels, keys, train):
-    return 1e25 * network(jnp.ones_like(x0), jnp.zeros(len(x0)), labels).mean((1, 2, 3))
+  def huge(network, x0, condition):
+    return 1e25 * network(jnp.ones_like(x0), jnp.zeros(len(x0)), condition).mean((1, 2, 3))
 
-  trainer, state, _ = recorded(experiment, loss=huge)
+  step, state, _ = recorded(experiment, loss=huge)
   state = state.replace(step=jnp.int32(10))
-  after, metrics = trainer.train_step(state, batch_of(experiment))
+  after, metrics = step(state, batch_of(experiment))
   assert np.isfinite(metrics['loss']) and metrics['grad_norm'] == np.inf and int(after.skipped) == 1
-  for name in ('params', 'ema_params', 'opt_state'):
-    jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(state, name))
+  assert_same(after, state, ('params', 'averages', 'opt_states'))
 
 
 class Recorder:
@@ -146,20 +160,39 @@ class Recorder:
     return [tuple(jax.random.key_data(call['rngs']['dropout']).tolist()) for call in self.calls]
 
 
-def recorded(experiment, **changes):
-  """The trainer of an experiment around a Recorder, its state, and the Recorder."""
+def recorded(experiment, seed=0, loss=None, **changes):
+  """The step of an experiment around a Recorder, its state, and the Recorder.
+
+  loss: another one, (network, x0, condition) -> (B,). changes: of the objective.
+  """
   module = Recorder()
-  trainer = dataclasses.replace(experiment.trainer, module=module, **changes)
-  return trainer, create_state({'kernel': jnp.ones(())}, trainer.optimizer), module
+  context = dataclasses.replace(experiment.context(jnp.float32), make_model=lambda: module)
+  objective = experiment.config.objective.build(context=context)
+  if loss:
+
+    def losses(parts, state, frozen, batch, draws):
+      x0 = x0_of(batch, None, draws.keys, flip=False)
+      return loss(network_of(module, parts['model']), x0, {'label': batch['label']}), {}
+
+    changes['gradients'] = gradients_of(losses)
+  params = {'model': {'kernel': jnp.ones(())}}
+  module.objective = dataclasses.replace(objective, **changes)
+  state = create_state(params, module.objective.optimizers)
+  return step_of(experiment, module.objective, seed), state, module
+
+
+def assert_same(found, expected, names):
+  for name in names:
+    jax.tree.map(np.testing.assert_array_equal, getattr(found, name), getattr(expected, name))
 
 
 def test_training_hides_labels_and_drops_out_with_a_key_a_step(tiny):
   """At the shipped class_dropout of 0.1, each label for itself."""
   experiment = tiny()
   batch = batch_of(experiment, size=1200)
-  trainer, state, module = recorded(experiment)
+  step, state, module = recorded(experiment)
   for _ in range(2):
-    state, _ = trainer.train_step(state, batch)
+    state, _ = step(state, batch)
   hidden = [call['labels'] != batch['label'] for call in module.calls]
   deviation = np.sqrt(1200 * 0.1 * 0.9)
   for call, is_hidden in zip(module.calls, hidden):
@@ -167,7 +200,7 @@ def test_training_hides_labels_and_drops_out_with_a_key_a_step(tiny):
     np.testing.assert_array_equal(call['labels'][is_hidden], 10)
   assert np.any(hidden[0] != hidden[1])
   other, state, again = recorded(experiment, seed=1)
-  other.train_step(state, batch)
+  other(state, batch)
   assert len({*module.dropout_keys, *again.dropout_keys}) == 3
 
 
@@ -175,13 +208,13 @@ def test_held_out_loss_is_that_of_the_plain_objective(tiny):
   """Neither dropout nor hidden labels nor weights, which training has."""
   losses = {}
   for weighting in ('none', 'min_snr'):
-    experiment = tiny(**{'loss.weighting': weighting})
+    experiment = tiny(**{'objective.denoising.weighting': weighting})
     batch = {**batch_of(experiment, size=200), 'index': np.arange(200)}
-    trainer, state, module = recorded(experiment)
-    held_out, count = trainer.evaluation_step(state.params, None, batch)
+    step, state, module = recorded(experiment)
+    held_out, count = holdout_of(module.objective, state.params, batch)
     assert not module.calls[0]['train'] and not module.calls[0]['rngs'] and count == 200
     np.testing.assert_array_equal(module.calls[0]['labels'], batch['label'])
-    losses[weighting] = (float(held_out), float(trainer.train_step(state, batch)[1]['loss']))
+    losses[weighting] = (float(held_out), float(step(state, batch)[1]['loss']))
   assert losses['none'][0] == losses['min_snr'][0] and losses['none'][1] != losses['min_snr'][1]
 
 
@@ -189,9 +222,9 @@ def test_padding_does_not_count_in_the_held_out_loss(experiment):
   batch = {**batch_of(experiment, size=6), 'index': np.arange(6)}
   padded = {name: np.concatenate([rows, rows[:2]]) for name, rows in batch.items()}
   padded['index'][6:] = -1
-  trainer, state, _ = recorded(experiment)
-  expected, _ = trainer.evaluation_step(state.params, None, batch)
-  found, count = trainer.evaluation_step(state.params, None, padded)
+  _, state, module = recorded(experiment)
+  expected, _ = holdout_of(module.objective, state.params, batch)
+  found, count = holdout_of(module.objective, state.params, padded)
   assert count == 6 and float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -200,32 +233,29 @@ def test_latents_are_samples_of_the_posterior(experiment):
   parameters = np.full((500, 4, 4, 2), [3.0, np.log(4.0)], np.float16)
   keys = jax.random.split(jax.random.key(0), 500)
   scaling = Scaling(jnp.float32([1.0]), jnp.float32(0.5))
-  x0 = experiment.trainer.x0({'posterior': parameters}, scaling, keys, flip=False)
+  x0 = x0_of({'posterior': parameters}, scaling, keys, flip=False)
   assert x0.shape == (500, 4, 4, 1)
   np.testing.assert_allclose([x0.mean(), x0.std()], 1, atol=0.05)  # 8,000 draws: 4 errors of 0.011.
 
 
 def test_the_average_reaches_the_configured_decay(tiny):
   """0.9999, as shipped: late in training the average takes a ten-thousandth of the parameters."""
-  trainer, state, _ = recorded(tiny(**{'train.ema_decay': 0.9999}))
-  state = state.replace(step=jnp.int32(10**6), ema_params={'kernel': jnp.zeros(())})
-  after, _ = trainer.train_step(
+  step, state, _ = recorded(tiny(**{'train.ema_decay': 0.9999}))
+  zero = {'ema': {'model': {'kernel': jnp.zeros(())}}}
+  state = state.replace(step=jnp.int32(10**6), averages=zero)
+  after, _ = step(
     state, {'image': np.zeros((2, 8, 8, 1), np.uint8), 'label': np.zeros(2, np.int32)}
   )
-  np.testing.assert_allclose(after.ema_params['kernel'] / after.params['kernel'], 1e-4, rtol=1e-3)
+  average, params = after.averages['ema']['model'], after.params['model']
+  np.testing.assert_allclose(average['kernel'] / params['kernel'], 1e-4, rtol=1e-3)
   found = [float(ema_decay_at(jnp.int32(step), 0.9999)) for step in (0, 90, 10**6)]
   assert found == pytest.approx([0.1, 0.91, 0.9999], abs=1e-7)
 
 
 def test_flip_mirrors_about_half_of_the_images(experiment):
-  batch, seen = batch_of(experiment, size=64), {}
-
-  def spy(network, x0, condition, keys, train):
-    seen['x0'] = x0
-    return jnp.zeros(len(x0))
-
-  trainer = dataclasses.replace(experiment.trainer, loss=spy, flip=True)
-  trainer.train_step(experiment.init_state(), batch)
+  batch = batch_of(experiment, size=64)
+  keys = draws_of(0, jnp.int32(0), 64).keys
+  seen = {'x0': np.asarray(x0_of(batch, None, keys, flip=True))}
   original = batch['image'] / 127.5 - 1
   same = np.all(np.abs(seen['x0'] - original) < 1e-5, axis=(1, 2, 3))
   mirrored = np.all(np.abs(seen['x0'] - original[:, :, ::-1]) < 1e-5, axis=(1, 2, 3))
@@ -233,7 +263,7 @@ def test_flip_mirrors_about_half_of_the_images(experiment):
 
 
 def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options):
-  state = create_state({'kernel': jnp.zeros(())}, optax.identity())
+  state = create_state({'model': {'kernel': jnp.zeros(())}}, {'model': optax.identity()})
   return run_loop(
     train_step,
     state,
@@ -290,7 +320,7 @@ def test_a_line_says_how_many_steps_it_averages_if_they_are_fewer():
 
 def test_no_transfer_to_the_host_between_logs(experiment):
   """JAX itself refuses any implicit transfer while the real step runs."""
-  step = jax.jit(experiment.trainer.train_step)
+  step = jax.jit(step_of(experiment))
   state = jax.block_until_ready(jax.jit(experiment.init_state)())
   batches = [jax.device_put(batch_of(experiment, i)) for i in range(3)]
   state, _ = step(state, batches[0])
@@ -337,7 +367,7 @@ def test_the_log_has_learning_rate_step_time_and_the_wait_for_data(monkeypatch):
     clock[0] += 2
     return state, {'loss': 1.0, 'skipped': 0}
 
-  state = create_state({'kernel': jnp.zeros(())}, optax.identity())
+  state = create_state({'model': {'kernel': jnp.zeros(())}}, {'model': optax.identity()})
   run_loop(
     train_step,
     state,

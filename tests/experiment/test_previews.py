@@ -5,8 +5,7 @@ import pytest
 
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.tasks import task_of
-from diffusion_jax.tasks.diffusion import spread_labels
+from diffusion_jax.experiment.previews import Previews, spread_labels
 
 
 @pytest.mark.parametrize('count, num_classes', [(5, 10), (3, 10), (7, 10), (1, 10), (50, 1000)])
@@ -42,8 +41,8 @@ def test_evaluation_during_training_covers_all_classes(tiny):
   """Five samples of ten classes in batches of 16 and 2: the rest of a batch counts for nothing."""
   for size in (16, 2):
     experiment = tiny(**{'sample.batch_size': size})
-    task = task_of(experiment)
-    found = task.features(task.init_state(), Recorded(), 5)
+    weights = experiment.init_state().weights()
+    found = Previews(experiment).features(weights, Recorded(), 5)
     assert found.features.shape == (5, 64)
     np.testing.assert_array_equal(found.labels, [0, 2, 4, 6, 8])
 
@@ -56,6 +55,6 @@ def test_a_preview_takes_its_own_number_of_steps(tiny, monkeypatch, given, expec
   monkeypatch.setattr(
     Experiment, 'generator', lambda self, **k: asked.append(generator(self, **k)) or asked[-1]
   )
-  task = task_of(tiny(**{'train.preview_steps': given, 'sampler.name': 'ddpm'}))
-  assert task.preview(task.init_state()).ndim == 3
+  experiment = tiny(**{'train.preview_steps': given, 'sampler.name': 'ddpm'})
+  assert Previews(experiment).picture(experiment.init_state().weights()).ndim == 3
   assert [len(made.times) - 1 for made in asked] == [expected]

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.losses import DenoisingLoss
 from diffusion_jax.diffusion.process import Process
+from diffusion_jax.objectives.denoising import Denoising
 from diffusion_jax.randomness import example_keys, purpose_key
-from tests.diffusion.test_schedules import build, time_sampling
+from tests.diffusion.test_schedules import build
 
 X0 = np.random.default_rng(0).normal(size=(6, 4, 4, 3)).astype(np.float32)
 
@@ -18,14 +18,10 @@ def zero(x, time, condition):
 
 
 def loss_of(network, prediction='v', x0=X0, train=True, **changes):
-  fields = dict(
-    null_label=10, class_dropout=0.0, weighting='none', min_snr_gamma=5.0, vlb_weight=0.0
-  )
-  loss = DenoisingLoss(
-    Process(build('cosine'), prediction), time_sampling(), **{**fields, **changes}
-  )
+  loss = Denoising(**{'class_dropout': 0.0, **changes}).loss
+  settings = dict(process=Process(build('cosine'), prediction), null_label=10, train=train)
   keys = example_keys(purpose_key(0, 'test'), jnp.arange(len(x0)))
-  return loss(network, x0, {'label': jnp.arange(len(x0)) % 10}, keys, train=train)
+  return loss(network, x0, {'label': jnp.arange(len(x0)) % 10}, keys, **settings)
 
 
 def test_loss_of_a_perfect_network_is_zero_and_of_a_zero_network_is_the_target_power():

@@ -1,0 +1,230 @@
+"""Prepares what a config learns from: images in any form -> one set, and for latent systems latents."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.data import latents, packed, sets
+from diffusion_jax.data.prepare import prepare
+from diffusion_jax.diffusion.pixels import from_uint8, psnr
+from diffusion_jax.errors import InputError, listed
+from diffusion_jax.experiment import stored
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.models.latents import Scaling
+from diffusion_jax.reporting import images
+from diffusion_jax.reporting.tables import quantity, table
+from diffusion_jax.runtime import files, mesh
+
+MAX_CELLS = 100  # Of the picture.
+NUM_RECONSTRUCTED = 64
+PAIRS, SHOWN = 5, 20  # A row, and in all of latents.png.
+LISTED = 10  # Bad files on the screen; all of them stand in data.json.
+
+
+def prepare_images(experiment: Experiment, workdir: Path) -> None:
+  """The prepared set of config.data."""
+  data, datasets = experiment.config.data, experiment.datasets
+  rebuilt = rebuild_descriptions(datasets.folder, workdir)
+  if rebuilt and not data.source:
+    made = rebuilt[0]
+  else:
+    options = {'max_bad_fraction': data.max_bad_fraction, 'workers': data.workers}
+    options['num_classes'] = experiment.config.num_classes
+    made = prepare(data.source, datasets.recipe, datasets.folder, **options)
+  tell_images(*made, workdir)
+
+
+def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+  """Writes a damaged or missing meta.json again, of the set that DIR/data.json describes.
+
+  A damaged one is kept as meta.json.damaged. Returns: what could be rebuilt.
+  """
+  rebuilt = []
+  for path in sets.damaged(folder):
+    described = stored.load_meta(workdir, path.name.rsplit('-', 1)[-1])
+    meta = described and packed.rebuilt_meta(path, described)
+    if meta:
+      with contextlib.suppress(FileNotFoundError):
+        os.replace(path / 'meta.json', path / 'meta.json.damaged')
+      packed.write_meta(path, meta)
+      print(
+        f'{path / "meta.json"} was damaged or missing: rebuilt from {workdir / stored.META_FILE}; '
+        f'the images, labels and names have the fingerprint {meta["fingerprint"]}'
+      )
+      rebuilt.append((path, meta))
+  return rebuilt
+
+
+def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
+  """What the set holds: on the screen, and in DIR/data.json and data.png."""
+  print(summary(meta))
+  trained_on = ''
+  if stored.has_checkpoint(workdir):
+    trained_on = stored.load(workdir).get('data', {}).get('fingerprint', '')
+  if trained_on not in ('', meta['fingerprint']):
+    print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
+    return
+  workdir.mkdir(parents=True, exist_ok=True)
+  stored.save_meta(workdir, meta)
+  files.write_png(workdir / 'data.png', picture(folder, meta))
+  print(f'done: {folder}; a picture of it in {workdir / "data.png"}, the details in data.json')
+
+
+def ensure(experiment: Experiment, workdir: Path) -> None:
+  """Prepares the data of a run if that has not been done. Raises: InputError if it cannot be."""
+  ensure_images(experiment, workdir)
+  if not experiment.is_latent or jax.process_count() > 1:  # Several hosts would all prepare.
+    return
+  folder, _ = experiment.datasets.prepared
+  if not latents.existing(folder):
+    print(f'no latents of {folder} yet: encoding them first')
+    prepare_latents(experiment, workdir)
+
+
+def ensure_images(experiment: Experiment, workdir: Path) -> None:
+  """Prepares the images if that has not been done; says from what they were, if it has."""
+  data, datasets = experiment.config.data, experiment.datasets
+  if data.fingerprint or not data.source:
+    return
+  is_there = '/' not in data.source or Path(data.source).expanduser().exists()
+  if datasets.from_source() or (datasets.is_prepared() and not is_there):
+    folder, meta = datasets.prepared
+    print(f'data: {folder}, prepared from {", ".join(sorted(sets.sources(meta)))}')
+  elif jax.process_count() == 1:
+    others = sets.what_is_there(datasets.folder, datasets.recipe.mapping())
+    print(others or f'no prepared data in {datasets.folder} yet')
+    print(f'preparing them from {data.source} first', flush=True)
+    try:
+      prepare_images(experiment, workdir)
+    except InputError as error:
+      raise InputError(f'{others}\n{error}' if others else str(error)) from error
+
+
+def prepare_latents(experiment: Experiment, workdir: Path) -> None:
+  """The latents of the prepared set by config.vae.checkpoint; DIR/latents.png shows what they keep."""
+  config, first = experiment.config, experiment.first_stage
+  if jax.process_count() > 1:
+    raise InputError('--mode=prepare: latents are made by one process; run it on one host alone')
+  folder, meta = experiment.datasets.prepared
+  made = latents.usable(folder, meta, first.fingerprint, mirrored=config.data.flip)
+  if made:
+    latents.verify(folder, meta, made, full=True)
+    print(f'{latents.folder_of(folder, made)}: made already, and whole')
+  else:
+    packed.verify(folder, meta, full=config.data.verify == 'full')
+    encode, shape = compile_encode(experiment), experiment.x0_shape
+    by = {'fingerprint': first.fingerprint, 'origin': first.origin}
+    size = config.vae.batch_size * mesh.batch_shards(experiment.mesh)
+    options = {'batch_size': size, 'mirrored': config.data.flip}
+    made = latents.encode(folder, meta, by, shape, encode, **options)
+  quality, drawn = reconstructions(experiment, folder, meta, made)
+  files.write_png(workdir / 'latents.png', drawn)
+  statistics = made['statistics']
+  print(
+    f'latents: {"x".join(map(str, made["latent_shape"]))} of {meta["num_train"]:,} training images'
+    f'{" and the same mirrored" if made["mirrored"] else ""}, {meta["num_holdout"]:,} held out; '
+    f'{quantity(made["posterior_bytes"], "B")}\n'
+    f'  by {first.fingerprint} ({first.origin})\n'
+    f'  mean {" ".join(f"{m:.4f}" for m in statistics["mean"])}, standard deviation '
+    f'{statistics["std"]:.4f}: scale {1 / statistics["std"]:.5f}\n'
+    f'  held-out images decoded from them: PSNR {quality:.2f} dB\n'
+    f'done: {latents.folder_of(folder, made)}; pairs of image and reconstruction in '
+    f'{workdir / "latents.png"}'
+  )
+
+
+def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+  """Images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
+
+  B is a multiple of the mesh's parts.
+  """
+  first, sharding = experiment.first_stage, mesh.batch_sharding(experiment.mesh)
+  params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
+  params = mesh.to_devices(params, mesh.replicated(experiment.mesh))
+
+  @jax.jit
+  def encode(params, pixels):
+    posterior = first.module.apply({'params': params}, from_uint8(pixels), method='encode')
+    return jnp.concatenate(posterior, axis=-1)
+
+  return lambda batch: jax.device_get(encode(params, mesh.to_devices(batch, sharding)))
+
+
+def reconstructions(
+  experiment: Experiment, folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any]
+) -> tuple[float, np.ndarray]:
+  """Mean PSNR in dB of held-out images decoded from their stored means, and some pairs, a picture."""
+  split = 'holdout' if meta['num_holdout'] else 'train'
+  source = packed.open_split(folder, meta, split)
+  stored_latents = latents.open_split(folder, meta, made, split, mirrored=False)
+  count = min(NUM_RECONSTRUCTED, source.num_examples)
+  chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
+  real, posterior = source.read(chosen)['image'], stored_latents.read(chosen)['posterior']
+  means = posterior[..., : posterior.shape[-1] // 2].astype(np.float32)
+  padding = [(0, mesh.round_up(count, experiment.mesh) - count)] + [(0, 0)] * 3
+  placed = mesh.to_devices(np.pad(means, padding), mesh.batch_sharding(experiment.mesh))
+  identity = Scaling(jnp.zeros(means.shape[-1]), jnp.ones(()))
+  decoded = jax.jit(experiment.to_images)(experiment.decoder, identity, placed)
+  decoded = jax.device_get(decoded)[:count]
+  error = (decoded.astype(np.float32) - real) / 127.5
+  return float(psnr(error).mean()), images.pairs(real[:SHOWN], decoded[:SHOWN], PAIRS)
+
+
+def summary(meta: Mapping[str, Any]) -> str:
+  """What the set holds, in a few lines and a table."""
+  order, names = meta['label_list'], meta['label_names']
+  rows = []
+  for split in packed.SPLITS:
+    counts = np.asarray(meta['images_per_class'][split])
+    least, most = counts.argmin(), counts.argmax()
+    ends = [f'{counts[i]:,} ({names[i]})' for i in (least, most)] if counts.any() else ['', '']
+    rows.append([split, f'{counts.sum():,}', f'{(counts > 0).sum():,}', *ends])
+  size = 'x'.join(map(str, meta['image_shape']))
+  lines = [
+    '',
+    f'{meta["name"]}: {size}, resized by {meta["resize"]}; fingerprint {meta["fingerprint"]}',
+    f'class list {order["name"]!r}, {len(names)} classes, labels in {order["order"]} order: '
+    f'{", ".join(names[:3])}{", ..." if len(names) > 3 else ""} (digest {order["digest"]})',
+    '',
+    table(['split', 'images', 'classes', 'smallest class', 'largest class'], rows),
+    '',
+    *enlarged(meta),
+    _files('bad files, each shown by the next image of its class', meta['bad_files']),
+    _files('files used although their names are wrong', meta['mislabelled_files']),
+    *(f'note: {note}' for note in meta['notes']),
+  ]
+  return '\n'.join(lines)
+
+
+def enlarged(meta: Mapping[str, Any]) -> list[str]:
+  """A line about images smaller than the set's, if there are any."""
+  count, total = meta.get('num_enlarged', 0), meta['num_train'] + meta['num_holdout']
+  if not count:
+    return []
+  side = meta['image_shape'][0]
+  return [
+    f'enlarged: {count:,} of {total:,} images have a short side below {side} px, and are blurred by '
+    'that; a smaller --config.data.image_size enlarges fewer'
+  ]
+
+
+def _files(title: str, files: list[dict[str, str]]) -> str:
+  lines = [f'  {item["file"]}: {item["reason"]}' for item in files]
+  return listed([f'{title}: {len(files)}', *lines], LISTED + 1)
+
+
+def picture(folder: Path, meta: Mapping[str, Any]) -> np.ndarray:
+  """Images spread over the classes with their names: (H', W', 3) uint8."""
+  source = packed.open_split(folder, meta, 'train')
+  first = np.searchsorted(source.labels, np.arange(len(source.label_names)))
+  each = max(1, min(MAX_CELLS // len(first), min(meta['images_per_class']['train'])))
+  chosen = first if len(first) <= MAX_CELLS else first[:: -(-len(first) // MAX_CELLS)]
+  rows = (chosen[:, None] + np.arange(min(each, 10))).reshape(-1)
+  batch = source.read(rows)
+  return images.captioned(batch['image'], [source.label_names[y] for y in batch['label']])

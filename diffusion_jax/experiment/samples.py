@@ -1,0 +1,289 @@
+"""Sample sets of a work directory: which one a config means, and making what is missing of it."""
+
+import json
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.data import adm, class_names, image_folder
+from diffusion_jax.errors import InputError
+from diffusion_jax.experiment import datasets, first_stage, stored
+from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.generation import generate_parts
+from diffusion_jax.experiment.pictures import draw_grid, is_animated
+from diffusion_jax.experiment.weights import (
+  chosen_step,
+  initial_weights,
+  load_checkpoint,
+  open_checkpoints,
+  paths_of,
+)
+from diffusion_jax.runtime import files, hosts, sample_set
+from diffusion_jax.runtime.checkpoint import Restored, checksums
+from diffusion_jax.training.state import Weights
+
+
+def complete(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
+  """Makes what is missing of the sample set, its pictures and exports. Returns: its folder.
+
+  restored: what load_checkpoint gives, where it has been read.
+  """
+  require_diffusion(experiment)
+  check_devices(experiment)
+  check_data(experiment)
+  wanted = experiment.config.sample.num_samples
+  folder = find(experiment, workdir)
+  if folder and hosts.from_first(lambda: is_complete(experiment, folder) and has_pictures(folder)):
+    hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
+  else:
+    folder = make(experiment, workdir, restored)
+  hosts.from_first(lambda: export(experiment, folder))
+  hosts.say(f'done: grid.png, denoising.gif and {wanted:,} samples in {folder}')
+  return folder
+
+
+def begin(experiment: Experiment, workdir: Path) -> Restored:
+  """Keeps what sampling the weights of config.init_from needs, once they are known to fit.
+
+  That is config.json, data.json and a copy of the autoencoder: neither data nor training, and the
+  weights stay where they are. Called by every process. Returns: as load_checkpoint.
+  Raises: as initial_weights.
+  """
+  check_devices(experiment)
+  config, mapping = experiment.config, experiment.mapping
+  meta = datasets.meta_without_data(config)
+  if config.data.fingerprint or experiment.datasets.is_prepared():
+    meta = experiment.meta
+    mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
+  if experiment.is_latent:
+    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
+  described = create(mapping, meta)
+  check_data(described)
+  restored = initial_weights(described)
+
+  def save():
+    if experiment.is_latent:
+      first_stage.save_copy(workdir, experiment.first_stage, replace=True)
+    stored.save_meta(workdir, meta)
+    stored.save(workdir, mapping)
+
+  hosts.from_first(save)
+  hosts.say(f'nothing was trained in {workdir}: beginning with config.init_from')
+  return restored
+
+
+def make(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
+  """Samples what is missing, and draws. Returns: the folder of the set.
+
+  Raises: InputError if there is no such checkpoint, or the folder holds a set of other settings.
+  """
+  restored = restored or load_checkpoint(experiment, workdir)
+  sample, weights = experiment.config.sample, restored.state
+  _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
+  wanted, base = identity(experiment, restored.step, weights), base_folder(experiment, workdir)
+  folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
+  if folder != base and not (folder / 'meta.json').exists():
+    hosts.say(f'{base} holds samples of other parameters, so these go beside it')
+
+  def begin():
+    sample_set.claim(folder, wanted)
+    return sample_set.stored_indices(folder).tolist(), is_animated(folder)
+
+  done, animated = hosts.from_first(begin)  # The same for all, whatever another one writes next.
+  missing = np.setdiff1d(np.arange(sample.num_samples, dtype=np.uint32), done)
+  hosts.say(
+    f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from '
+    f'{sample_set.origin(wanted)}'
+  )
+  images_per_s = None
+  if len(missing) or not animated:
+    images_per_s = generate_parts(experiment, folder, weights, missing, animated)
+
+  def finish():
+    draw_grid(experiment, folder)
+    meta = sample_set.read_meta(folder)
+    if len(missing):
+      meta.setdefault('images_per_s', images_per_s)
+    meta['num_samples'] = len(done) + len(missing)
+    files.write_json(folder / 'meta.json', meta)
+
+  hosts.from_first(finish)
+  return folder
+
+
+def require_diffusion(experiment: Experiment) -> None:
+  """Raises: InputError for a work directory of an autoencoder, which makes no images of its own."""
+  if not experiment.objective.network:
+    raise InputError(
+      f'config.objective.name: this work directory trains an {experiment.config.objective.name}, which '
+      'has no samples; its reconstructions are in previews/, its metrics in metrics.jsonl'
+    )
+
+
+def set_name(experiment: Experiment) -> str:
+  """config.sample.name, or sampler, steps and guidance, as in 'ddim50-cfg2'."""
+  sample = experiment.config.sample
+  default = f'{experiment.config.sampler.name}{sample.num_steps}-cfg{sample.cfg_scale:g}'
+  return sample.name or default
+
+
+def base_folder(experiment: Experiment, workdir: Path) -> Path:
+  """Where the first set of these settings goes; those of other parameters lie beside it."""
+  return workdir / 'samples' / set_name(experiment)
+
+
+def identity(experiment: Experiment, step: int, weights: Weights) -> dict[str, Any]:
+  """All that the images depend on."""
+  latents = {}
+  if experiment.is_latent:
+    shift, scale = jax.device_get(weights.scaling)
+    latents = {
+      'autoencoder': experiment.config.vae.fingerprint,
+      'latent_shift': shift.tolist(),
+      'latent_scale': float(scale),
+    }
+  parameters = digest_of(checksums(weights.parts).values())
+  return {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+
+
+def digest_of(sums: Iterable[int]) -> str:
+  """Of the checksums of all parameters."""
+  return f'{sum(sums) % 2**32:08x}'
+
+
+def settings(experiment: Experiment) -> dict[str, Any]:
+  """What the images depend on besides the parameters."""
+  config, sample = experiment.config, experiment.config.sample
+  counts = {'counts': list(sample.label_counts)} if sample.label_counts else None
+  return {
+    'average': sample.average,
+    'dtype': np.dtype(experiment.dtype).name,
+    'seed': sample.seed,
+    'sampler': config.sampler.name,
+    **{f'sampler.{name}': value for name, value in config.sampler.options.items()},
+    'num_steps': sample.num_steps,
+    'spacing': sample.spacing.name,
+    **{f'spacing.{name}': value for name, value in sample.spacing.options.items()},
+    'cfg_scale': sample.cfg_scale,
+    'guide_channels': sample.guide_channels,
+    'clip_x0': sample.clip_x0,
+    'labels': counts or list(experiment.chosen_labels) or 'balanced',
+    'data': config.data.fingerprint,
+  }
+
+
+def is_complete(experiment: Experiment, folder: Path) -> bool:
+  """Whether all samples are stored. Raises: InputError if the folder's set has other settings."""
+  if not (folder / 'meta.json').exists():
+    return False
+  found = sample_set.read_meta(folder)['identity']
+  sample_set.require_same(folder, found, settings(experiment))
+  wanted = np.arange(experiment.config.sample.num_samples)
+  return bool(np.isin(wanted, sample_set.stored_indices(folder)).all())
+
+
+def has_pictures(folder: Path) -> bool:
+  """Whether the grid and the animation are there."""
+  return is_animated(folder) and (folder / 'grid.png').exists()
+
+
+def find(experiment: Experiment, workdir: Path) -> Path | None:
+  """The folder of the set of the checkpoint that is asked for, whether or not it is there yet.
+
+  No parameters are read: the checkpoint's own checksums tell which set is of them. A set of
+  config.sample.checkpoint=STEP is found after the checkpoint is gone, too.
+  Returns: None where only the parameters themselves can tell, as those of config.init_from.
+  Raises: InputError if there is no such checkpoint, or several sets may be meant.
+  """
+  if not stored.has_checkpoint(workdir):
+    return None
+  checkpoints = open_checkpoints(experiment, workdir, read_only=True)
+  try:
+    steps, asked = checkpoints.steps(), experiment.config.sample.checkpoint
+    gone = asked.isdigit() and int(asked) not in steps
+    step = int(asked) if gone else chosen_step(experiment, checkpoints)
+  except InputError:
+    return None  # Restoring says so.
+  finally:
+    checkpoints.close()
+  base = base_folder(experiment, workdir)
+  wanted = stored_identity(experiment, checkpoints.directory / str(step), step)
+
+  def look() -> str | None:
+    kept = of_step(experiment, base, step) if asked.isdigit() else []
+    if gone and len(kept) > 1:
+      raise InputError(
+        f'config.sample.checkpoint: got {step}, which is stored no longer; {len(kept)} sets are of that '
+        f'step, choose one by config.sample.name: {", ".join(path.name for path in kept)}'
+      )
+    if gone or not wanted:
+      return str(kept[0]) if gone and kept else None
+    folder = sample_set.place(base, wanted)
+    undigested = [
+      path for path in kept if 'parameters' not in sample_set.read_meta(path)['identity']
+    ]
+    if undigested and not (folder / 'meta.json').exists():
+      folder = undigested[0]  # Made before sets carried a digest: its step is what was asked for.
+    return str(folder)
+
+  found = hosts.from_first(look)
+  return Path(found) if found else None
+
+
+def newest_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | None:
+  """`stored_identity` of the newest checkpoint; None if there is none."""
+  if not stored.has_checkpoint(workdir):
+    return None
+  checkpoints = open_checkpoints(experiment, workdir, read_only=True)
+  try:
+    step = max(checkpoints.steps(), default=0)
+  finally:
+    checkpoints.close()
+  return stored_identity(experiment, checkpoints.directory / str(step), step)
+
+
+def of_step(experiment: Experiment, base: Path, step: int) -> list[Path]:
+  """The complete sets of a step with these settings."""
+  return [path for path in sample_set.of_step(base, step) if is_complete(experiment, path)]
+
+
+def stored_identity(experiment: Experiment, folder: Path, step: int) -> dict[str, Any] | None:
+  """What `identity` gives of a checkpoint, without the latents' scaling; None if it is unreadable."""
+  sums = _stored_checksums(folder)
+  paths = tuple(f'{"/".join(path)}/' for path in paths_of(experiment).values())
+  parameters = digest_of(value for name, value in sums.items() if name.startswith(paths))
+  latents = {'autoencoder': experiment.config.vae.fingerprint} if experiment.is_latent else {}
+  wanted = {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+  return wanted if sums else None
+
+
+def _stored_checksums(folder: Path) -> dict[str, int]:
+  """Of the arrays of a checkpoint, or none if they cannot be read, which restoring will tell."""
+  try:
+    return dict(json.loads((folder / 'checksums' / 'metadata').read_text()))
+  except (OSError, ValueError, TypeError):
+    return {}
+
+
+def export(experiment: Experiment, folder: Path) -> None:
+  """Writes what config.sample.export names, unless it is there and of this set as it is."""
+  sample = experiment.config.sample
+  if not sample.export:
+    return
+  stored = sample_set.open_parts(folder, sample.num_samples)
+  made_of = json.dumps([sample_set.read_meta(folder)['identity'], sample.num_samples])
+  if 'npz' in sample.export:
+    path, comment = folder / 'samples.npz', f'{zlib.crc32(made_of.encode()):08x}'
+    if adm.comment_of(path) != comment:
+      adm.write_images(path, stored, comment)
+    print(f'exported: {path}')
+  if 'png' in sample.export:
+    classes = class_names.folder_names(experiment.label_names)
+    parents = [classes[label] for label in stored.labels] if experiment.config.num_classes else ()
+    written = image_folder.write(folder / 'png', stored, parents)
+    print(f'exported: {folder / "png"} ({written:,} files written)')

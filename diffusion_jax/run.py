@@ -1,0 +1,315 @@
+"""A run in Python: one resolved config with its work directory, and what is built from both, each once.
+
+run = load_run('runs/quickstart', {'sampler.name': 'ddpm'}, checkpoint='best')
+images = run.sample([7, 7, 2], num_steps=50, cfg_scale=2.0)
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.config.fields import updated
+from diffusion_jax.config.options import unknown
+from diffusion_jax.config.schema import Config
+from diffusion_jax.data import class_names
+from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.diffusion.generate import Generator
+from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.pixels import from_uint8
+from diffusion_jax.diffusion.process import Process
+from diffusion_jax.errors import InputError
+from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.experiment import resolve, stored
+from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.evaluator import Evaluator
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.facts import facts
+from diffusion_jax.experiment.generation import compile_generate, size_of_batches
+from diffusion_jax.experiment.weights import load_checkpoint
+from diffusion_jax.runtime import mesh
+from diffusion_jax.training.objective import Batch, Metrics, Objective
+from diffusion_jax.training.state import TrainState, Weights
+from diffusion_jax.training.step import make_train_step
+from diffusion_jax.types import Array, DataSource, Denoiser, NoiseSchedule, PyTree, Sampler
+
+CONFIGS = Path(__file__).parent / 'configs'
+Labels = Sequence[int | str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """What a config describes. Weights are those of the work directory, or initial ones without one."""
+
+  experiment: Experiment
+  workdir: Path | None = None
+
+  @property
+  def config(self) -> Config:
+    return self.experiment.config
+
+  @property
+  def process(self) -> Process:
+    return self.experiment.process
+
+  @property
+  def schedule(self) -> NoiseSchedule:
+    return self.experiment.schedule
+
+  @property
+  def sampler(self) -> Sampler:
+    return self.experiment.sampler
+
+  @property
+  def objective(self) -> Objective:
+    return self.experiment.objective
+
+  @property
+  def model(self) -> nn.Module:
+    return self.experiment.module
+
+  @property
+  def label_names(self) -> Sequence[str]:
+    return self.experiment.label_names
+
+  @property
+  def train_data(self) -> DataSource:
+    """The examples of training, in no order. Raises: InputError if they are not prepared."""
+    return self.experiment.train_data
+
+  @functools.cached_property
+  def step(self) -> int:
+    """The step of the weights; 0 is untrained."""
+    return self._restored[1]
+
+  @functools.cached_property
+  def weights(self) -> Weights:
+    """All that sampling takes of a checkpoint. Raises: InputError, DamagedError."""
+    return self._restored[0]
+
+  @functools.cached_property
+  def _restored(self) -> tuple[Weights, int]:
+    if self.workdir is None:
+      return self.init().weights(), 0
+    restored = load_checkpoint(self.experiment, self.workdir)
+    return restored.state, restored.step
+
+  @property
+  def params(self) -> PyTree:
+    """The model's parameters."""
+    return self.weights.parts['model']
+
+  def init(self) -> TrainState:
+    """The state at step 0, a function of config.seed."""
+    experiment = self.experiment
+    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
+    init = functools.partial(experiment.init_state, experiment.scaling)
+    return jax.jit(init, out_shardings=shardings)()
+
+  @functools.cached_property
+  def _compiled(self) -> dict[Any, Callable]:
+    """What was compiled for one set of static arguments."""
+    return {}
+
+  def _once(self, key: Any, build: Callable[[], Callable]) -> Callable:
+    if key not in self._compiled:
+      self._compiled[key] = build()
+    return self._compiled[key]
+
+  def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One step, compiled at the first call; the state that was given is gone.
+
+    batch: NumPy arrays as train_data.read gives them.
+    """
+    phase = self.objective.phase(int(state.step) + 1)
+    seed, donated = self.config.seed, {'donate_argnums': 0}
+    step = self._once(
+      ('train', phase), lambda: jax.jit(make_train_step(self.objective, seed, phase), **donated)
+    )
+    return step(state, dict(batch), self.experiment.frozen)
+
+  def times(self, num_steps: int = 0) -> np.ndarray:
+    """(num_steps + 1,) float64 from noise to data; 0 takes config.sample.num_steps."""
+    return self.experiment.times(num_steps or self.config.sample.num_steps)
+
+  def noise(self, indices: Sequence[int], seed: int | None = None) -> Array:
+    """x_T (N, *x0_shape) float32 of sample numbers: where --mode=sample starts."""
+    generator = self._generator(0, 1.0, seed)
+    return generator.start(generator.noise(np.asarray(indices, np.uint32))).x_t
+
+  def sample(
+    self,
+    labels: Labels | None = None,
+    *,
+    indices: Sequence[int] | None = None,
+    noise: Array | None = None,
+    num_steps: int = 0,
+    cfg_scale: float | None = None,
+    seed: int | None = None,
+  ) -> np.ndarray:
+    """(N, H, W, C) uint8; what is not given is as config.sample has it.
+
+    labels: numbers or class names, one a sample. indices: sample numbers, 0, 1, ... if not given; sample
+    i of --mode=sample is the same image, bit for bit where all of a set is made, and else within rounding.
+    noise: standard normal (N, *x0_shape) instead of that of the indices.
+    Raises: InputError for labels, steps or guidance that the model does not have.
+    """
+    given = next((len(x) for x in (labels, indices, noise) if x is not None), None)
+    count = self.config.sample.num_samples if given is None else given
+    indices = np.asarray(np.arange(count) if indices is None else indices, np.uint32)
+    labels = self._labels(labels, indices)
+    if len({len(indices), len(labels), count if noise is None else len(noise)}) > 1:
+      raise InputError(f'labels, indices, noise: got {count} of one, allowed as many of each')
+    check_devices(self.experiment)
+    cfg_scale = self.config.sample.cfg_scale if cfg_scale is None else cfg_scale
+    size, devices = size_of_batches(self.experiment, count), self.experiment.mesh
+    generate = self._once(
+      ('sample', num_steps, cfg_scale, seed, size),
+      lambda: compile_generate(self.experiment, self._generator(num_steps, cfg_scale, seed), size),
+    )
+    made = []
+    for start in range(0, count, size):
+      rows = np.minimum(np.arange(start, start + size), count - 1)
+      placed = (indices[rows], labels[rows], *(() if noise is None else [np.asarray(noise)[rows]]))
+      index, label, *x_T = mesh.to_devices(placed, mesh.batch_sharding(devices))
+      images, _ = generate(self.weights, index, label, noise=x_T[0] if x_T else None)
+      made.append(mesh.to_host(images, devices))
+    return np.concatenate(made)[:count]
+
+  def denoiser(self, labels: Labels, *, cfg_scale: float = 1.0) -> Denoiser:
+    """(x_t (N, *x0_shape), t) -> Prediction, for a sampler of one's own."""
+    labels = self._labels(labels, np.arange(len(labels)))
+    sample = self.config.sample
+    self._require_guidance(cfg_scale)
+
+    @jax.jit
+    def denoise(parts, condition, x_t, t):
+      network = self.objective.network(parts)
+      options = dict(clip_x0=sample.clip_x0, guide_channels=sample.guide_channels)
+      return make_denoiser(
+        network,
+        self.process,
+        condition,
+        null_label=self.config.num_classes,
+        cfg_scale=cfg_scale,
+        **options,
+      )(x_t, jnp.float32(t))
+
+    return functools.partial(denoise, self.weights.parts, {'label': jnp.asarray(labels)})
+
+  def encode(self, images: np.ndarray) -> Array:
+    """Images (N,H,W,C) uint8 -> x0 (N, *x0_shape): in [-1, 1], or the posterior mean's latents."""
+    if not self.experiment.is_latent:
+      return from_uint8(jnp.asarray(images))
+    first, scaling = self.experiment.first_stage, self.weights.scaling
+
+    def build():
+      def encode(params, images):
+        apply = functools.partial(first.module.apply, {'params': params})
+        return scaling.normalise(apply(from_uint8(images), method='encode').mean)
+
+      return jax.jit(encode)
+
+    return self._once('encode', build)(first.params, jnp.asarray(images))
+
+  def to_images(self, x_0: Array) -> np.ndarray:
+    """x_0 (N, *x0_shape) -> images (N,H,W,C) uint8."""
+    experiment, count = self.experiment, len(x_0)
+    rows = np.minimum(np.arange(mesh.round_up(count, experiment.mesh)), count - 1)
+    placed = mesh.to_devices(np.asarray(x_0)[rows], mesh.batch_sharding(experiment.mesh))
+    decode = self._once('to_images', lambda: jax.jit(experiment.to_images))
+    made = decode(experiment.decoder, self.weights.scaling, placed)
+    return mesh.to_host(made, experiment.mesh)[:count]
+
+  @functools.cached_property
+  def evaluator(self) -> Evaluator:
+    """Measures under config.eval: its network, reference and metrics."""
+    return Evaluator(self.experiment)
+
+  def features(self, images: np.ndarray) -> FeatureSet:
+    """Features of images (N,H,W,C) uint8 by the network of config.eval."""
+    return self.evaluator.features(Arrays(images, ''), np.arange(len(images)))
+
+  def measure(self, images: np.ndarray) -> dict[str, float]:
+    """The metrics of config.eval of images (N,H,W,C) uint8 against its reference."""
+    self.evaluator.check(len(images))
+    return self.evaluator.measure(self.features(images)._replace(labels=None))
+
+  def describe(self) -> dict[str, Any]:
+    """What --mode=describe --json prints."""
+    check_devices(self.experiment)
+    return facts(self.experiment)
+
+  def _labels(self, labels: Labels | None, indices: np.ndarray) -> np.ndarray:
+    if labels is None:
+      return self.experiment.sample_labels(indices)
+    try:
+      found = [
+        class_names.label_of(label, self.label_names) if isinstance(label, str) else int(label)
+        for label in labels
+      ]
+    except ValueError as error:
+      raise InputError(f'labels: {error}') from error
+    most = max(self.config.num_classes - 1, 0)
+    wrong = [label for label in found if not 0 <= label <= most]
+    if wrong:
+      raise InputError(f'labels: got {wrong}, allowed 0..{most}')
+    return np.asarray(found, np.int32)
+
+  def _require_guidance(self, cfg_scale: float) -> None:
+    if cfg_scale != 1 and not (self.config.num_classes and self.objective.guided):
+      raise InputError(
+        f'cfg_scale: got {cfg_scale:g}, allowed 1: the model was not trained without labels too'
+      )
+
+  def _generator(self, num_steps: int, cfg_scale: float, seed: int | None) -> Generator:
+    if not self.objective.network:
+      raise InputError(
+        f'{self.config.objective.name}: makes no samples; train config.objective denoising'
+      )
+    self._require_guidance(cfg_scale)
+    generator = self.experiment.generator(num_steps=num_steps)
+    seed = generator.seed if seed is None else seed
+    return dataclasses.replace(generator, cfg_scale=cfg_scale, seed=seed)
+
+
+def load_run(
+  workdir: str | Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = 'latest'
+) -> Run:
+  """The run of a work directory, with its checkpoint.
+
+  overrides: config field -> value, as 'sampler.name': 'ddpm'. checkpoint: 'latest', 'best' or a step.
+  Raises: InputError if nothing was trained there, or an override contradicts it; DamagedError.
+  """
+  folder = Path(workdir).expanduser().absolute()
+  given = {'sample.checkpoint': str(checkpoint), **(overrides or {})}
+  mapping = updated(Config, stored.load(folder), given)
+  mapping = resolve.remembered(folder, mapping, given)
+  mapping, meta = resolve.trained('sample', folder, mapping, given)
+  experiment = create(mapping, meta)
+  check_data(experiment)
+  return Run(experiment, folder)
+
+
+def new_run(config: str | Path, overrides: Mapping[str, Any] | None = None) -> Run:
+  """An untrained run of a shipped config, as 'quickstart' or 'dit_cfg:8', or of a file.
+
+  Raises: InputError if there is no such config, or it cannot work.
+  """
+  name, _, argument = str(config).partition(':')
+  path = Path(name) if name.endswith('.py') else CONFIGS / f'{name}.py'
+  if not path.is_file():
+    shipped = sorted(file.stem for file in CONFIGS.glob('*.py') if file.stem != '__init__')
+    raise InputError(unknown('config', name, shipped))
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  made = module.get_config(argument) if argument else module.get_config()
+  return Run(create(updated(Config, made.to_dict(), overrides or {})))

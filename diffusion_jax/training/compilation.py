@@ -1,0 +1,64 @@
+"""The compiled steps of a training, and a pass over held-out examples."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime.patience import alive
+from diffusion_jax.training import resident
+from diffusion_jax.training.objective import Objective
+from diffusion_jax.training.state import TrainState
+from diffusion_jax.training.step import TrainStep, make_train_step
+from diffusion_jax.types import Array, PyTree
+
+Step = Callable[[int, TrainState, Any], tuple[TrainState, dict[str, Array]]]
+
+
+def compile_steps(
+  objective: Objective,
+  seed: int,
+  state: TrainState,
+  batch: PyTree,
+  frozen: PyTree,
+  data: dict[str, Array],
+  steps: range,
+) -> Step:
+  """(step, state, batch) -> (state, metrics): one program a phase of `steps`; the state is donated.
+
+  state, batch: abstract, with shardings. frozen, data (of resident.load): arrays on the devices.
+  """
+  programs = {
+    phase: compile_step(make_train_step(objective, seed, phase), state, batch, frozen, data)
+    for phase in sorted(set(map(objective.phase, steps)))
+  }
+  return lambda step, state, batch: programs[objective.phase(step)](state, batch)
+
+
+def compile_step(
+  train_step: TrainStep, state: TrainState, batch: PyTree, frozen: PyTree, data: dict[str, Array]
+) -> Callable:
+  """(state, batch) -> (state, metrics), compiled ahead of time."""
+  shardings = jax.tree.map(lambda x: x.sharding, state)
+  devices = state.step.sharding.mesh
+
+  def step(state, batch, frozen, data):
+    if data:
+      batch = resident.gather(data, batch['number'], devices)
+    return train_step(state, batch, frozen)
+
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
+  with alive('compiling the training step'):
+    compiled = jitted.lower(state, batch, frozen, data).compile()
+  return lambda state, batch: compiled(state, batch, frozen, data)
+
+
+def sum_over(batches: Iterable[PyTree], evaluate: Callable[[PyTree], PyTree]) -> PyTree:
+  """The sum of evaluate(batch) over batches that are on the devices.
+
+  One batch at a time: neither the device's memory nor the hosts' collectives take a queue.
+  """
+  sums = [jax.device_get(evaluate(batch)) for batch in batches]
+  return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)

@@ -1,0 +1,75 @@
+"""The examples of the documentation run as they stand."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax.command import run_mode
+from diffusion_jax.config.fields import updated
+from diffusion_jax.config.schema import Config
+from tests.conftest import tiny_mapping
+from tests.support.samples import load_samples
+
+DOCS = Path(__file__).parents[1] / 'docs'
+BLOCK = re.compile(r'^```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
+FILE = re.compile(r'`(mylab/\w+\.py)`:\n\n```python\n(.*?)^```', re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """Where runs/quickstart was trained, at the smallest sizes, and mylab/ holds the plug-ins."""
+  tmp_path = tmp_path_factory.mktemp('docs')
+  run_mode('train', tiny_mapping(tmp_path), {}, tmp_path / 'runs' / 'quickstart')
+  for path, text in FILE.findall((DOCS / 'extending.md').read_text()):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text(text)
+  return tmp_path
+
+
+@pytest.fixture
+def there(folder, monkeypatch):
+  """The folder, as that in which a command is started."""
+  monkeypatch.chdir(folder)
+  monkeypatch.syspath_prepend(str(folder))
+  yield folder
+  for name in [name for name in sys.modules if name.split('.')[0] == 'mylab']:
+    del sys.modules[name]
+
+
+def run(mode, folder, workdir, changes):
+  mapping = updated(Config, tiny_mapping(folder), changes)
+  run_mode(mode, mapping, changes, folder / 'runs' / workdir)
+
+
+def test_the_page_of_the_library_runs_from_top_to_bottom(there):
+  blocks = BLOCK.findall((DOCS / 'library.md').read_text())
+  assert len(blocks) == 6
+  names = {}
+  for number, text in enumerate(blocks):
+    exec(compile(text, f'library.md, example {number + 1}', 'exec'), names)
+  assert names['images'].shape == (100, 8, 8, 1) and names['images'].dtype == np.uint8
+  assert np.isfinite(float(names['loss'])) and int(names['state'].step) == 3
+
+
+def test_the_sampler_outside_makes_samples(there):
+  run('sample', there, 'quickstart', {'sampler.name': 'mylab.heun', 'sample.name': 'heun'})
+  made, _ = load_samples(there / 'runs' / 'quickstart' / 'samples' / 'heun', 20)
+  assert made.shape == (20, 8, 8, 1) and made.std() > 10
+
+
+def test_the_time_sampling_outside_trains(there):
+  name = {'time_sampling.name': 'mylab.powered', 'time_sampling.powered.power': 0.7}
+  run('train', there, 'powered', name)
+  stored = (there / 'runs' / 'powered' / 'config.json').read_text()
+  assert '"mylab.powered"' in stored and '"power": 0.7' in stored
+
+
+def test_the_objective_outside_trains_and_samples(there):
+  name = {'objective.name': 'mylab.classified', 'objective.classified.weight': 0.2}
+  run('train', there, 'classified', name)
+  assert '"accuracy"' in (there / 'runs' / 'classified' / 'metrics.jsonl').read_text()
+  run('sample', there, 'classified', name)
+  assert (there / 'runs' / 'classified' / 'samples' / 'ddim3-cfg1' / 'grid.png').exists()
