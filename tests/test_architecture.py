@@ -18,7 +18,7 @@ TIERS = [
   {'evaluation'},
   {'experiment'},
   {'benchmarks'},
-  {'stages', 'command', 'parsing'},
+  {'stages', 'command', 'parsing', 'run'},
 ]
 # What these may enter of the rooms that describe data and networks.
 BELOW = {
@@ -102,3 +102,34 @@ def test_modules_say_what_they_are():
 
 def test_main_is_only_flags():
   assert len((ROOT / 'main.py').read_text().splitlines()) < 60
+
+
+def test_no_stage_imports_another():
+  folder = PACKAGE / 'stages'
+  wrong = [
+    f'{path.name} imports {name}'
+    for path in folder.glob('*.py')
+    for name in imports(path, inside_functions=True)
+    if name.startswith('diffusion_jax.stages')
+  ]
+  assert not wrong
+
+
+def test_files_import_in_no_circle():
+  """Modules of the package that import each other, directly or through others."""
+  names = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix('.__init__'): path
+    for path in FILES
+  }
+  graph = {}
+  for name, path in names.items():
+    tree = ast.parse(path.read_text())
+    found = set(imports(path, inside_functions=True))
+    for node in ast.walk(tree):  # from package import module
+      if isinstance(node, ast.ImportFrom) and node.module:
+        found |= {f'{node.module}.{alias.name}' for alias in node.names}
+    graph[name] = {each for each in found if each in names and each != name}
+  while leaves := [name for name, needed in graph.items() if not needed & set(graph)]:
+    for name in leaves:
+      del graph[name]
+  assert not graph
