@@ -85,6 +85,13 @@ class Data:
   device_resident: bool = option(
     False, 'Keep all training examples in the memory of each device.', change=IF_GIVEN
   )
+  loader: str = option(
+    'auto',
+    "Reader that delivers batches: tf.data ('tf'), 'threads', or 'auto', which is tf.data where "
+    'TensorFlow is installed. The batches are the same.',
+    one_of('auto', 'tf', 'threads'),
+    BY_COMMAND,
+  )
   verify: str = option(
     'full',
     "Data whose digests are checked at the start: all ('full') or 256 MiB ('quick').",

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.config.schema import Optimizer
-from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.data.pipeline import carrier, train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import facts, first_stage, initial, preparation, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
@@ -41,6 +41,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   check_devices(experiment)
   facts.require_state_fits(experiment)
   _ = experiment.frozen  # Fails on missing weights before anything is prepared or written.
+  carrier(experiment.config.data.loader)  # Fails without TensorFlow if that is asked for.
   given = None if stored.has_checkpoint(workdir) else initial.load(experiment)
   experiment, changed = with_data(experiment, workdir)
   config = experiment.config
@@ -175,6 +176,7 @@ def train(
     start_step=start,
     stop_step=config.train.num_steps,
     rows=mesh.local_rows(experiment.mesh, config.train.batch_size),
+    loader=config.data.loader,
   )
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
@@ -197,6 +199,7 @@ def train(
     max_skipped=config.train.max_skipped,
     interruption=interruption,
   )
+  batches.close()  # Nothing is read ahead while the last checkpoint is written.
   with alive(f'writing the checkpoint of step {outcome.step}'):
     if saved_at != outcome.step:  # Interrupted: no time to measure.
       checkpoints.save(outcome.step, outcome.state, {})

@@ -1,5 +1,9 @@
 """The order is a pure function of (seed, step), whoever reads it and wherever it starts."""
 
+import sys
+import threading
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +15,9 @@ from diffusion_jax.data.pipeline import (
   permutation,
   train_batches,
 )
+from diffusion_jax.errors import DamagedError, InputError
+
+LOADERS = ('tf', 'threads')
 
 
 class Numbers:
@@ -89,3 +96,81 @@ def test_numbers_come_in_the_order_of_the_examples_themselves():
   for numbers, batch in zip(by_number, train_batches(source, **options), strict=True):
     assert numbers.keys() == {'number'} and numbers['number'].dtype == np.int32
     np.testing.assert_array_equal(source.read(numbers['number'])['label'], batch['label'])
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'rows': np.arange(2, 4)}, {'start_step': 10**9, 'stop_step': 10**9 + 7}]
+)
+def test_both_loaders_carry_the_same_batches(changes):
+  source = Numbers(10)
+  options = dict(seed=3, batch_size=4, start_step=1, stop_step=20) | changes
+  by_tf, by_threads = (list(train_batches(source, **options, loader=name)) for name in LOADERS)
+  assert len(by_threads) == options['stop_step'] - options['start_step']
+  for ours, theirs in zip(by_threads, by_tf, strict=True):
+    assert list(ours) == list(theirs) == ['image', 'label']
+    for name, array in ours.items():
+      assert array.dtype == theirs[name].dtype
+      np.testing.assert_array_equal(array, theirs[name])
+
+
+class Watched(Numbers):
+  """Fails at the batch with example `bad`, and counts its reads; later ones are slow."""
+
+  def __init__(self, bad=-1):
+    super().__init__(10**6)
+    self.bad, self.reads = bad, 0
+
+  def read(self, indices):
+    self.reads += 1
+    if self.reads > 2:
+      time.sleep(0.01)
+    if self.bad in indices:
+      raise DamagedError(f'example {self.bad}')
+    return super().read(indices)
+
+
+@pytest.mark.parametrize('loader', LOADERS)
+def test_what_reading_raises_arrives_at_its_batch(loader):
+  bad = int(example_indices(0, 10**6, np.arange(12, 16))[1])
+  batches = train_batches(
+    Watched(bad), seed=0, batch_size=4, start_step=0, stop_step=100, loader=loader
+  )
+  for _ in range(3):
+    next(batches)
+  with pytest.raises(DamagedError, match=f'^example {bad}$'):
+    next(batches)
+
+
+@pytest.mark.parametrize('loader', LOADERS)
+def test_reading_ahead_is_bounded_and_ends_when_closed(loader):
+  source = Watched()
+  batches = train_batches(
+    source, seed=0, batch_size=4, start_step=0, stop_step=10**6, loader=loader
+  )
+  next(batches)
+  time.sleep(0.3)
+  ahead = pipeline.PREFETCH_BATCHES + 2 * pipeline.READERS
+  assert pipeline.PREFETCH_BATCHES <= source.reads <= 1 + ahead
+  batches.close()
+  time.sleep(0.1)
+  read = source.reads
+  time.sleep(0.1)
+  assert source.reads == read <= 1 + ahead
+  assert not [t for t in threading.enumerate() if t.name.startswith('batches')]
+  assert next(batches, None) is None
+
+
+def test_threads_carry_batches_where_tensorflow_is_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tensorflow', None)
+  for loader in ('auto', 'threads'):
+    np.testing.assert_array_equal(
+      labels(Numbers(10), 0, 3, loader=loader), example_indices(0, 10, np.arange(12)).reshape(3, 4)
+    )
+  with pytest.raises(
+    InputError, match=r"config\.data\.loader: 'tf'.*tensorflow.*\[tf\].*'threads'"
+  ):
+    labels(Numbers(10), 0, 3, loader='tf')
+
+
+def test_tf_data_carries_batches_where_it_is_there():
+  assert pipeline.carrier('auto') == pipeline.carrier('tf') != pipeline.carrier('threads')

@@ -1,0 +1,29 @@
+"""Packages beyond the lean installation: whether they are there, and how to install what is missing."""
+
+import importlib.util
+
+from diffusion_jax.errors import InputError
+
+
+def is_installed(*modules: str) -> bool:
+  """Whether all of them can be imported. Looks for them without importing them."""
+  try:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+  except ImportError:
+    return False
+
+
+def require(module: str, extra: str, what: str, instead: str = '') -> None:
+  """Checks that a package is there.
+
+  extra: of diffusion_jax, which installs it. what: the field and value that need it. instead: what
+  works without it.
+
+  Raises: InputError that names the package and the extra.
+  """
+  if not is_installed(module):
+    alternative = f', or {instead}' if instead else ''
+    raise InputError(
+      f'{what} needs the package {module.replace("_", "-")}, which is not installed: '
+      f"pip install 'diffusion_jax[{extra}]' ('.[{extra}]' in a checkout){alternative}"
+    )
