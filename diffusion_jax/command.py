@@ -76,7 +76,7 @@ def run_stage(
   begins = mode in resolve.FROM_WEIGHTS and config.get('init_from') and not stored.is_begun(folder)
   if begins:
     require_writable(folder)
-    restored = importlib.import_module('diffusion_jax.experiment.samples').begin(
+    restored = importlib.import_module('diffusion_jax.sampling.samples').begin(
       create(config), folder
     )
     if mode == 'sample':

@@ -32,9 +32,9 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.facts import facts
-from diffusion_jax.experiment.generation import compile_generate, size_of_batches
 from diffusion_jax.experiment.weights import load_checkpoint
 from diffusion_jax.runtime import mesh
+from diffusion_jax.sampling.generation import compile_generate, size_of_batches
 from diffusion_jax.training.objective import Batch, Metrics, Objective
 from diffusion_jax.training.state import TrainState, Weights
 from diffusion_jax.training.step import make_train_step

@@ -392,16 +392,26 @@ RUNTIME = _faults(
     "repeats = params['length'] if name == 'scan' else 1",
     'repeats = 1',
   ),
+)
+SAMPLING = _faults(
+  'sampling',
+  'sampling',
   (
     'sample sets of another seed are taken for the same',
     'sample_set.py',
     'differing = [key for key in wanted if found.get(key) != wanted[key]]',
     "differing = [key for key in wanted if key != 'seed' and found.get(key) != wanted[key]]",
   ),
+  (
+    'samples of another guidance scale are taken for the same',
+    'samples.py',
+    "    'cfg_scale': sample.cfg_scale,\n",
+    '',
+  ),
 )
 EXPERIMENT = _faults(
   'experiment',
-  'experiment stages/test_sampling.py',
+  'experiment sampling',
   (
     'clip_x0 is ignored',
     'experiment.py',
@@ -413,12 +423,6 @@ EXPERIMENT = _faults(
     'experiment.py',
     "if vae.scale and vae.shift == 'none':",
     "if vae.scale < 0 and vae.shift == 'none':",
-  ),
-  (
-    'samples of another guidance scale are taken for the same',
-    'samples.py',
-    "    'cfg_scale': sample.cfg_scale,\n",
-    '',
   ),
 )
 CONFIG = _faults(
@@ -483,7 +487,7 @@ REPORTING = _faults(
 )
 STAGES = _faults(
   'stages',
-  'stages/test_sampling.py stages/test_evaluate.py',
+  'sampling stages/test_evaluate.py',
 )
 
 FAULTS = (
@@ -495,6 +499,7 @@ FAULTS = (
     + DATA
     + EVALUATION
     + RUNTIME
+    + SAMPLING
     + EXPERIMENT
     + CONFIG
     + PRETRAINED

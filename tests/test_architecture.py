@@ -17,6 +17,7 @@ TIERS = [
   {'objectives'},
   {'evaluation'},
   {'experiment'},
+  {'sampling'},
   {'benchmarks'},
   {'stages', 'command', 'parsing', 'run'},
 ]

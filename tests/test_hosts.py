@@ -16,7 +16,7 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.sampling import sample_set
 from tests.conftest import tiny_mapping
 from tests.stages import test_latent
 from tests.support.samples import load_samples

@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from diffusion_jax.evaluation.fid import distance, feature_stats
-from diffusion_jax.runtime.sample_set import load
+from diffusion_jax.sampling.sample_set import load
 
 ROOT = Path(__file__).parents[1]
 

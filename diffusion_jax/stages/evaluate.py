@@ -16,16 +16,17 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
-from diffusion_jax.experiment import samples, stored
+from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.previews import Previews
 from diffusion_jax.experiment.weights import load_checkpoint
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.results import evaluation_table
 from diffusion_jax.reporting.runs import read_result
-from diffusion_jax.runtime import cost, files, hosts, provenance, sample_set
+from diffusion_jax.runtime import cost, files, hosts, provenance
+from diffusion_jax.sampling import sample_set, samples
+from diffusion_jax.sampling.previews import Previews
 from diffusion_jax.types import DataSource
 
 NEIGHBOURS_SHOWN = 8  # Training images beside each sample.

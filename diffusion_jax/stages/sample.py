@@ -12,9 +12,9 @@ hold; the first one alone claims the folder, draws, exports and says how far the
 
 from pathlib import Path
 
-from diffusion_jax.experiment import samples
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime.checkpoint import Restored
+from diffusion_jax.sampling import samples
 
 
 def run(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> None:

@@ -19,13 +19,13 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
-from diffusion_jax.experiment.previews import Previews
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import files, hosts, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
+from diffusion_jax.sampling.previews import Previews
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree

@@ -14,7 +14,7 @@ from diffusion_jax.evaluation import fid
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.weights import open_checkpoints
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.sampling import sample_set
 from tests.conftest import tiny_mapping
 from tests.support.samples import load_samples
 

@@ -11,10 +11,10 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.experiment.pictures import picture_indices
 from diffusion_jax.experiment.stored import has_checkpoint
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.sampling.pictures import picture_indices
 from tests.conftest import tiny_mapping
 from tests.runtime.test_checkpoint import assert_same, corrupt
 from tests.support.samples import load_samples

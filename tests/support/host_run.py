@@ -18,8 +18,8 @@ import optax
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.pipeline import evaluation_batches, train_batches
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.experiment.previews import Previews
 from diffusion_jax.runtime import mesh
+from diffusion_jax.sampling.previews import Previews
 from tests.conftest import tiny_mapping
 
 MESHES = {'data': {}, 'tensor': {'mesh.data': 1, 'mesh.tensor': -1}}

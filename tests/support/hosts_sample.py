@@ -14,7 +14,7 @@ import jax
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import Stop
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.sampling import sample_set
 from tests.conftest import tiny_mapping
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffusion_jax.runtime import sample_set
+from diffusion_jax.sampling import sample_set
 
 
 def load_samples(folder, num_samples):

@@ -5,7 +5,7 @@ import pytest
 
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.previews import Previews, spread_labels
+from diffusion_jax.sampling.previews import Previews, spread_labels
 
 
 @pytest.mark.parametrize('count, num_classes', [(5, 10), (3, 10), (7, 10), (1, 10), (50, 1000)])

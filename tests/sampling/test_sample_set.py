@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.runtime import files, sample_set
+from diffusion_jax.runtime import files
+from diffusion_jax.sampling import sample_set
 from tests.support.samples import load_samples
 
 SHAPE = (4, 6, 3)

@@ -11,9 +11,10 @@ from tqdm import tqdm
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.samplers.base import SamplingState
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.pictures import draw_animation, picture_indices
-from diffusion_jax.runtime import hosts, mesh, sample_set
+from diffusion_jax.runtime import hosts, mesh
 from diffusion_jax.runtime.patience import alive
+from diffusion_jax.sampling import sample_set
+from diffusion_jax.sampling.pictures import draw_animation, picture_indices
 from diffusion_jax.training.state import Weights
 
 

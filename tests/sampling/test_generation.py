@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax.experiment.generation import compile_generate, run_length, size_of_batches
+from diffusion_jax.sampling.generation import compile_generate, run_length, size_of_batches
 from diffusion_jax.training.state import Weights
 
 

@@ -13,11 +13,12 @@ from diffusion_jax import command
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import generation, samples, weights
+from diffusion_jax.experiment import weights
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.experiment.generation import batches_to_make
-from diffusion_jax.runtime import files, sample_set
+from diffusion_jax.runtime import files
 from diffusion_jax.runtime.checkpoint import Checkpoints
+from diffusion_jax.sampling import generation, sample_set, samples
+from diffusion_jax.sampling.generation import batches_to_make
 from tests.conftest import tiny_mapping
 from tests.support.samples import load_samples
 

@@ -14,8 +14,6 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import datasets, first_stage, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.generation import generate_parts
-from diffusion_jax.experiment.pictures import draw_grid, is_animated
 from diffusion_jax.experiment.weights import (
   chosen_step,
   initial_weights,
@@ -23,8 +21,11 @@ from diffusion_jax.experiment.weights import (
   open_checkpoints,
   paths_of,
 )
-from diffusion_jax.runtime import files, hosts, sample_set
+from diffusion_jax.runtime import files, hosts
 from diffusion_jax.runtime.checkpoint import Restored, checksums
+from diffusion_jax.sampling import sample_set
+from diffusion_jax.sampling.generation import generate_parts
+from diffusion_jax.sampling.pictures import draw_grid, is_animated
 from diffusion_jax.training.state import Weights
 
 

@@ -14,7 +14,8 @@ from diffusion_jax.diffusion.samplers.base import frame_slots
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.reporting import images
-from diffusion_jax.runtime import files, hosts, mesh, sample_set
+from diffusion_jax.runtime import files, hosts, mesh
+from diffusion_jax.sampling import sample_set
 from diffusion_jax.types import Array
 
 MAX_ROWS = 10  # Classes in the grid and the animation.

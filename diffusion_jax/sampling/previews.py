@@ -13,9 +13,9 @@ from diffusion_jax.evaluation.extract import fetched
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.experiment.generation import compile_generate, size_of_batches
 from diffusion_jax.reporting import images
 from diffusion_jax.runtime import mesh
+from diffusion_jax.sampling.generation import compile_generate, size_of_batches
 from diffusion_jax.training.state import Weights
 from diffusion_jax.types import DataSource
 
