@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from diffusion_jax import command
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import adm, image_folder
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import weights
+from diffusion_jax.experiment import resolve, weights
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import files
 from diffusion_jax.runtime.checkpoint import Checkpoints
@@ -55,7 +54,7 @@ def run(trained, name, **changes):
 def experiment_of(trained, name, **changes):
   """As the command line makes it of the work directory."""
   flags = flags_of(name, changes)
-  return create(*command.trained('sample', trained / 'run', tiny_mapping(trained, **flags), flags))
+  return create(*resolve.trained('sample', trained / 'run', tiny_mapping(trained, **flags), flags))
 
 
 class Killed(BaseException):
