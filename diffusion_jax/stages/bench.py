@@ -1,6 +1,6 @@
-"""--mode=bench: measured speeds, side by side in one run, each the median of repeats.
+"""--mode=bench: measures speeds side by side in one run, each as the median of several repeats.
 
-What is measured, config.bench.name says: a file of diffusion_jax/benchmarks.
+config.bench.name chooses the benchmark, a file of diffusion_jax/benchmarks.
 """
 
 import platform
@@ -17,7 +17,7 @@ from diffusion_jax.runtime import files, provenance
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Measures, prints tables and writes DIR/bench-NAME.json."""
+  """Measures, writes DIR/bench-NAME.json and prints tables."""
   check_devices(experiment)
   preparation.ensure_images(experiment, workdir)
   bench = experiment.config.bench

@@ -1,4 +1,4 @@
-"""--mode=describe: what a config comes to, without training it."""
+"""--mode=describe: prints parameters, FLOPs, memory, data and steps of a config without training it."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from diffusion_jax.runtime.patience import alive
 
 
 def data_line(f: dict) -> str:
-  """The data in one line."""
+  """Describes the data in one line."""
   if not f['data_fingerprint']:
     return 'not prepared yet (--mode=prepare)'
   return (
@@ -23,7 +23,7 @@ def data_line(f: dict) -> str:
 
 
 def latent_row(f: dict) -> dict[str, str]:
-  """Of a latent system: its latents and its autoencoder."""
+  """Describes the latents and the autoencoder of a latent system; empty in pixel space."""
   if f['space'] == 'pixel':
     return {}
   parts = (f['encode_flops_per_image'], f['decode_flops_per_image'])

@@ -1,6 +1,6 @@
-"""--mode=evaluate: the metrics of a sample set against reference images, and what they mean.
+"""--mode=evaluate: computes the metrics of a sample set against reference images, with their protocol.
 
-Where nothing is sampled, as with an autoencoder, it measures the held-out images' reconstructions.
+An objective without samples, such as an autoencoder, is measured by its reconstructions of reference images.
 """
 
 import json
@@ -33,16 +33,16 @@ NEIGHBOURS_SHOWN = 8  # Training images beside each sample.
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Makes a sample set that is absent, measures, writes DIR/eval/NAME.json and prints a table.
+  """Makes the sample set if it is absent, measures it, writes DIR/eval/NAME.json and prints a table.
 
-  Raises: InputError for a set that is not complete, or was made otherwise, and for metrics that cannot
-  be had of so few images.
+  Raises: InputError for a set that is incomplete or has other settings, and for metrics that need more
+  images.
   """
   check_devices(experiment)
   check_data(experiment)
   experiment = with_num_samples(experiment)
   if not experiment.datasets.is_prepared():
-    hosts.say('no prepared images, so none are measured or shown beside the samples')
+    hosts.say('no prepared images: real images are neither measured nor shown beside the samples')
   evaluator = Evaluator(experiment)
   if experiment.objective.network:
     result = sample_result(evaluator, workdir)
@@ -55,7 +55,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
 
 
 def with_num_samples(experiment: Experiment) -> Experiment:
-  """The experiment with as many samples as config.eval asks for."""
+  """Returns the experiment with config.sample.num_samples set by config.eval.num_samples."""
   config = experiment.config
   count = config.eval.num_samples or config.sample.num_samples
   if count < 2:
@@ -65,7 +65,7 @@ def with_num_samples(experiment: Experiment) -> Experiment:
 
 
 def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
-  """What DIR/eval/NAME.json says of config.eval.num_seeds sample sets."""
+  """Measures config.eval.num_seeds sample sets and returns the content of DIR/eval/NAME.json."""
   experiment = evaluator.experiment
   count = experiment.config.sample.num_samples
   if not is_told_by_name(experiment, workdir):
@@ -77,7 +77,7 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
   first = sets[0][1]['identity']
   sets += [opened(each, workdir) for each in with_other_seeds(experiment, first['step'])]
   same = {key: value for key, value in first.items() if key != 'seed'}
-  for folder, meta, _ in sets:  # As of one checkpoint: a mean over several is of none.
+  for folder, meta, _ in sets:  # A mean over seeds needs one checkpoint.
     sample_set.require_same(folder, meta['identity'], same)
   if is_told_by_name(experiment, workdir):
     warnings += of_other_parameters(experiment, workdir, first)
@@ -104,7 +104,7 @@ def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
 
 
 def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
-  """One experiment for each further sampling seed, with a name of its own, from the same checkpoint."""
+  """Returns an experiment with a set name of its own for each further sampling seed, at the same step."""
   first, name = experiment.config.sample.seed, samples.set_name(experiment)
   each = []
   for seed in range(first + 1, first + experiment.config.eval.num_seeds):
@@ -115,10 +115,10 @@ def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
 
 
 def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any], DataSource]:
-  """The folder of a complete sample set, its description and its images; made if there is none.
+  """Opens a complete sample set, made first if it is absent; returns folder, description and images.
 
-  The set is that of the checkpoint that is asked for, unless config.sample.name chooses another one.
-  Raises: InputError for an incomplete one, or one of other settings.
+  The set belongs to the checkpoint that config.sample.checkpoint names, unless config.sample.name names
+  another set. Raises: InputError for an incomplete set, or one of other settings.
   """
   count = experiment.config.sample.num_samples
   if is_told_by_name(experiment, workdir):
@@ -134,7 +134,7 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
 
 
 def is_told_by_name(experiment: Experiment, workdir: Path) -> bool:
-  """Whether config.sample.name, no name of training's, chooses a set that is there."""
+  """Returns whether config.sample.name, given after training, names an existing set."""
   chosen = experiment.config.sample
   as_trained = stored.load(workdir).get('sample', {}).get('name', '')
   if chosen.name in ('', as_trained) or chosen.checkpoint != 'latest':
@@ -145,20 +145,20 @@ def is_told_by_name(experiment: Experiment, workdir: Path) -> bool:
 def of_other_parameters(
   experiment: Experiment, workdir: Path, found: Mapping[str, Any]
 ) -> list[str]:
-  """A warning, printed too, if a set that was chosen by its name is not of the newest checkpoint."""
+  """Warns, on the screen too, if a set chosen by name does not belong to the newest checkpoint."""
   newest = samples.newest_identity(experiment, workdir)
   if not newest or all(found.get(key) == newest[key] for key in ('step', 'parameters')):
     return []
   warning = (
-    f'the samples are of {sample_set.origin(found)}, the newest checkpoint is {sample_set.origin(newest)}; '
-    f'--config.sample.checkpoint={newest["step"]} measures that'
+    f'the samples belong to {sample_set.origin(found)}, but the newest checkpoint is '
+    f'{sample_set.origin(newest)}; measure that one with --config.sample.checkpoint={newest["step"]}'
   )
   hosts.say(f'warning: {warning}')
   return [warning]
 
 
 def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:
-  """How the samples' classes were chosen."""
+  """Returns how the samples' classes were chosen, for the protocol."""
   if not experiment.config.num_classes:
     return 'unconditional'
   labels = meta['identity']['labels']
@@ -166,7 +166,7 @@ def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:
 
 
 def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
-  """The same of images that the autoencoder encoded and decoded again: those of the reference."""
+  """Measures reconstructions of the reference images; returns the same entries as sample_result."""
   experiment = evaluator.experiment
   if experiment.config.eval.reference not in SPLITS:
     raise InputError(
@@ -198,7 +198,7 @@ def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]
 
 
 def checked(evaluator: Evaluator, count: int) -> list[str]:
-  """The warnings about what is to be measured, said before anything takes long."""
+  """Prints and returns the warnings about the evaluation before anything takes long."""
   warnings = evaluator.check(count)
   for warning in warnings:
     hosts.say(f'warning: {warning}')
@@ -208,7 +208,7 @@ def checked(evaluator: Evaluator, count: int) -> list[str]:
 
 
 def made_by(evaluator: Evaluator, warnings: Sequence[str]) -> dict[str, Any]:
-  """What every result says of its making."""
+  """Returns what every result records about how it was made."""
   return {
     'parameters': cost.num_parameters(evaluator.experiment.abstract_state.params['model']),
     'features_notes': dict(evaluator.network.notes),
@@ -218,7 +218,7 @@ def made_by(evaluator: Evaluator, warnings: Sequence[str]) -> dict[str, Any]:
 
 
 def mean_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """'metrics', their means; 'deviation' of those that vary (sample, N - 1); and 'seeds' as given."""
+  """Returns 'metrics', the means; 'deviation' (sample, N - 1) of those that vary; and 'seeds' as given."""
   names = seeds[0]['metrics']
   values = {name: [each['metrics'][name] for each in seeds] for name in names}
   varying = [name for name in names if not name.endswith('_std') and len(seeds) > 1]
@@ -230,7 +230,7 @@ def mean_over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def real_baseline(evaluator: Evaluator, num_samples: int) -> dict[str, Any]:
-  """The metrics of as many training images."""
+  """Measures as many training images."""
   train = evaluator.experiment.datasets.images('train')
   count = min(num_samples, train.num_examples)
   indices = np.linspace(0, train.num_examples - 1, count).round().astype(int)
@@ -241,10 +241,10 @@ def real_baseline(evaluator: Evaluator, num_samples: int) -> dict[str, Any]:
 def draw_neighbours(
   evaluator: Evaluator, source: DataSource, folder: Path, workdir: Path
 ) -> dict[str, float]:
-  """DIR/eval/NAME-neighbours.png: samples, and the training images nearest to each in feature space.
+  """Draws DIR/eval/NAME-neighbours.png: samples, each beside the nearest training images in feature space.
 
-  Returns: median distances to the nearest training image, of these samples and of as many reference
-  images: samples that are much nearer are copies.
+  Returns: the median distance to the nearest training image for these samples and for as many reference
+  images; samples that are much nearer are copies.
   """
   experiment, train = evaluator.experiment, evaluator.experiment.datasets.images('train')
   count = min(experiment.config.eval.neighbours, source.num_examples)
@@ -270,8 +270,8 @@ def draw_neighbours(
 
 
 def finish(result: dict[str, Any], workdir: Path) -> None:
-  """Writes the result beside those of other protocols, and prints the table."""
-  result = json.loads(json.dumps(result))  # As it will be read again: lists for tuples.
+  """Writes the result beside those of other protocols and prints the table."""
+  result = json.loads(json.dumps(result))  # As it is read back: lists for tuples.
   path = result_path(workdir, result['name'], result['protocol'])
   files.write_json(path, result)
   print(evaluation_table(workdir / 'eval', result))
@@ -279,7 +279,7 @@ def finish(result: dict[str, Any], workdir: Path) -> None:
 
 
 def result_path(workdir: Path, name: str, protocol: Mapping[str, Any]) -> Path:
-  """DIR/eval/NAME.json, with a suffix if that holds a result of another protocol."""
+  """Returns DIR/eval/NAME.json, with a suffix if that file holds a result of another protocol."""
   path = workdir / 'eval' / f'{name}.json'
   if path.exists() and (read_result(path, print) or {}).get('protocol') != protocol:
     digest = zlib.crc32(json.dumps(protocol, sort_keys=True).encode())

@@ -1,6 +1,6 @@
-"""--mode=prepare: images in any form -> one prepared set under config.data.dir, and what it holds.
+"""--mode=prepare: turns images in any form into one prepared set under config.data.dir.
 
-For a latent system then their latents too, once for every run with the same autoencoder.
+A latent system's images are then encoded, once for every run with the same autoencoder.
 """
 
 from pathlib import Path
@@ -11,10 +11,10 @@ from diffusion_jax.experiment.experiment import Experiment
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Prepares, or finds it done; writes DIR/data.json and .png, and of latents DIR/latents.png."""
+  """Prepares what is missing; writes DIR/data.json, DIR/data.png and, for latents, DIR/latents.png."""
   if experiment.is_latent:
     check_devices(experiment)
-    _ = experiment.first_stage  # What is wrong with it is told before hours of work.
+    _ = experiment.first_stage  # Fails on a bad autoencoder before hours of work.
     there = experiment.datasets.from_source()
     if there:
       preparation.tell_images(*there, workdir)

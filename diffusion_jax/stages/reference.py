@@ -1,7 +1,7 @@
-"""--mode=reference: features and statistics of config.eval.reference, computed once for every run.
+"""--mode=reference: computes features and statistics of config.eval.reference once for every run.
 
-The features are kept under config.data.dir, known by the content of the images and of the network;
-evaluations find them there. DIR/reference-FINGERPRINT.npz holds mu and sigma, for other tools and hosts.
+Features are kept under config.data.dir, keyed by the content of the images and of the network, where
+evaluations find them. DIR/reference-FINGERPRINT.npz holds mu and sigma for other tools and hosts.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from diffusion_jax.runtime import hosts
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Raises: InputError if there are no images to compute from."""
+  """Computes the features, or finds them; writes the statistics. Raises: InputError without images."""
   check_devices(experiment)
   if experiment.config.eval.reference in SPLITS:
     preparation.ensure_images(experiment, workdir)
@@ -27,7 +27,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   source = evaluator.reference.source
   if source is None:
     raise InputError(
-      f'config.eval.reference: {experiment.config.eval.reference}: holds statistics already, allowed '
+      f'config.eval.reference: {experiment.config.eval.reference}: it holds statistics already; allowed '
       'images'
     )
   found, network = evaluator.reference_features, evaluator.network

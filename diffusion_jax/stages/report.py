@@ -1,4 +1,4 @@
-"""--mode=report: every run below a folder in tables, plots and a panel, from the files they left."""
+"""--mode=report: puts all runs below a folder into tables, plots and a panel, from the files they wrote."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
   Raises: InputError if nothing below DIR is a run, DamagedError if no result can be read.
   """
   if not workdir.is_dir():
-    raise InputError(f'--workdir={workdir}: no such folder; it is the one that holds the runs')
+    raise InputError(f'--workdir={workdir}: no such folder; give the folder that holds the runs')
   remarks: list[str] = []
   runs = collect(workdir, remarks.append)
   results = [record for found in runs for record in records_of(found)]
@@ -43,7 +43,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     *draw_panels(folder, runs, experiment.config.report, remarks.append),
   ]
   older = {path for pattern in OUTPUTS for path in folder.glob(pattern)} - set(written)
-  remarks += [f'{path}: of an earlier report' for path in sorted(older)]
+  remarks += [f'{path}: from an earlier report' for path in sorted(older)]
   print('\n'.join(line for line in (title, tables.apart(results)) if line) + '\n')
   print('\n\n'.join(table.text() for table in tables.result_tables(results)) + '\n')
   for remark in remarks:
@@ -54,7 +54,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
 
 
 def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, int]) -> list[Path]:
-  """scatter.png, or scatter-TABLE.png for each table with FID and IS. Returns: what was written."""
+  """Draws scatter.png, or a scatter-TABLE.png for each table with FID and IS. Returns: the files."""
   groups, written = records.by_protocol(results), []
   for number, group in enumerate(groups, 1):
     figure = None if group[0].is_reconstruction else scatter.scatter(group, looks)
@@ -67,12 +67,12 @@ def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, in
 def draw_curves(
   folder: Path, runs: Sequence[Run], looks: Mapping[str, int], remark: Callable[[str], None]
 ) -> list[Path]:
-  """curves-*.png of every metric that was measured in training. Returns: what was written."""
+  """Draws curves-*.png for every metric measured in training. Returns: the files."""
   trained = []
   for found in runs:
     series, unreadable = read_series(found.folder / 'metrics.jsonl')
     if not series:
-      remark(f'{found.folder}: no metrics.jsonl with numbers, so it has no curves')
+      remark(f'{found.folder}: no metrics.jsonl with numbers, so no curves are drawn')
     elif unreadable:
       remark(f'{found.folder / "metrics.jsonl"}: {unreadable} unreadable lines left out')
     trained.append((found.name, looks[found.path], found.config, series))
@@ -88,7 +88,7 @@ def draw_curves(
 def draw_panels(
   folder: Path, runs: Sequence[Run], sizes: Report, remark: Callable[[str], None]
 ) -> list[Path]:
-  """panel*.png and panel*.gif, a pair for all models of the same data. Returns: what was written."""
+  """Draws panel*.png and panel*.gif, one pair for all models of the same data. Returns: the files."""
   groups: dict[tuple, list[tuple[str, Denoising]]] = {}
   for found in runs:
     is_sampled = not records.is_autoencoder(found.config)

@@ -1,13 +1,13 @@
-"""--mode=sample: N images from a checkpoint, in parts that survive an interruption.
+"""--mode=sample: makes N images from a checkpoint, in parts that survive an interruption.
 
 DIR/samples/NAME/ holds part-*.npz (images uint8 NHWC, labels, index), meta.json, grid.png,
-denoising.gif, frames.npz, and for other tools what config.sample.export names: samples.npz, png/.
-Sample i depends on the seed and on i alone, so a set can be finished, or enlarged, with another batch
-size or on other devices. A set is of one step and its parameters: those of others go beside it, into
-NAME-stepSTEP, and into NAME-stepSTEP-PARAMETERS where the same step was trained again.
+denoising.gif, frames.npz and, for other tools, what config.sample.export names: samples.npz, png/.
+Sample i depends on the seed and i alone, so a set can be finished or enlarged with another batch size or
+on other devices. A set belongs to one step and its parameters. Sets of other steps lie beside it, in
+NAME-stepSTEP, or in NAME-stepSTEP-PARAMETERS where the same step was trained again.
 
-Several processes, one a host, share a file system. Each writes parts of the rows that its devices
-hold; the first one alone claims the folder, draws, exports and says how far they are.
+Several processes, one a host, share a file system. Each writes parts with the rows that its devices hold;
+the first process alone claims the folder, draws, exports and reports progress.
 """
 
 from pathlib import Path
@@ -18,8 +18,8 @@ from diffusion_jax.sampling import samples
 
 
 def run(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> None:
-  """Makes what is missing of the sample set, its pictures and exports.
+  """Makes the missing parts of the sample set, its pictures and its exports.
 
-  restored: the weights, where they have been read.
+  restored: the weights, if they have been read already.
   """
   samples.complete(experiment, workdir, restored)

@@ -1,4 +1,4 @@
-"""--mode=train: trains a work directory from where it stands to config.train.num_steps."""
+"""--mode=train: trains a work directory, or resumes it, up to config.train.num_steps."""
 
 import contextlib
 import datetime
@@ -34,7 +34,7 @@ NEXT = '--mode=sample or evaluate'
 
 
 def run(experiment: Experiment, workdir: Path) -> None:
-  """Trains; the same command again resumes.
+  """Trains or resumes.
 
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
@@ -59,7 +59,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     if change := changed_learning_rate(experiment, workdir, start):
       print(change)
     if start >= config.train.num_steps:
-      print(f'already trained to step {start}, of {config.train.num_steps}: nothing to do')
+      print(f'already trained to step {start} of {config.train.num_steps}: nothing to do')
       return
     stored.save(workdir, experiment.mapping)
     stored.save_meta(workdir, experiment.meta)
@@ -80,9 +80,10 @@ def run(experiment: Experiment, workdir: Path) -> None:
 
 
 def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[str]]:
-  """The experiment with its prepared set named by fingerprint, and what changed since a checkpoint.
+  """Prepares the data if necessary and notes their fingerprints in the config.
 
-  Raises: InputError if the checkpoint or the data do not fit the config.
+  Returns: the experiment, and the fields that changed since the checkpoint. Raises: InputError if the
+  checkpoint or the data do not fit the config.
   """
   mapping, changed = experiment.mapping, []
   if stored.has_checkpoint(workdir):
@@ -90,7 +91,7 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
     changed = stored.changes(workdir, mapping)
     experiment = create(mapping)
   if experiment.is_latent:
-    _ = experiment.first_stage  # What is wrong with it is told before images are prepared.
+    _ = experiment.first_stage  # Fails on a bad autoencoder before images are prepared.
   preparation.ensure(experiment, workdir)
   mapping = stored.with_value(mapping, 'data.fingerprint', experiment.meta['fingerprint'])
   if experiment.is_latent:
@@ -102,10 +103,10 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
 
 
 def as_begun(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with the config.init_from that `workdir` began with; says so of another."""
+  """Returns the mapping with the config.init_from that `workdir` began with; reports a differing one."""
   began, given = stored.load(workdir).get('init_from', ''), mapping['init_from']
   if given not in ('', began):
-    print(f'config.init_from: {given} is not read, {workdir} has a checkpoint to go on from')
+    print(f'config.init_from: {given} not read, because {workdir} has a checkpoint to resume from')
   return {**mapping, 'init_from': began}
 
 
@@ -118,7 +119,7 @@ def train(
   start: int,
   interruption: Interruption,
 ) -> Mapping[str, float]:
-  """The loop with its actions: held-out loss, preview, metrics, checkpoint, in this order.
+  """Runs the loop with its actions in this order: held-out loss, preview, metrics, checkpoint.
 
   Returns: the last line of the log. Raises: Interrupted.
   """
@@ -127,7 +128,7 @@ def train(
   evaluates = config.train.eval_every_steps > 0
   if evaluates:
     get_ready(evaluator, count)
-  measured: dict[int, dict[str, float]] = {}  # Of the latest step that has any.
+  measured: dict[int, dict[str, float]] = {}  # Step -> metrics, of the latest step only.
   held_out_at, saved_at = None, start if start else None
 
   def note(step, found):
@@ -207,13 +208,13 @@ def train(
   if outcome.step < config.train.num_steps:
     raise Interrupted(
       f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '
-      'the same command goes on from there'
+      'run the same command to go on from there'
     )
   return outcome.values
 
 
 def changed_learning_rate(experiment: Experiment, workdir: Path, start: int) -> str:
-  """What another config.train.num_steps than the checkpoint's does to the rate, '' if nothing."""
+  """Describes how a new config.train.num_steps changes the learning rate; '' if it does not."""
   config = experiment.config
   if not start or config.optimizer.decay != 'cosine':
     return ''
@@ -230,14 +231,14 @@ def changed_learning_rate(experiment: Experiment, workdir: Path, start: int) -> 
 
 
 def rate_until(optimizer: Optimizer, num_steps: int) -> Callable:
-  """Step -> learning rate of a training of num_steps."""
+  """Returns step -> learning rate of a training of num_steps."""
   return learning_rate_schedule(
     optimizer.learning_rate, optimizer.warmup_steps, num_steps, optimizer.decay
   )
 
 
 def learning_rates(experiment: Experiment, start: int) -> Callable[[int], float]:
-  """Step, from `start` on -> its learning rate, on the host: the loop must not wait for the device."""
+  """Returns step -> learning rate from `start` on, on the host: the loop must not wait for the device."""
   optimizer, stop = experiment.config.optimizer, experiment.config.train.num_steps
   rate = rate_until(optimizer, stop)
   rates = jax.device_get(jax.vmap(rate)(np.arange(start, stop)) * np.ones(stop - start))
@@ -245,14 +246,14 @@ def learning_rates(experiment: Experiment, start: int) -> Callable[[int], float]
 
 
 def get_ready(evaluator: Evaluator, num_samples: int) -> None:
-  """Everything that evaluations during training need, before it begins. Raises: as Evaluator's."""
+  """Loads what evaluations during training need before it begins. Raises: as Evaluator."""
   for warning in evaluator.check(num_samples):
     print(f'warning: {warning}')
   _ = evaluator.reference_features
 
 
 def announce(experiment: Experiment, workdir: Path) -> None:
-  """What is about to happen, in a few lines."""
+  """Prints the model, data and training length in a few lines."""
   with alive('counting operations and memory'):
     config, f = experiment.config, facts.facts(experiment)
   print(f'training in {workdir}')
@@ -281,10 +282,10 @@ def announce(experiment: Experiment, workdir: Path) -> None:
 def restore_or_init(
   experiment: Experiment, checkpoints: Checkpoints, workdir: Path, given: Initial | None = None
 ) -> tuple[PyTree, int]:
-  """The newest good state and its step, or a new one and 0; says which.
+  """Returns the newest usable state and its step, or a new state and 0; prints which.
 
-  given: the weights of config.init_from, if they have been read.
-  Raises: DamagedError if there were checkpoints and none is usable; as initial.load.
+  given: the weights of config.init_from, if they have been read already.
+  Raises: DamagedError if there are checkpoints and none is usable; as initial.load.
   """
   with alive('restoring the newest checkpoint'):
     restored = checkpoints.restore(experiment.abstract_state)
@@ -301,7 +302,7 @@ def restore_or_init(
 
 
 def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
-  """The state at step 0 on the devices, with the weights of config.init_from if there are any."""
+  """Builds the state at step 0 on the devices, with the weights of config.init_from if there are any."""
   shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   if given is None:
     with alive('initialising the parameters'):

@@ -172,8 +172,8 @@ def test_what_is_written_is_listed_and_older_files_are_named(tmp_path, capsys):
     *('curves-frechet_distance-500.png', 'curves-frechet_distance-500.pdf'),
     *('panel.png', 'panel.gif', 'scatter-7.png'),
   }
-  assert f'{folder}/scatter-7.png: of an earlier report' in out
-  assert out.count('of an earlier report') == 1
+  assert f'{folder}/scatter-7.png: from an earlier report' in out
+  assert out.count('from an earlier report') == 1
   assert '9.495 ± 0.15' in out and 'Frechet distance (dataset_classifier)' in out
 
 
