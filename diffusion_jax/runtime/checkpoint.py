@@ -1,8 +1,8 @@
-"""Orbax checkpoints that are verified: asynchronous, newest N and best kept.
+"""Saves and restores verified Orbax checkpoints asynchronously; keeps the newest N and the best.
 
-A flipped bit in a stored array restores silently. Every save therefore carries a checksum of each
-array of the state, computed on the devices from the bits, and every restore computes it again. It
-is a sum of integers modulo 2^32, so neither sharding nor the number of hosts changes it.
+Orbax restores a flipped bit in a stored array silently. Every save therefore carries a checksum of each
+array of the state, computed on the devices from the bits, and every restore computes it again. The
+checksum is a sum of integers modulo 2^32, so neither sharding nor the number of hosts changes it.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 def _checksum(x: Array) -> Array:
-  """sum_i bits_i (2 i + 1) mod 2^32: odd factors, so no change of a single entry cancels."""
+  """Returns sum_i bits_i (2 i + 1) mod 2^32; the factors are odd, so no change of one entry cancels."""
   bits = jax.lax.bitcast_convert_type(x, UNSIGNED[x.dtype.itemsize]).astype(jnp.uint32)
   position = jnp.zeros(x.shape, jnp.uint32)
   stride = 1
@@ -45,14 +45,14 @@ def _checksums(state: PyTree) -> PyTree:
 
 
 def checksums(state: PyTree) -> dict[str, int]:
-  """Path -> checksum of every array of `state`."""
+  """Returns path -> checksum for every array of `state`."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_checksums(state)))
   return {path_name(path): int(value) for path, value in leaves}
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-  """A verified state, its step, and the newer steps that were damaged (step -> what was wrong)."""
+  """A verified state, its step, and the newer steps that were damaged (step -> reason)."""
 
   state: PyTree
   step: int
@@ -60,10 +60,10 @@ class Restored:
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, which opens a folder whatever its metrics files hold."""
+  """Orbax's manager, except that unreadable metrics files do not stop it from opening a folder."""
 
   def metrics(self, step: int) -> dict[str, float] | None:
-    """The metrics of a step; None if they are unknown: not written, or not readable."""
+    """Returns the metrics of a step; None if they are absent or unreadable."""
     try:
       found = super().metrics(step)
     except (ValueError, OSError):
@@ -73,7 +73,7 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def _one_message():
-  """Drops what Orbax's abandoned reads print: the error that is raised here says the same.
+  """Suppresses the tracebacks of reads that Orbax abandons; the error raised here says the same.
 
   A failed read leaves other reads unfinished in a closed event loop, each with a traceback.
   """
@@ -93,7 +93,7 @@ def _one_message():
   try:
     yield
   except BaseException:
-    gc.collect()  # The abandoned reads end here, and not after the hooks are back.
+    gc.collect()  # Ends the abandoned reads before the hooks are restored.
     raise
   finally:
     sys.unraisablehook, sys.excepthook = unraisable, uncaught
@@ -113,8 +113,8 @@ class Checkpoints:
     read_only: bool = False,
   ):
     """best_metric names an entry of the metrics given to save; best_mode is 'min' or 'max'."""
-    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax narrates saves and damage.
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # What fails there is raised here too.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)  # Orbax logs every save and damage.
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # Its errors are raised here too.
     self.directory = Path(directory).absolute()  # A relative path fails only at the first save.
     managers = ocp.checkpoint_managers
     keep = [managers.LatestN(keep_newest)]
@@ -140,11 +140,11 @@ class Checkpoints:
     self._manager = _Manager(self.directory, item_names=items, options=options)
 
   def steps(self) -> list[int]:
-    """Finished steps, oldest first."""
+    """Returns the finished steps, oldest first."""
     return sorted(self._manager.all_steps(read=True))
 
   def best_step(self) -> int | None:
-    """The stored step with the best finite metric, or None if none has it."""
+    """Returns the stored step with the best finite metric, or None if no step has it."""
     measured = {}
     for step in self.steps():
       value = _value(self._manager.metrics(step) or {}, self._best_metric)
@@ -160,9 +160,9 @@ class Checkpoints:
       self._manager.save(step, args=items, metrics=metrics or None, force=True)
 
   def check(self) -> None:
-    """Never waits. Raises: InputError if a save that ended since the last call has failed."""
+    """Raises InputError if a save that ended since the last call has failed; never waits."""
     if not self._manager.is_saving_in_progress():
-      self.wait()  # Returns at once, and raises what the ended thread met.
+      self.wait()  # Returns at once, or raises the error of the ended thread.
 
   @contextlib.contextmanager
   def _writing(self):
@@ -173,7 +173,7 @@ class Checkpoints:
       reason = os.strerror(number) if number else f'{str(error)[:200]}...'
       raise InputError(
         f'{self.directory}: a checkpoint could not be written ({reason}). Make room, then run the same '
-        'command again: it goes on from the last whole one'
+        'command again: it goes on from the last complete one'
       ) from error
 
   @property
@@ -181,7 +181,7 @@ class Checkpoints:
     return self.directory.with_name(f'{self.directory.name}-damaged')
 
   def require_none(self) -> None:
-    """Raises: DamagedError where a run would begin at step 0 though it had checkpoints."""
+    """Raises DamagedError if a run that has checkpoints would begin at step 0."""
     for folder in (self.directory, self._aside):
       steps = sorted(p.name for p in folder.glob('*') if p.name.split('-')[0].isdigit())
       steps = [name for name in steps if 'tmp' not in name]
@@ -204,11 +204,11 @@ class Checkpoints:
   def restore(
     self, abstract: PyTree, step: int | None = None, *, partial: bool = False
   ) -> Restored | None:
-    """The newest undamaged state (or that of `step`), as the ShapeDtypeStructs `abstract` describe it.
+    """Restores the newest undamaged state, or that of `step`; returns None if nothing is stored.
 
-    abstract: with shardings, which may differ from those of the save. partial: a dictionary of some
-    fields of what was saved, and only those are read. None: nothing is stored.
-    Raises: DamagedError if what is stored is damaged, all of it.
+    abstract: ShapeDtypeStructs with shardings, which may differ from those of the save. partial:
+    `abstract` is a dictionary of some fields of the saved state, and only those are read.
+    Raises: DamagedError if every checkpoint is damaged.
     """
     damaged = {}
     for candidate in reversed(self.steps()) if step is None else [step]:
@@ -247,7 +247,7 @@ class Checkpoints:
       if isinstance(leaf, jax.ShapeDtypeStruct)
     ]
     if lacking:
-      raise DamagedError(f'{len(lacking)} arrays are not in it, first {lacking[0]}')
+      raise DamagedError(f'{len(lacking)} arrays are missing, first {lacking[0]}')
     found = checksums(items.state)
     saved = items.checksums
     if not isinstance(saved, dict):
@@ -260,7 +260,7 @@ class Checkpoints:
     return items.state
 
   def wait(self) -> None:
-    """Returns when everything is on disk. Raises: InputError if it could not be written."""
+    """Waits until everything is on disk. Raises: InputError if it could not be written."""
     with self._writing():
       self._manager.wait_until_finished()
 
@@ -271,9 +271,9 @@ class Checkpoints:
 
 
 def _value(metrics: Mapping[str, object], name: str) -> float | None:
-  """A measured value; None for NaN, infinity and what is no number, none of which can be the best.
+  """Returns a measured value; None for NaN, infinity and anything else that cannot be the best.
 
-  Metrics of checkpoints were always of held-out images; older ones have no holdout_ before the name.
+  Older checkpoints name their held-out metrics without the prefix holdout_.
   """
   value = metrics.get(name, metrics.get(name.removeprefix('holdout_')))
   return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""What a function costs, read off its jaxpr before anything is compiled.
+"""Computes what a function costs from its jaxpr, before anything is compiled.
 
-XLA's own count sees the body of a scan once; this one multiplies it by the length. Counted are the
+XLA's own count takes the body of a scan once; this one multiplies it by the length. It counts the
 floating point operations of matrix products and convolutions, two a multiply-add.
 """
 
@@ -14,22 +14,22 @@ from diffusion_jax.types import PyTree
 
 
 def flops(function: Callable, *args) -> int:
-  """Operations of one call; args may be ShapeDtypeStructs."""
+  """Counts the operations of one call; args may be ShapeDtypeStructs."""
   return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
 def num_parameters(params: PyTree) -> int:
-  """Entries of all arrays."""
+  """Counts the entries of all arrays."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
 def num_bytes(tree: PyTree) -> int:
-  """Bytes of all arrays."""
+  """Counts the bytes of all arrays."""
   return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def device_bytes() -> int:
-  """The memory of one of this host's devices; on CPU its part of the host's. 0 if unknown."""
+  """Returns the bytes of memory of one local device; on CPU, its share of the host's; 0 if unknown."""
   device = jax.local_devices()[0]
   limit = (device.memory_stats() or {}).get('bytes_limit', 0)
   if limit or device.platform != 'cpu':
@@ -41,7 +41,7 @@ def device_bytes() -> int:
 
 
 def saved_for_backward(function: Callable, *args) -> int:
-  """Bytes that reverse-mode differentiation of function(*args) keeps, its arguments included."""
+  """Counts the bytes that reverse-mode differentiation of function(*args) keeps, arguments included."""
   return num_bytes(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *args))
 
 

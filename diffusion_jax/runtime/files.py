@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and what to do where nothing can be written."""
+"""Writes files whole or not at all, and turns errors of the file system into advice."""
 
 import contextlib
 import errno
@@ -31,7 +31,7 @@ ADVICE = {
   errno.EIO: 'check the disk, then repeat the command',
   errno.ESTALE: 'check the network file system, then repeat the command',
 }
-# NumPy's own words for a write that the system cut short; they carry no number.
+# NumPy's message for a write that the system cut short; it carries no error number.
 CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
 # The errors with which NumPy refuses a damaged .npz file.
 UNREADABLE = (
@@ -42,10 +42,10 @@ UNREADABLE = (
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-  """A stream beside `path`, under a name that no two processes share, that takes its place at the end.
+  """Yields a stream to a temporary file beside `path` that replaces `path` at the end.
 
-  After an exception nothing is left of it.
-  Raises: OSError that names `path`, also where the system or NumPy name no file, as on a full disk.
+  No two processes share the temporary name. After an exception the file is removed.
+  Raises: OSError that names `path`, even where the system or NumPy name no file, as on a full disk.
   """
   temporary = path.with_name(f'.{path.name}-{secrets.token_hex(8)}.tmp')
   try:
@@ -54,7 +54,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
       yield stream
     os.replace(temporary, path)
   except OSError as error:
-    number = error.errno or errno.ENOSPC  # NumPy's write that was cut short carries no number.
+    number = error.errno or errno.ENOSPC  # A write of NumPy that was cut short carries no number.
     raise OSError(number, os.strerror(number), str(path)) from error
   finally:
     temporary.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def sync(path: Path) -> None:
-  """Returns when the file, or the folder's entries, are on disk."""
+  """Flushes the file, or the entries of the folder, to disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -96,7 +96,7 @@ def sync(path: Path) -> None:
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-  """Yields as os.walk does, through symbolic links and into each folder once."""
+  """Yields as os.walk does, following symbolic links and entering each folder once."""
   seen = set()
   for folder, folders, names in os.walk(root, followlinks=True):
     real = os.path.realpath(folder)
@@ -108,13 +108,13 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 
 def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -> np.memmap:
-  """An .npy file with its space reserved, or the one that is there, whose rows the file `note` counts."""
+  """Opens an existing .npy file whose rows the file `note` counts, or makes one with its space reserved."""
   with contextlib.suppress(ValueError, OSError):
     there = np.lib.format.open_memmap(path, mode='r+')
     size = there.offset + there.nbytes
     if (there.shape, there.dtype, path.stat().st_size) == (shape, dtype, size):
       return there
-  path.with_name(note).unlink(missing_ok=True)  # It speaks of another file.
+  path.with_name(note).unlink(missing_ok=True)  # It counts the rows of another file.
   with naming(path):
     array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
     if hasattr(os, 'posix_fallocate'):
@@ -125,7 +125,7 @@ def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -
 
 @contextlib.contextmanager
 def building(work: Path, needed: int) -> Iterator[None]:
-  """Holds the folder `work`, made if it is new, for this process, which writes `needed` bytes there.
+  """Locks the folder `work`, made if it is new, for this process, which writes `needed` bytes there.
 
   Raises: InputError if another process holds it, or something cannot be written.
   """
@@ -144,7 +144,7 @@ def building(work: Path, needed: int) -> Iterator[None]:
 
 
 def publish(work: Path, target: Path, note: str) -> None:
-  """Gives a folder that was built its name, without the `note` of what is done."""
+  """Renames a finished folder to its name and removes the `note` of what was done."""
   os.replace(work, target)
   sync(target.parent)
   for name in (note, 'lock'):
@@ -152,13 +152,13 @@ def publish(work: Path, target: Path, note: str) -> None:
 
 
 def number_in(text: str) -> int | None:
-  """The errno of ADVICE whose words a library of another language has put into its own error."""
+  """Returns the errno of ADVICE whose text occurs in the error of a library."""
   return next((number for number in ADVICE if os.strerror(number) in text), None)
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-  """Raises: OSError that names path, for one that names no file, or an error that quotes one's words."""
+  """Raises an OSError that names path for one that names no file, or an error that quotes one."""
   try:
     yield
   except Exception as error:
@@ -172,9 +172,9 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def message(error: OSError) -> str | None:
-  """What happened, to which file if the system says so, and what to do; None for other errors.
+  """Says what happened to which file and what to do; returns None for errors that are not about files.
 
-  A network's errors, for instance, are not about files: neither a name nor a number of ADVICE.
+  Errors of a network, for instance, have neither a file name nor a number of ADVICE.
   """
   number = errno.ENOSPC if CUT_SHORT.search(str(error)) else error.errno
   if number is None or (number not in ADVICE and error.filename is None):

@@ -1,6 +1,6 @@
-"""What the processes of one run, one a host, do together. With one process there is nothing to wait for.
+"""Coordinates the processes of one run, one a host; with a single process nothing waits.
 
-All of them share a file system and come to the same calls in the same order.
+All processes share a file system and make the same calls in the same order.
 """
 
 import json
@@ -16,20 +16,20 @@ from diffusion_jax.types import Array
 
 
 def is_first() -> bool:
-  """Whether this process is the one that talks, and writes what is written once."""
+  """Returns whether this process is the one that prints, and writes what is written once."""
   return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-  """Printed by the first process."""
+  """Prints the text on the first process."""
   if is_first():
     print(text, flush=True)
 
 
 def from_first(work: Callable[[], Any]) -> Any:
-  """work() is done by the first process while the others wait; all are given what it returns.
+  """Calls work() on the first process while the others wait, and returns its result on all of them.
 
-  work: returns what JSON holds. Raises: on all processes what work raises on the first.
+  work: returns a JSON value. Raises: on all processes, what work raises on the first.
   """
   if jax.process_count() == 1:
     return work()
@@ -37,7 +37,7 @@ def from_first(work: Callable[[], Any]) -> Any:
   if is_first():
     try:
       answer = {'value': work()}
-    except Exception as error:  # Whatever it is, the others must not wait for ever.
+    except Exception as error:  # Any error: the others must not wait for ever.
       failure = error
       answer = {'error': type(error).__name__, 'text': str(error)}
   answer = json.loads(_broadcast(json.dumps(answer).encode()))
@@ -52,7 +52,7 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def _broadcast(content: bytes) -> bytes:
-  """The first process's `content`."""
+  """Returns the first process's `content` on all processes."""
   length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
   buffer = np.zeros(length, np.uint8)
   if is_first():
@@ -61,10 +61,10 @@ def _broadcast(content: bytes) -> bytes:
 
 
 def own_rows(x: Array) -> tuple[np.ndarray, np.ndarray]:
-  """The rows of an array, cut along its first axis, that this process is to write.
+  """Returns the rows of an array, sharded along its first axis, that this process has to write.
 
-  Every row is one process's: of those that hold it (as where devices share a tensor), the first.
-  Returns: row numbers (n,), ascending, and the rows (n, ...). Nothing is moved between hosts.
+  Every row belongs to one process: the first of those that hold it (devices may share a tensor).
+  Returns: row numbers (n,), ascending, and the rows (n, ...). Nothing moves between hosts.
   """
   owners: dict[int, int] = {}
   for device, index in x.sharding.devices_indices_map(x.shape).items():

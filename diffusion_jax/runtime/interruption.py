@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: one line and an exit code in every mode; in the training loop a question it asks.
+"""Answers SIGINT and SIGTERM with one line and an exit code in every mode; the training loop polls.
 
-main.py imports this first: nothing here takes time to import.
+main.py imports this file first, so it imports nothing slow.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ import sys
 import threading
 from traceback import walk_stack
 
-KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that go on.
+KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that resume.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN_AFTER = 0.1  # Seconds.
-ANSWERED_WITHIN = 0.3  # Seconds, unless something holds up Python's handlers, as compiling does.
+ANSWERED_WITHIN = 0.3  # Seconds; compiling, for example, holds up Python's handlers for longer.
 
 
 def answer() -> None:
-  """From here on, a signal raises KeyboardInterrupt(number) or ends the process, see end."""
+  """Installs the handlers: a signal raises KeyboardInterrupt(number) or ends the process, see end."""
   sys.unraisablehook = _ignored
   for number in SIGNALS:
     signal.signal(number, _stop)
@@ -27,14 +27,14 @@ def answer() -> None:
 
 
 def _acknowledge() -> None:
-  """Says that a signal came where its handler of Python has to wait. Called by the main thread."""
+  """Confirms a signal whose Python handler has to wait. Called by the main thread."""
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Written to by the signal itself.
 
   def tell():
     while number := os.read(reader, 1):
-      waits = (ANSWERED_WITHIN, 0.05)  # Again, if it was this thread that had to wait.
+      waits = (ANSWERED_WITHIN, 0.05)  # Twice, in case this thread had to wait.
       if number[0] in SIGNALS and not any(select.select([reader], [], [], s)[0] for s in waits):
         name = signal.Signals(number[0]).name
         os.write(2, f'\n{name}: stopping as soon as what runs now allows it\n'.encode())
@@ -43,7 +43,7 @@ def _acknowledge() -> None:
 
 
 def _answered() -> None:
-  """Called by handlers, in the main thread: nothing more has to be said."""
+  """Stops the confirmation of _acknowledge. Called by handlers, in the main thread."""
   writer = signal.set_wakeup_fd(-1)
   if writer >= 0:
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -51,24 +51,22 @@ def _answered() -> None:
 
 
 def end(number: int) -> None:
-  """Ends at once, with one line: in an orderly exit the threads of XLA may crash.
+  """Ends the process at once with one line, because XLA's threads may crash in an orderly exit.
 
-  Exit code 75 in the KEEPING modes, 128 + number in others.
+  The exit code is 75 in the KEEPING modes and 128 + number in others.
   """
   mode = (re.findall(r'-mode=(\w+)', '='.join(sys.argv)) or ['train'])[-1]
-  code, advice = 128 + number, 'nothing is kept, the same command begins again'
+  code, advice = 128 + number, 'nothing was kept; the same command begins again'
   if mode in KEEPING:
     code, advice = 75, 'the same command goes on from what is finished'
-  with contextlib.suppress(
-    OSError, RuntimeError
-  ):  # A pipe that nobody reads; in the midst of print.
+  with contextlib.suppress(OSError, RuntimeError):  # A closed pipe; a signal within print.
     sys.stdout.flush()
   os.write(2, f'main.py: {signal.Signals(number).name}: {advice}\n'.encode())
   os._exit(code)
 
 
 def _stop(number, frame) -> None:
-  """Within an import, which may lose an exception, it ends at once."""
+  """Raises KeyboardInterrupt; within an import, which may swallow it, ends the process."""
   _answered()
   if any(f.f_code.co_filename.startswith('<frozen importlib') for f, _ in walk_stack(frame)):
     end(number)
@@ -76,7 +74,7 @@ def _stop(number, frame) -> None:
 
 
 def _ignored(lost) -> None:
-  """Sends a signal again if its exception was raised in a callback, such as weakref's, and ignored."""
+  """Sends a signal again if Python ignored its exception, raised in a callback such as weakref's."""
   if lost.exc_type is KeyboardInterrupt and lost.exc_value.args:
     threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), *lost.exc_value.args)).start()
   else:

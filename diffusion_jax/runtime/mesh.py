@@ -1,4 +1,4 @@
-"""Devices in one mesh, and which part of every array each of them holds."""
+"""Arranges the devices in one mesh and says which part of every array each of them holds."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Rules = Sequence[tuple[str, Sequence]]
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-  """All devices of all hosts as (data, fsdp, tensor); one size may be -1: what is left.
+  """Arranges all devices of all hosts as (data, fsdp, tensor); one size may be -1 for the rest.
 
   Raises: ValueError if the sizes do not multiply to the number of devices.
   """
@@ -32,30 +32,30 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis over all devices that do not share a tensor."""
+  """Shards the leading axis over all devices that do not share a tensor."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def batch_shards(mesh: Mesh) -> int:
-  """How many parts a batch is cut into."""
+  """Returns the number of parts that a batch is cut into."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A whole copy on every device."""
+  """Places a whole copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def path_name(path: tuple) -> str:
-  """A pytree path as 'params/blocks/qkv/kernel', which the rules are matched against."""
+  """Formats a pytree path as 'params/blocks/qkv/kernel', the form that the rules match."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
-  """A sharding for every array of `state`, from the first rule whose expression is found in its path.
+  """Returns the sharding of every array of `state`: that of the first rule found in the array's path.
 
   state: arrays or ShapeDtypeStructs. rules: (regular expression, one axis name, tuple of names or
-  '' a dimension). What no rule matches is replicated, and so are scalars.
+  '' a dimension). Scalars and arrays that no rule matches are replicated.
   Raises: ValueError for a rule that does not fit an array that it matches.
   """
 
@@ -78,22 +78,22 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
 
 
 def round_up(size: int, mesh: Mesh) -> int:
-  """The next batch size that the mesh can cut into equal parts."""
+  """Returns the next batch size that the mesh can cut into equal parts."""
   shards = batch_shards(mesh)
   return -(-size // shards) * shards
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """The rows of a global batch that this host's devices hold, in order: all of them on one host."""
+  """Returns the rows of a global batch that this host's devices hold, in order; on one host, all rows."""
   parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
   return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
 
 
 def to_devices(batch: PyTree, sharding: NamedSharding) -> PyTree:
-  """This host's rows of a batch (NumPy) -> global arrays."""
+  """Makes global arrays from this host's rows of a batch (NumPy)."""
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def to_host(x: Array, mesh: Mesh) -> np.ndarray:
-  """The whole of an array that is cut over the devices of all hosts, on every host."""
+  """Gathers an array that is sharded over the devices of all hosts, on every host."""
   return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(x))

@@ -1,4 +1,4 @@
-"""Packages beyond the lean installation: whether they are there, and how to install what is missing."""
+"""Finds packages beyond the lean installation and says how to install a missing one."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ from diffusion_jax.errors import InputError
 
 
 def is_installed(*modules: str) -> bool:
-  """Whether all of them can be imported. Looks for them without importing them."""
+  """Returns whether all of them can be imported, without importing them."""
   try:
     return all(importlib.util.find_spec(module) is not None for module in modules)
   except ImportError:
@@ -14,11 +14,10 @@ def is_installed(*modules: str) -> bool:
 
 
 def require(module: str, extra: str, what: str, instead: str = '') -> None:
-  """Checks that a package is there.
+  """Checks that a package is installed.
 
-  extra: of diffusion_jax, which installs it. what: the field and value that need it. instead: what
-  works without it.
-
+  extra: the extra of diffusion_jax that installs it. what: the field and value that need it. instead:
+  what works without it.
   Raises: InputError that names the package and the extra.
   """
   if not is_installed(module):

@@ -1,4 +1,4 @@
-"""Shows that a long phase lives: by a bar, or by a line where nothing can be counted, as in compiling."""
+"""Shows that a long phase is alive: a bar, or a line where nothing can be counted, as in compiling."""
 
 import contextlib
 import sys
@@ -9,21 +9,21 @@ from collections.abc import Iterable, Iterator
 import jax
 from tqdm import tqdm
 
-FIRST_AFTER = 5.0  # Seconds without a word.
-SHOWN_AFTER = 3.0  # Seconds without a bar.
+FIRST_AFTER = 5.0  # Seconds until the first line.
+SHOWN_AFTER = 3.0  # Seconds until a bar appears.
 
 
 def progress(items: Iterable | None, what: str, total: int | None, **options) -> tqdm:
-  """A bar over `items`, or to be updated by hand, that only what takes its time shows."""
+  """Makes a bar over `items`, or one to be updated by hand, that appears after SHOWN_AFTER."""
   options = {'unit': 'image', 'delay': SHOWN_AFTER, 'mininterval': 1, **options}
   return tqdm(items, what, total, **options)
 
 
 @contextlib.contextmanager
 def alive(what: str, *, first_after: float = FIRST_AFTER) -> Iterator[None]:
-  """Prints to stderr how long `what` has taken, after first_after seconds and ever more rarely.
+  """Prints to stderr how long `what` has taken, after first_after seconds and then ever more rarely.
 
-  Above a bar, if there is one; by the first of several processes alone.
+  Prints above a bar, if there is one, and only on the first of several processes.
   """
   if jax.process_index() > 0:
     yield

@@ -1,4 +1,4 @@
-"""What made a result: versions of the packages that compute, and the commit of this code."""
+"""Records what made a result: package versions, the commit of this code and the time."""
 
 import datetime
 import importlib.metadata
@@ -14,23 +14,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def now() -> str:
-  """UTC, to the second."""
+  """Returns the time in UTC, to the second."""
   return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
 
 
 def of_result() -> dict[str, Any]:
-  """What every result says of its making: versions, commit and time."""
+  """Returns what every result records: versions, commit and time."""
   return {'versions': versions(), 'commit': commit(), 'time': now()}
 
 
 def versions() -> dict[str, str]:
-  """Package -> version; the kind of device and Python's version too."""
+  """Returns package -> version, with Python's version and the kind of device."""
   found = {name: importlib.metadata.version(name) for name in PACKAGES}
   return {'python': platform.python_version(), **found, 'device': jax.devices()[0].device_kind}
 
 
 def commit() -> str:
-  """Of this code, with '+changes' if files differ from it; '' outside a git checkout."""
+  """Returns the commit of this code, with '+changes' if files differ; '' outside a git checkout."""
 
   def git(*arguments):
     command = ['git', '-C', str(ROOT), *arguments]
