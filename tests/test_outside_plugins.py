@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.command import remembered, trained
 from diffusion_jax.config.fields import (
   Choice,
   Leaf,
@@ -29,6 +28,7 @@ from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import given_sizes, stored
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.resolve import remembered, trained
 from diffusion_jax.types import Prediction
 from tests.conftest import tiny_mapping
 from tests.test_parsing import begun, parsed

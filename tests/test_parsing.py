@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 
 from configs import base
 from diffusion_jax import usage
-from diffusion_jax.command import remembered
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import given_sizes, stored
 from diffusion_jax.experiment.checks import create
+from diffusion_jax.experiment.resolve import remembered
 from diffusion_jax.parsing import parse
 from diffusion_jax.runtime import files
 from tests.conftest import tiny_mapping

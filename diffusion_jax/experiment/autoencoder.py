@@ -1,4 +1,4 @@
-"""The autoencoder's module from a config."""
+"""Builds the autoencoder's module from a config."""
 
 import jax.numpy as jnp
 
@@ -8,7 +8,7 @@ from diffusion_jax.models.vae import AutoencoderKL
 
 
 def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
-  """Raises: InputError for sizes that do not fit each other."""
+  """Builds the module. Raises: InputError for sizes that do not fit each other."""
   try:
     return AutoencoderKL(**config.vae.sizes(), image_channels=config.data.channels, dtype=dtype)
   except ValueError as error:

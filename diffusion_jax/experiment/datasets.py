@@ -1,4 +1,4 @@
-"""The prepared data of a config: the images, and for latent systems the latents made of them."""
+"""Finds and opens the prepared data of a config: images and, for latent systems, their latents."""
 
 import dataclasses
 import functools
@@ -16,24 +16,24 @@ from diffusion_jax.types import DataSource
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Datasets:
-  """stored_meta: the description of the data that a work directory keeps, where there is one."""
+  """The data of a config. stored_meta: the description that a work directory keeps, or None."""
 
   config: Config
   stored_meta: Mapping[str, Any] | None
 
   @property
   def recipe(self) -> Recipe:
-    """What the prepared set must be."""
+    """The settings that the prepared set must have."""
     data = self.config.data
     return Recipe(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Recipe)})
 
   @property
   def folder(self) -> Path:
-    """Where prepared sets are kept."""
+    """The folder of all prepared sets."""
     return Path(self.config.data.dir).expanduser().absolute()
 
   def is_prepared(self) -> bool:
-    """Whether the prepared set is there."""
+    """Returns whether the prepared set exists."""
     fingerprint = self.config.data.fingerprint
     return bool(sets.matching(self.folder, self.recipe.mapping(), fingerprint))
 
@@ -47,7 +47,7 @@ class Datasets:
     return sets.find(self.folder, self.recipe.mapping(), data.fingerprint, data.source)
 
   def from_source(self) -> tuple[Path, Mapping[str, Any]] | None:
-    """The prepared set, if there is one that was made from config.data.source."""
+    """Returns the prepared set made from config.data.source, or None."""
     data = self.config.data
     found = sets.matching(self.folder, self.recipe.mapping(), data.fingerprint)
     made = [item for item in found.items() if sets.made_from(item[1], data.source)]
@@ -73,10 +73,10 @@ class Datasets:
     return folder, meta
 
   def images(self, split: str) -> DataSource:
-    """The images of split 'train' or 'holdout'.
+    """Opens the images of split 'train' or 'holdout'.
 
-    Raises: InputError if they are not prepared or nothing is held out, DamagedError if they are not
-    what was written.
+    Raises: InputError if they are not prepared or nothing is held out, DamagedError if they differ
+    from what was written.
     """
     self._require(split)
     return packed.open_split(*self._verified, split)
@@ -85,7 +85,7 @@ class Datasets:
   def latents_meta(self) -> Mapping[str, Any]:
     """The description of the latents; nothing is read or verified yet.
 
-    Raises: InputError if this autoencoder has made none of this set.
+    Raises: InputError if this autoencoder has not encoded this set.
     """
     return latents.find(*self.prepared, self.config.vae.fingerprint, mirrored=self.config.data.flip)
 
@@ -110,7 +110,7 @@ class Datasets:
       )
 
   def train_bytes(self, latent_shape: Sequence[int] | None) -> int:
-    """Of all training examples; latent_shape (h, w, c) in latent space, else None."""
+    """Counts the bytes of all training examples; latent_shape: (h, w, c) in latent space, else None."""
     if latent_shape is None:
       return self.meta['num_train'] * math.prod(self.meta['image_shape'])
     float16_parameters = 2 * 2 * math.prod(latent_shape)
@@ -118,9 +118,9 @@ class Datasets:
 
 
 def meta_without_data(config: Config) -> dict[str, Any]:
-  """What data.json says of images that nobody has prepared: the classes by config.data.class_list.
+  """Describes data that nobody has prepared, with the classes of config.data.class_list.
 
-  Raises: InputError if that is a file that cannot be read.
+  Raises: InputError if the class list is a file that cannot be read.
   """
   listed = class_lists.read(config.data.class_list, config.data.label_order)
   if listed is None and config.num_classes == 1000:

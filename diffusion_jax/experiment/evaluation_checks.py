@@ -1,4 +1,4 @@
-"""What checks.py checks of evaluation and of class counts: each problem one line."""
+"""Finds problems of evaluation settings and class counts for checks.py, each as one line."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from diffusion_jax.training.objective import Objective
 def evaluation_problems(
   config: Config, metrics: Mapping[str, Metric], objective: Objective
 ) -> list[str]:
-  """Of config.eval, and of the metric that checkpoints are kept by."""
+  """Lists the problems of config.eval and of config.checkpoint.best_metric."""
   problems, every = [], config.train.eval_every_steps
   own = [f'holdout_{name}' for name in objective.holdout_metrics]
   names = [name for metric in metrics.values() for name in metric.names]
@@ -25,8 +25,8 @@ def evaluation_problems(
   elif best not in own and (not every or config.checkpoint.every_steps % every):
     problems.append(
       f'config.checkpoint.best_metric: got {best!r}, but config.train.eval_every_steps is {every}; '
-      f'allowed divisors of config.checkpoint.every_steps {config.checkpoint.every_steps}, so that it is '
-      'known of every checkpoint'
+      f'allowed divisors of config.checkpoint.every_steps {config.checkpoint.every_steps}, so that every '
+      'checkpoint is measured'
     )
   if config.eval.backend == 'torch_fidelity':
     other = sorted(set(metrics) - set(torch_fidelity.SUPPORTED))
@@ -52,7 +52,7 @@ def evaluation_problems(
 
 
 def count_problems(config: Config) -> list[str]:
-  """Of config.sample.label_counts."""
+  """Lists the problems of config.sample.label_counts."""
   sample, counts, num_classes = config.sample, config.sample.label_counts, config.num_classes
   if not counts:
     return []

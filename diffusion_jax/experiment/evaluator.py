@@ -1,4 +1,4 @@
-"""Measuring images under config.eval: the network, the reference, the metrics, and what their numbers mean."""
+"""Measures images under config.eval: its network, reference and metrics, and the protocol of a result."""
 
 import dataclasses
 import functools
@@ -43,19 +43,19 @@ class Reference(NamedTuple):
 
   @property
   def size(self) -> int:
-    """How many images; 0 if that is not known."""
+    """The number of images; 0 if unknown."""
     return self.source.num_examples if self.source else 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluator:
-  """Everything is opened, and the network loaded, when it is first asked for."""
+  """Measures images under config.eval; opens data and loads the network at first use."""
 
   experiment: Experiment
 
   @functools.cached_property
   def network(self) -> FeatureNetwork:
-    """Of config.eval, trained, downloaded or loaded if it needs that. Raises: as its build."""
+    """The feature network, trained, downloaded or loaded as needed. Raises: as its build."""
     config, datasets = self.experiment.config, self.experiment.datasets
     path, allow_pickle = config.eval.inception_weights, config.allow_pickle
     context = Context(datasets.images, datasets.folder, path, allow_pickle)
@@ -67,19 +67,19 @@ class Evaluator:
 
   @property
   def cache(self) -> Path:
-    """Where features of data are kept, for all runs."""
+    """The folder that keeps features of data for all runs."""
     return self.experiment.datasets.folder / 'features'
 
   @functools.cached_property
   def extractor(self) -> Extractor:
-    """Of the network, over all devices."""
+    """Runs the network on all devices."""
     size = CPU_BATCH_SIZE if jax.default_backend() == 'cpu' else 100
     size = self.experiment.config.eval.batch_size or size
     return Extractor(self.network, self.experiment.mesh, size)
 
   @functools.cached_property
   def reference(self) -> Reference:
-    """Of config.eval.reference. Raises: InputError, DamagedError: as the readers of data."""
+    """The images or statistics of config.eval.reference. Raises: InputError, DamagedError."""
     given = self.experiment.config.eval.reference
     if given in SPLITS:
       source = self.experiment.datasets.images(given)
@@ -99,7 +99,7 @@ class Evaluator:
     return Reference(source, stats, found.digest)
 
   def check(self, num_samples: int) -> list[str]:
-    """Warnings about the numbers to come, before any image is made or read.
+    """Returns warnings about the numbers to come, before any image is made or read.
 
     Raises: InputError that lists what cannot be measured and why.
     """
@@ -134,17 +134,17 @@ class Evaluator:
   def features(
     self, source: DataSource, indices: np.ndarray, cache: Path | None = None
   ) -> FeatureSet:
-    """Of some images of a source; labels only if the model has classes."""
+    """Computes features of some images of a source; keeps labels only if the model has classes."""
     return self.with_known_labels(self.extractor(source, indices, cache))
 
   def with_known_labels(self, found: FeatureSet) -> FeatureSet:
-    """Without labels if the model has no classes, or the network others."""
+    """Drops the labels if the model has no classes or the network knows other classes."""
     known = self.experiment.config.num_classes and self.network.knows_labels
     return found if known else found._replace(labels=None)
 
   @functools.cached_property
   def reference_features(self) -> FeatureSet:
-    """Of all reference images, kept in `cache`."""
+    """Features of all reference images, kept in `cache`."""
     source, stats, _ = self.reference
     if source is None:
       return FeatureSet(None, None, None, stats)
@@ -152,7 +152,7 @@ class Evaluator:
     return found._replace(stats=stats or fid.feature_stats(found.features))
 
   def measure(self, samples: FeatureSet) -> dict[str, float]:
-    """All metrics of config.eval by backend 'jax'."""
+    """Computes all metrics of config.eval by backend 'jax'."""
     results: dict[str, float] = {}
     for name, metric in self.metrics.items():
       reference = self.reference_features
@@ -163,7 +163,7 @@ class Evaluator:
   def measure_images(
     self, source: DataSource, indices: np.ndarray, cache: Path | None = None
   ) -> dict[str, float]:
-    """The same of images, by the backend of config.eval."""
+    """Computes the metrics of images by the backend of config.eval."""
     config = self.experiment.config
     if config.eval.backend == 'jax':
       return self.measure(self.features(source, indices, cache))
@@ -187,7 +187,7 @@ class Evaluator:
     return found.metrics
 
   def protocol(self, num_samples: int, class_balance: str) -> dict[str, Any]:
-    """What the numbers mean: results can be compared if all of this is the same."""
+    """Returns the protocol: results can be compared only if all of it is the same."""
     config = self.experiment.config.eval
     backend = config.backend
     if backend == 'torch_fidelity':

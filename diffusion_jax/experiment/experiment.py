@@ -1,4 +1,4 @@
-"""A config, checked, and the parts built from it. Nothing outside this package knows its shape."""
+"""Builds the parts of a run from a checked config, each at first use."""
 
 import dataclasses
 import functools
@@ -44,9 +44,10 @@ from diffusion_jax.types import Array, DataSource, NoiseSchedule, PyTree, Sample
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Experiment:
-  """config: the checked sections. mapping: what they were read from, plain and JSON-ready.
+  """The parts of one run.
 
-  stored_meta: the description of the data that a work directory keeps, where there is one.
+  config: the checked sections. mapping: the plain mapping that they were read from, ready for JSON.
+  stored_meta: the description of the data that a work directory keeps, or None.
   """
 
   config: Config
@@ -80,16 +81,16 @@ class Experiment:
 
   @functools.cached_property
   def train_data(self) -> DataSource:
-    """What is trained on. Raises: as Datasets.examples."""
+    """The training examples. Raises: as Datasets.examples."""
     return self.datasets.examples('train')
 
   @functools.cached_property
   def holdout_data(self) -> DataSource:
-    """The same of held-out images. Raises: as Datasets.examples."""
+    """The held-out examples. Raises: as Datasets.examples."""
     return self.datasets.examples('holdout')
 
   def open_data(self) -> None:
-    """Verifies both splits now, before anything else. Raises: as Datasets.examples."""
+    """Opens and verifies both splits. Raises: as Datasets.examples."""
     _ = self.train_data, self.holdout_data
 
   @property
@@ -104,7 +105,7 @@ class Experiment:
 
   @property
   def x0_shape(self) -> tuple[int, int, int]:
-    """(H, W, C) of what diffuses, and of what the backbone sees."""
+    """(H, W, C) of x0: the image, or its latents."""
     if not self.is_latent:
       return self.image_shape
     side = self.config.data.image_size // self.autoencoder.factor
@@ -112,7 +113,7 @@ class Experiment:
 
   @property
   def autoencoder(self) -> AutoencoderKL:
-    """Of config.vae. Raises: InputError for sizes that do not fit each other."""
+    """The module of config.vae. Raises: InputError for sizes that do not fit each other."""
     return module_of(self.config, self.dtype)
 
   @functools.cached_property
@@ -122,7 +123,7 @@ class Experiment:
 
   @functools.cached_property
   def scaling(self) -> Scaling | None:
-    """Of latents, as a new run takes it, NumPy: config.vae's, or that measured when they were made.
+    """Shift and scale of latents for a new run, NumPy: those of config.vae, or as measured at encoding.
 
     Raises: as Datasets.latents_meta.
     """
@@ -139,14 +140,14 @@ class Experiment:
 
   @functools.cached_property
   def decoder(self) -> PyTree:
-    """Parameters that to_images needs, a copy on every device: none in pixel space."""
+    """The parameters that to_images needs, replicated; none in pixel space."""
     if not self.is_latent:
       return {}
     params = {name: self.first_stage.params[name] for name in ('decoder', 'post_quant_conv')}
     return to_devices(params, replicated(self.mesh))
 
   def to_images(self, decoder: PyTree, scaling: Scaling | None, x0: Array) -> Array:
-    """x0 (B, *x0_shape) -> images (B, *image_shape) uint8, inside jit; B: what the mesh can cut."""
+    """Maps x0 (B, *x0_shape) to images (B, *image_shape) uint8 inside jit; the mesh must divide B."""
     if not self.is_latent:
       return to_uint8(x0)
     module, vae = self.autoencoder, self.config.vae
@@ -159,7 +160,7 @@ class Experiment:
 
   @functools.cached_property
   def dtype(self) -> jnp.dtype:
-    """Of activations: 'auto' is bfloat16 on accelerators and float32 on CPU."""
+    """The type of activations: 'auto' is bfloat16 on accelerators and float32 on CPU."""
     if self.config.dtype == 'auto':
       return jnp.float32 if jax.default_backend() == 'cpu' else jnp.bfloat16
     return jnp.dtype(self.config.dtype).type
@@ -177,18 +178,18 @@ class Experiment:
 
   @functools.cached_property
   def objective(self) -> Objective:
-    """Raises: as make_objective."""
+    """The objective of config.objective. Raises: as make_objective."""
     return self.make_objective(self.dtype)
 
   def make_objective(self, dtype: jnp.dtype) -> Objective:
-    """That of config.objective with activations of this dtype.
+    """Builds the objective with activations of this dtype.
 
     Raises: InputError for sizes that do not fit each other.
     """
     return self.config.objective.build(context=self.context(dtype))
 
   def context(self, dtype: jnp.dtype) -> Context:
-    """What an objective is built from."""
+    """Returns what an objective is built from."""
     config = self.config
     return Context(
       seed=config.seed,
@@ -213,23 +214,24 @@ class Experiment:
 
   @functools.cached_property
   def frozen(self) -> PyTree:
-    """What the objective needs and does not train, a copy on every device.
+    """The parameters that the objective needs and does not train, replicated.
 
-    Raises: InputError for weights that are not there.
+    Raises: InputError for missing weights.
     """
     return to_devices(self.objective.frozen(), replicated(self.mesh))
 
   @functools.cached_property
   def resident_data(self) -> dict[str, Array]:
-    """All training examples on the devices if config asks for it, else nothing."""
+    """All training examples on the devices under config.data.device_resident, else nothing."""
     if not self.config.data.device_resident:
       return {}
     return resident.load(self.train_data, self.mesh)
 
   def init_state(self, scaling: Scaling | None = None, given: PyTree | None = None) -> TrainState:
-    """The state at step 0; scaling: that of latents.
+    """Makes the state at step 0, inside jit.
 
-    given: the model's parameters instead of the seed's; an array of fewer rows replaces the last ones.
+    scaling: that of latents. given: parameters of the model that replace those of the seed; an array with
+    fewer rows replaces the last rows.
     """
     objective = self.objective
     parts = objective.init()
@@ -245,11 +247,11 @@ class Experiment:
 
   @property
   def step_input(self) -> DataSource:
-    """What the step is given: examples, or their numbers if the device has the examples."""
+    """The input of a step: examples, or their numbers if the devices hold the examples."""
     return Numbers(self.train_data) if self.config.data.device_resident else self.train_data
 
   def compile_steps(self, start: int) -> Step:
-    """(step, state, batch) -> (state, metrics) for the steps after `start`; the state is donated."""
+    """Compiles (step, state, batch) -> (state, metrics) for the steps after `start`; donates the state."""
     config, cut = self.config, batch_sharding(self.mesh)
     batch = {
       name: jax.ShapeDtypeStruct((config.train.batch_size, *item.shape), item.dtype, sharding=cut)
@@ -270,7 +272,7 @@ class Experiment:
     return jax.jit(self.objective.holdout)
 
   def measure(self, weights: Weights) -> dict[str, float]:
-    """holdout_NAME: the means of the objective over all held-out examples, each in one batch once."""
+    """Returns holdout_NAME: means of the objective over all held-out examples, each taken once."""
     size, cut = self.config.train.batch_size, batch_sharding(self.mesh)
     batches = evaluation_batches(
       self.holdout_data, batch_size=size, rows=local_rows(self.mesh, size)
@@ -284,7 +286,7 @@ class Experiment:
 
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
-    """Raises: InputError if the devices do not fit config.mesh."""
+    """The mesh of config.mesh. Raises: InputError if the devices do not fit it."""
     sizes = self.config.mesh
     try:
       return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
@@ -303,7 +305,7 @@ class Experiment:
   def abstract_state(self) -> TrainState:
     """Shapes, dtypes and shardings of the state.
 
-    Raises: InputError if the model does not fit the images, or the sharding rules the state.
+    Raises: InputError if the model does not fit the images, or the rules do not fit the state.
     """
     try:
       state = jax.eval_shape(self.init_state, self.abstract_scaling)
@@ -320,14 +322,14 @@ class Experiment:
 
   @property
   def best_metric(self) -> str:
-    """What checkpoints are compared by: a held-out metric, or one of config.eval with its number."""
+    """The metric that ranks checkpoints: a held-out one, or one of config.eval with its number of samples."""
     config = self.config
     name = config.checkpoint.best_metric
     own = name.removeprefix('holdout_') in self.objective.holdout_metrics
     return name if own else f'{name}@{config.train.eval_num_samples}'
 
   def times(self, num_steps: int) -> np.ndarray:
-    """(num_steps + 1,) float64, from noise to data, as config.sample.spacing spreads them.
+    """Returns the times of config.sample.spacing, (num_steps + 1,) float64 from noise to data.
 
     Raises: InputError if the schedule has no such times.
     """
@@ -340,9 +342,9 @@ class Experiment:
   def generator(
     self, num_frames: int = 0, frame_examples: int = 0, num_steps: int = 0
   ) -> Generator:
-    """The sampling process of config.sample, with animation frames of the first examples.
+    """Builds the sampling process of config.sample, with animation frames of the first examples.
 
-    num_steps: 0 takes those of config.sample.
+    num_steps: 0 takes config.sample.num_steps.
     """
     sample = self.config.sample
     num_steps = num_steps or sample.num_steps
@@ -362,7 +364,7 @@ class Experiment:
 
   @functools.cached_property
   def chosen_labels(self) -> tuple[int, ...]:
-    """config.sample.labels with the label of each class name. Raises: InputError for unknown names."""
+    """config.sample.labels as numbers. Raises: InputError for unknown class names."""
     try:
       return tuple(
         class_names.label_of(label, self.label_names) if isinstance(label, str) else label
@@ -372,7 +374,7 @@ class Experiment:
       raise InputError(f'config.sample.labels: {error}') from error
 
   def sample_labels(self, indices: np.ndarray) -> np.ndarray:
-    """The label of every sample number, int32: i mod num_classes, or the user's in turn or counted."""
+    """Returns the labels of sample numbers, int32: i mod num_classes, or the user's in turn or counted."""
     sample, classes = self.config.sample, np.arange(max(self.config.num_classes, 1))
     if sample.label_counts:
       return np.repeat(classes, sample.label_counts)[np.asarray(indices)].astype(np.int32)
@@ -380,5 +382,5 @@ class Experiment:
     return chosen[np.asarray(indices) % len(chosen)].astype(np.int32)
 
   def metrics(self) -> dict[str, Metric]:
-    """The metrics of config.eval by name."""
+    """Builds the metrics of config.eval, by name."""
     return {choice.name: choice.build() for choice in self.config.eval.metrics}

@@ -1,4 +1,4 @@
-"""What a config comes to: parameters, operations, memory, and what to change where that is too much."""
+"""Counts parameters, operations and memory of a config, and advises where memory does not suffice."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import cost
 from diffusion_jax.runtime.mesh import batch_shards
 
-PARTS = ('state', 'gradient', 'activation', 'resident')  # Of the memory that training takes.
+PARTS = ('state', 'gradient', 'activation', 'resident')  # Parts of the memory of training.
 SMALLER_STATE = (
   'choose a smaller model (config.model), or cut the state over more devices (config.mesh.fsdp with '
   'config.mesh.rules)'
@@ -20,7 +20,7 @@ SMALLER_STATE = (
 
 
 def facts(experiment: Experiment) -> dict:
-  """Numbers about the model, the data and the training; bytes are those of one device."""
+  """Returns numbers about the model, the data and the training; bytes are those of one device."""
   config, objective, state = experiment.config, experiment.objective, experiment.abstract_state
   parts = state.weights().only(objective.network_parts).parts
   params, meta = state.params['model'], meta_if_prepared(experiment)
@@ -57,7 +57,7 @@ def facts(experiment: Experiment) -> dict:
 
 
 def autoencoder_facts(experiment: Experiment) -> dict:
-  """Parameters, and operations an image, of the autoencoder of a latent system."""
+  """Counts the parameters and the operations an image of the autoencoder of a latent system."""
   if not experiment.is_latent:
     return {}
   module = experiment.autoencoder
@@ -78,12 +78,12 @@ def autoencoder_facts(experiment: Experiment) -> dict:
 
 
 def needed_bytes(f: dict) -> int:
-  """What training takes of one device."""
+  """Sums the bytes that training takes on one device."""
   return sum(f[f'{part}_bytes_per_device'] for part in PARTS)
 
 
 def memory_warnings(experiment: Experiment, f: dict) -> list[str]:
-  """What to change where training needs more memory than a device has."""
+  """Says what to change where training needs more memory than a device has."""
   limit, config = f['device_bytes'], experiment.config
   if not limit or needed_bytes(f) <= limit:
     return []
@@ -105,7 +105,7 @@ def memory_warnings(experiment: Experiment, f: dict) -> list[str]:
 
 
 def require_state_fits(experiment: Experiment) -> None:
-  """Raises: InputError if the state alone is larger than a device, before anything is compiled."""
+  """Raises InputError, before anything is compiled, if the state alone does not fit a device."""
   needed, limit = local_bytes(experiment.abstract_state), cost.device_bytes()
   if limit and needed > limit:
     raise InputError(
@@ -115,19 +115,19 @@ def require_state_fits(experiment: Experiment) -> None:
 
 
 def meta_if_prepared(experiment: Experiment) -> Mapping[str, Any] | None:
-  """The description of the data, or None while there are none."""
+  """Returns the description of the data, or None if none are prepared."""
   return experiment.meta if experiment.stored_meta or experiment.datasets.is_prepared() else None
 
 
 def resident_bytes(experiment: Experiment, meta: Mapping[str, Any] | None) -> int:
-  """Of the training examples, if they are to be kept on the device."""
+  """Counts the bytes of the training examples that a device keeps."""
   if not (meta and experiment.config.data.device_resident):
     return 0
   return experiment.datasets.train_bytes(experiment.x0_shape if experiment.is_latent else None)
 
 
 def local_bytes(tree) -> int:
-  """Bytes of one device's part of sharded arrays."""
+  """Counts the bytes of one device's part of sharded arrays."""
 
   def part(x):
     return jax.ShapeDtypeStruct(x.sharding.shard_shape(x.shape), x.dtype)

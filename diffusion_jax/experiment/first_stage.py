@@ -1,4 +1,4 @@
-"""The autoencoder of a latent system: where its weights come from, and the copy that a run keeps."""
+"""Loads the autoencoder of a latent system, and keeps a copy of it in the work directory."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ ADVICE = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FirstStage:
-  """module: float32. params: float32 NumPy. fingerprint: of params. origin: where they were read."""
+  """An autoencoder. params: float32 NumPy. fingerprint: that of params. origin: the path read."""
 
   module: AutoencoderKL
   params: PyTree
@@ -42,10 +42,9 @@ class FirstStage:
 
 
 def load(config: Config) -> FirstStage:
-  """The autoencoder of config.vae.checkpoint.
+  """Loads the autoencoder of config.vae.checkpoint.
 
-  Raises: InputError if there is none, or one of other sizes or another fingerprint than config.vae
-  says; DamagedError.
+  Raises: InputError if there is none, or its sizes or fingerprint differ from config.vae; DamagedError.
   """
   if not config.vae.checkpoint:
     raise InputError(f'config.vae.checkpoint is empty; config.space latent needs {ADVICE}')
@@ -56,8 +55,8 @@ def load(config: Config) -> FirstStage:
   found = fingerprint_of(params)
   if config.vae.fingerprint not in ('', found):
     raise InputError(
-      f'{path}: the autoencoder {found}, but config.vae.fingerprint is {config.vae.fingerprint}: '
-      'the one that this run was trained with, and whose copy is in its work directory; leave '
+      f'{path}: the autoencoder {found}, but config.vae.fingerprint is {config.vae.fingerprint}, '
+      'the autoencoder that this run was trained with and keeps a copy of; leave '
       '--config.vae.checkpoint out, or train in another workdir'
     )
   return FirstStage(module, params, found, str(path))
@@ -96,7 +95,7 @@ def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
 
 
 def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
-  """The averaged parameters of the newest good checkpoint of a work directory, NumPy.
+  """Reads the averaged parameters of a work directory's newest good checkpoint, NumPy.
 
   Raises: InputError if it has none; DamagedError.
   """
@@ -106,7 +105,7 @@ def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
 
 
 def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
-  """Fields of the state in the newest good checkpoint of a work directory, NumPy.
+  """Reads fields of the state in a work directory's newest good checkpoint, NumPy.
 
   abstract: field -> ShapeDtypeStructs. Raises: InputError if it has none; DamagedError.
   """
@@ -148,7 +147,7 @@ def _require_sizes(
 
 
 def fingerprint_of(params: PyTree) -> str:
-  """16 hexadecimal digits of the names, shapes and values of all arrays."""
+  """Digests the names, shapes and values of all arrays to 16 hexadecimal digits."""
   digest = hashlib.sha256()
   for name, values in sorted(_flat(params).items()):
     digest.update(f'{name} {values.shape}\n'.encode())
@@ -162,7 +161,7 @@ def _flat(params: PyTree) -> dict[str, np.ndarray]:
 
 
 def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
-  """DIR/vae.safetensors, so that a run can always decode what it samples.
+  """Writes DIR/vae.safetensors, so that a run can always decode what it samples.
 
   Raises: InputError if it cannot be written.
   """
@@ -201,6 +200,6 @@ def _from_copy(path: Path, metadata: Mapping[str, Any]) -> tuple[AutoencoderKL, 
   if fingerprint_of(params) != metadata['fingerprint']:
     raise DamagedError(
       f'{path}: not what was written (its fingerprint is not {metadata["fingerprint"]}); delete it and '
-      f'give the autoencoder that it is a copy of: --config.vae.checkpoint={metadata["origin"]}'
+      f'give the original: --config.vae.checkpoint={metadata["origin"]}'
     )
   return module, params

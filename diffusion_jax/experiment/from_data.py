@@ -1,10 +1,10 @@
-"""Fields that a config leaves to the data, filled in before it is checked.
+"""Fills in the fields that a config leaves to the data, before the config is checked.
 
-num_classes              -1  as many as the data have; 0, unconditional, where that is one
-data.name                ''  'imagenet100' for its two class lists, else after the source
-data.image_size           0  \\ those of the prepared set; before there is one, as data/survey.py
+num_classes              -1  the number of classes of the data; 0 (unconditional) for a single class
+data.name                ''  'imagenet100' for its two class lists, otherwise named after the source
+data.image_size           0  \\ those of the prepared set; without one, as data/survey.py
 data.channels             0  / chooses them for the source
-model.dit.patch_size      0  the smallest that cuts what diffuses into at most 16 x 16
+model.dit.patch_size      0  the smallest that cuts x0 into at most 16 x 16 patches
 """
 
 import os
@@ -28,17 +28,17 @@ OPEN = {
   'model.dit.patch_size': 0,
 }
 SUFFIXES = re.compile(r'(\.tar)?\.(tar|tgz|gz|bz2|xz|zip)$', re.IGNORECASE)
-PATCHES = 16  # A side.
+PATCHES = 16  # Per side.
 IMAGENET100 = 'imagenet100'
 
 
 def open_fields(mapping: Mapping[str, Any]) -> list[str]:
-  """The fields that the mapping leaves to the data."""
+  """Lists the fields that the mapping leaves to the data."""
   return [path for path in OPEN if value_at(mapping, path) == OPEN[path]]
 
 
 def as_stored(mapping: Mapping[str, Any], workdir: Path | None) -> dict[str, Any]:
-  """The mapping with the open fields as a work directory was trained with them."""
+  """Fills in the open fields with the values that a work directory was trained with."""
   if workdir is None or not stored.is_begun(workdir):
     return dict(mapping)
   trained = stored.load(workdir)
@@ -47,9 +47,9 @@ def as_stored(mapping: Mapping[str, Any], workdir: Path | None) -> dict[str, Any
 
 
 def resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping without open fields.
+  """Fills in all open fields.
 
-  Raises: InputError if neither a prepared set nor a source tells them; DamagedError: as the readers.
+  Raises: InputError if neither a prepared set nor a source determines them; DamagedError: as the readers.
   """
   if not open_fields(mapping):
     return dict(mapping)
@@ -68,7 +68,7 @@ def resolved(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_data(mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """Path -> value of the open fields, from the prepared set, or the source if that is not prepared."""
+  """Returns path -> value of the open fields, from the prepared set or, without one, from the source."""
   data, still_open = mapping['data'], open_fields(mapping)
   recipe = Recipe(**{name: data[name] for name in Recipe.__dataclass_fields__}).mapping()
   known = {key: recipe[key] for key in recipe if f'data.{key}' not in still_open}
@@ -88,12 +88,12 @@ def of_data(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def conditional(num_classes: int) -> int:
-  """0 for a single class: there is nothing to tell apart."""
+  """Returns the number of classes, 0 (unconditional) for a single one."""
   return num_classes if num_classes > 1 else 0
 
 
 def name_of(source: str) -> str:
-  """A set's name after its source, '' if that is none: 'photos' of '/data/photos.tar.gz'."""
+  """Names a set after its source: 'photos' for '/data/photos.tar.gz', '' without a source."""
   if not source:
     return ''
   name = SUFFIXES.sub('', Path(os.path.abspath(Path(source).expanduser())).name)
@@ -101,7 +101,7 @@ def name_of(source: str) -> str:
 
 
 def patch_size(mapping: Mapping[str, Any]) -> int:
-  """For 16 x 16 patches or fewer, of the images or of their latents."""
+  """Returns the smallest patch size that cuts x0 into at most 16 x 16 patches."""
   side = mapping['data']['image_size']
   if mapping['space'] == 'latent':
     side //= 2 ** (len(mapping['vae']['channel_mult']) - 1)

@@ -1,4 +1,4 @@
-"""The sizes of the network whose weights config.init_from names, for a config that does not give them."""
+"""Reads the sizes of the network in config.init_from for a config that does not give them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,21 +18,21 @@ FREE = {'attention', 'dropout', 'remat'}  # The weights do not depend on them.
 def adopt(
   mapping: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-  """The config with the sizes of config.init_from where no flag gives them, and what that changed."""
+  """Sets the sizes of config.init_from where no flag does. Returns: the config, and the changes."""
   path = Path(mapping['init_from']).expanduser()
   try:
     sizes = _sizes(path, mapping)
   except (Stop, OSError, ValueError, KeyError, TypeError):
-    return dict(mapping), []  # Reading the weights says what is wrong with them.
+    return dict(mapping), []  # Reading the weights reports the error.
   return with_sizes(mapping, sizes, overrides)
 
 
 def with_sizes(
   mapping: Mapping[str, Any], sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-  """The config with these sizes (path -> value) where no flag gives others, and what that changed."""
+  """Sets these sizes (path -> value) where no flag does. Returns: the config, and the changes."""
   if overrides.get('model.name', sizes.get('model.name')) != sizes.get('model.name'):
-    return dict(mapping), []  # Weights of another network, which reading them refuses.
+    return dict(mapping), []  # Another network: reading the weights refuses it.
   new = {path: value for path, value in sizes.items() if path not in overrides}
   old = {path: stored.value_at(mapping, path) for path in new}
   changed = [f'config.{p}: {old[p]!r} -> {new[p]!r}' for p in new if old[p] != new[p]]
@@ -40,7 +40,7 @@ def with_sizes(
 
 
 def of_workdir(folder: Path, space: str) -> dict[str, Any]:
-  """Those that a work directory was trained with. Raises: as stored.load."""
+  """Returns the sizes that a work directory was trained with. Raises: as stored.load."""
   trained = stored.load(folder)
   name = trained['model']['name']
   key = key_of(name)
@@ -70,14 +70,14 @@ def _sizes(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A DiTTransformer2DModel's, by its config.json."""
+  """Returns the sizes of a DiTTransformer2DModel by its config.json."""
   heads, width, depth, _, patch, channels, _ = (config[name] for name in DIT_SIZES)
   outputs = config.get('out_channels') or channels
   return _of_dit(patch, heads * width, depth, heads, 4.0, 1, outputs == 2 * channels)
 
 
 def _of_published(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """A DiT's of the authors, by the shapes of its arrays; the file does not say how many heads."""
+  """Returns the sizes of a published DiT by its arrays; the file does not give the number of heads."""
   shapes = weights.read_shapes(path, allow_pickle=mapping['allow_pickle'])
   width, channels, patch, _ = shapes['x_embedder.proj.weight']
   outputs = shapes['final_layer.linear.weight'][0] // patch**2

@@ -1,4 +1,4 @@
-"""Weights to begin with: those of config.init_from, once they fit the model that config describes."""
+"""Loads the weights of config.init_from and checks that they fit the model of the config."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ ADVICE = (
   'a published DiT (.pt or .safetensors), a diffusers DiTTransformer2DModel directory, or a work '
   'directory that trained a diffusion model'
 )
-PUBLISHED_SCALE = 0.18215  # Of the latents that the published DiTs were trained on.
+PUBLISHED_SCALE = 0.18215  # Scale of the latents of the published DiTs.
 LABELS = ('condition', 'label', 'embedding')
 # Fields of a module that the weights do not depend on; rows of the label table may differ.
 FREE = {'attention', 'dropout', 'dtype', 'name', 'num_classes', 'parent', 'remat'}
@@ -31,10 +31,11 @@ FREE = {'attention', 'dropout', 'dtype', 'name', 'num_classes', 'parent', 'remat
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Initial:
-  """params: float32 NumPy, shaped as the model's; of the label table only the last rows, if others.
+  """Weights to begin with.
 
-  scaling: of the latents that they were trained on, NumPy, where config.vae.scale leaves it open.
-  notes: what the user is told about them.
+  params: float32 NumPy, shaped as the model's; for other classes, only the last rows of the label table.
+  scaling: that of the latents that they were trained on, NumPy, where config.vae.scale leaves it open.
+  notes: remarks for the user.
   """
 
   origin: str
@@ -43,7 +44,7 @@ class Initial:
   notes: tuple[str, ...]
 
   def on_devices(self, abstract: PyTree) -> PyTree:
-    """params as global arrays, cut as `abstract` says: the model's ShapeDtypeStructs."""
+    """Places params as global arrays, sharded as `abstract`, the model's ShapeDtypeStructs."""
 
     def place(wanted, values):
       fits = values.shape == wanted.shape
@@ -53,16 +54,16 @@ class Initial:
     return jax.tree.map(place, abstract, self.params)
 
   def require_labels(self, abstract: PyTree) -> None:
-    """Raises: InputError if some rows of the label table would have to be learned first."""
+    """Raises InputError if rows of the label table would have to be trained first."""
     own, given = (flatten_dict(tree).get(LABELS) for tree in (abstract, self.params))
     if own is not None and own.shape != given.shape:
       raise InputError(f'config.init_from: {"; ".join(self.notes)}; train them before sampling')
 
 
 def load(experiment: Experiment) -> Initial | None:
-  """The weights of config.init_from, or None if that is empty.
+  """Loads the weights of config.init_from; returns None if that is empty.
 
-  Raises: InputError if there are none, or those of another model; DamagedError.
+  Raises: InputError if there are none, or they belong to another model; DamagedError.
   """
   config = experiment.config
   if not config.init_from:
@@ -81,12 +82,12 @@ def load(experiment: Experiment) -> Initial | None:
 
 
 def _published(path: Path, experiment: Experiment) -> Initial:
-  """A file of the authors, or a directory of diffusers."""
+  """Loads a file of the authors or a directory of diffusers."""
   try:
     module, params = _read_published(path, experiment)
   except ValueError as error:  # Arrays of one file that do not even fit each other.
     raise InputError(f'config.init_from: {path}: {error}') from error
-  # A file of the authors does not say how many heads: _read_published takes the config's.
+  # A file of the authors does not give the number of heads: _read_published takes the config's.
   _require_same_module(path, module, experiment, free=set() if path.is_dir() else {'num_heads'})
   params, notes = _fitted(path, params, experiment)
   config = experiment.config
@@ -123,17 +124,17 @@ def _read_published(path: Path, experiment: Experiment) -> tuple[nn.Module, PyTr
     )
   width = len(state.get('x_embedder.proj.bias', ()))
   heads = config.model.options.get('num_heads', 1)
-  # If these heads cannot be, the width is another, and that is told.
+  # If the heads do not divide the width, the widths differ, and that is reported.
   return dit.from_state(state, str(path), num_heads=heads if width % heads == 0 else 1)
 
 
 def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
-  """The averaged parameters of the newest good checkpoint."""
+  """Loads the averaged parameters of the newest good checkpoint."""
   try:
     there = create(stored.load(folder))
   except InputError as error:
     raise InputError(
-      f'config.init_from: {folder}: its config.json is not one of this version: {error}'
+      f'config.init_from: {folder}: its config.json does not fit this version: {error}'
     ) from error
   if not there.objective.network:
     raise InputError(
@@ -167,7 +168,7 @@ def _from_workdir(folder: Path, experiment: Experiment) -> Initial:
 
 
 def _require_same_process(folder: Path, there: Experiment, experiment: Experiment) -> None:
-  """Raises: InputError if the weights predict something else, or of something else."""
+  """Raises InputError if space, prediction type or latents of the weights differ."""
   here, trained = experiment.config, there.config
   pairs = {
     'space': (here.space, trained.space),
@@ -191,7 +192,7 @@ def _require_same_process(folder: Path, there: Experiment, experiment: Experimen
 def _require_same_module(
   path: Path, found: nn.Module, experiment: Experiment, free: set[str] = frozenset()
 ) -> None:
-  """Raises: InputError that lists every field in which the modules differ."""
+  """Raises an InputError that lists every field in which the modules differ."""
   wanted, model = experiment.module, experiment.config.model
   if type(found) is not type(wanted):
     kind = type(found).__name__
@@ -211,7 +212,7 @@ def _require_same_module(
 
 
 def _of_outputs(got: int, has: int, experiment: Experiment) -> str:
-  """Why the network has another number of output channels."""
+  """Explains why the network has another number of output channels."""
   learned = experiment.config.process.learned_variance
   channels = experiment.x0_shape[-1]
   outputs = f'{got} output channels for {channels} of x0, the file has {has}'
@@ -222,18 +223,18 @@ def _of_outputs(got: int, has: int, experiment: Experiment) -> str:
 
 
 def _refuse(path: Path, problems: list[str]) -> None:
-  """Raises: InputError that lists the problems, if there are any."""
+  """Raises an InputError that lists the problems, if there are any."""
   if problems:
     listed = '\n'.join(f'  {problem}' for problem in problems)
     raise InputError(
-      f'config.init_from: {path}: weights of another model than this config describes:\n{listed}'
+      f'config.init_from: {path}: the weights belong to another model than this config:\n{listed}'
     )
 
 
 def _fitted(
   path: Path, params: PyTree, experiment: Experiment, label_names: Sequence[str] | None = None
 ) -> tuple[PyTree, list[str]]:
-  """The params as Initial keeps them, and notes. Raises: InputError for arrays of other shapes."""
+  """Returns the params as Initial keeps them, and notes. Raises: InputError for other shapes."""
   wanted = flatten_dict(jax.eval_shape(experiment.objective.init)['model'])
   flat = {name: np.asarray(values, np.float32) for name, values in flatten_dict(params).items()}
   own, table = wanted.pop(LABELS, None), flat.pop(LABELS, None)
@@ -249,7 +250,7 @@ def _fitted(
     notes = ['label table: none here, that of the weights is left out'] if table is not None else []
     return unflatten_dict(flat), notes
   same = True
-  if label_names and experiment.datasets.is_prepared():  # Else they are not known here.
+  if label_names and experiment.datasets.is_prepared():  # Otherwise their names are unknown here.
     same = list(label_names) == list(experiment.label_names)
   flat[LABELS], notes = _label_rows(own.shape, table, same)
   return unflatten_dict(flat), notes
@@ -258,7 +259,7 @@ def _fitted(
 def _label_rows(
   shape: tuple[int, int], table: np.ndarray | None, same_classes: bool
 ) -> tuple[np.ndarray, list[str]]:
-  """The last rows of the model's label table that come from the weights' (all, one or none)."""
+  """Returns the last rows of the label table that the weights provide (all, one or none)."""
   here = f'label table: {shape[0] - 1:,} classes here'
   if table is None:
     return np.zeros((0, shape[1]), np.float32), [f'{here}, none there: all rows initialised anew']
@@ -269,13 +270,13 @@ def _label_rows(
 
 
 def require_scaling(experiment: Experiment) -> None:
-  """Raises: InputError if the scale of the latents would have to be measured on data not there."""
+  """Raises InputError if the scale of the latents has to be measured and no data are prepared."""
   try:
     _ = experiment.scaling
   except InputError as error:
     vae = experiment.config.vae
     raise InputError(
       f'config.vae.scale, config.vae.shift: got {vae.scale:g}, {vae.shift!r}, which are measured on '
-      f'latents; without them give what the weights were trained with (published DiTs: '
+      f'latents; without latents give the values of training (published DiTs: '
       f"{PUBLISHED_SCALE}, 'none'), or prepare data first: {error}"
     ) from error

@@ -1,4 +1,4 @@
-"""Prepares what a config learns from: images in any form -> one set, and for latent systems latents."""
+"""Prepares the data of a config: one set from images in any form and, for latent systems, latents."""
 
 import contextlib
 import os
@@ -21,14 +21,14 @@ from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity, table
 from diffusion_jax.runtime import files, mesh
 
-MAX_CELLS = 100  # Of the picture.
+MAX_CELLS = 100  # Images in data.png.
 NUM_RECONSTRUCTED = 64
 PAIRS, SHOWN = 5, 20  # A row, and in all of latents.png.
-LISTED = 10  # Bad files on the screen; all of them stand in data.json.
+LISTED = 10  # Bad files printed; data.json lists all of them.
 
 
 def prepare_images(experiment: Experiment, workdir: Path) -> None:
-  """The prepared set of config.data."""
+  """Prepares the set of config.data."""
   data, datasets = experiment.config.data, experiment.datasets
   rebuilt = rebuild_descriptions(datasets.folder, workdir)
   if rebuilt and not data.source:
@@ -41,9 +41,9 @@ def prepare_images(experiment: Experiment, workdir: Path) -> None:
 
 
 def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mapping[str, Any]]]:
-  """Writes a damaged or missing meta.json again, of the set that DIR/data.json describes.
+  """Rewrites a damaged or missing meta.json of the set that DIR/data.json describes.
 
-  A damaged one is kept as meta.json.damaged. Returns: what could be rebuilt.
+  A damaged file is kept as meta.json.damaged. Returns: the sets that could be rebuilt.
   """
   rebuilt = []
   for path in sets.damaged(folder):
@@ -62,13 +62,13 @@ def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mappin
 
 
 def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
-  """What the set holds: on the screen, and in DIR/data.json and data.png."""
+  """Describes the set on the screen and in DIR/data.json and DIR/data.png."""
   print(summary(meta))
   trained_on = ''
   if stored.has_checkpoint(workdir):
     trained_on = stored.load(workdir).get('data', {}).get('fingerprint', '')
   if trained_on not in ('', meta['fingerprint']):
-    print(f'done: {folder}; {workdir} was trained on other data, and keeps their description')
+    print(f'done: {folder}; {workdir} was trained on other data and keeps their description')
     return
   workdir.mkdir(parents=True, exist_ok=True)
   stored.save_meta(workdir, meta)
@@ -77,9 +77,9 @@ def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
 
 
 def ensure(experiment: Experiment, workdir: Path) -> None:
-  """Prepares the data of a run if that has not been done. Raises: InputError if it cannot be."""
+  """Prepares the data of a run if necessary. Raises: InputError if that is impossible."""
   ensure_images(experiment, workdir)
-  if not experiment.is_latent or jax.process_count() > 1:  # Several hosts would all prepare.
+  if not experiment.is_latent or jax.process_count() > 1:  # Several hosts would prepare the same.
     return
   folder, _ = experiment.datasets.prepared
   if not latents.existing(folder):
@@ -88,7 +88,7 @@ def ensure(experiment: Experiment, workdir: Path) -> None:
 
 
 def ensure_images(experiment: Experiment, workdir: Path) -> None:
-  """Prepares the images if that has not been done; says from what they were, if it has."""
+  """Prepares the images if necessary; otherwise prints what they were prepared from."""
   data, datasets = experiment.config.data, experiment.datasets
   if data.fingerprint or not data.source:
     return
@@ -107,15 +107,17 @@ def ensure_images(experiment: Experiment, workdir: Path) -> None:
 
 
 def prepare_latents(experiment: Experiment, workdir: Path) -> None:
-  """The latents of the prepared set by config.vae.checkpoint; DIR/latents.png shows what they keep."""
+  """Encodes the prepared set with config.vae.checkpoint and draws DIR/latents.png."""
   config, first = experiment.config, experiment.first_stage
   if jax.process_count() > 1:
-    raise InputError('--mode=prepare: latents are made by one process; run it on one host alone')
+    raise InputError(
+      '--mode=prepare: got several processes, allowed one for latents; run it on one host alone'
+    )
   folder, meta = experiment.datasets.prepared
   made = latents.usable(folder, meta, first.fingerprint, mirrored=config.data.flip)
   if made:
     latents.verify(folder, meta, made, full=True)
-    print(f'{latents.folder_of(folder, made)}: made already, and whole')
+    print(f'{latents.folder_of(folder, made)}: complete already')
   else:
     packed.verify(folder, meta, full=config.data.verify == 'full')
     encode, shape = compile_encode(experiment), experiment.x0_shape
@@ -140,9 +142,9 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
 
 
 def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
-  """Images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
+  """Compiles images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
 
-  B is a multiple of the mesh's parts.
+  The mesh must divide B.
   """
   first, sharding = experiment.first_stage, mesh.batch_sharding(experiment.mesh)
   params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
@@ -159,7 +161,7 @@ def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]
 def reconstructions(
   experiment: Experiment, folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any]
 ) -> tuple[float, np.ndarray]:
-  """Mean PSNR in dB of held-out images decoded from their stored means, and some pairs, a picture."""
+  """Decodes held-out images from their stored means. Returns: mean PSNR in dB, a picture of pairs."""
   split = 'holdout' if meta['num_holdout'] else 'train'
   source = packed.open_split(folder, meta, split)
   stored_latents = latents.open_split(folder, meta, made, split, mirrored=False)
@@ -177,7 +179,7 @@ def reconstructions(
 
 
 def summary(meta: Mapping[str, Any]) -> str:
-  """What the set holds, in a few lines and a table."""
+  """Describes the set in a few lines and a table."""
   order, names = meta['label_list'], meta['label_names']
   rows = []
   for split in packed.SPLITS:
@@ -195,7 +197,7 @@ def summary(meta: Mapping[str, Any]) -> str:
     table(['split', 'images', 'classes', 'smallest class', 'largest class'], rows),
     '',
     *enlarged(meta),
-    _files('bad files, each shown by the next image of its class', meta['bad_files']),
+    _files('bad files, each replaced by the next image of its class', meta['bad_files']),
     _files('files used although their names are wrong', meta['mislabelled_files']),
     *(f'note: {note}' for note in meta['notes']),
   ]
@@ -203,14 +205,14 @@ def summary(meta: Mapping[str, Any]) -> str:
 
 
 def enlarged(meta: Mapping[str, Any]) -> list[str]:
-  """A line about images smaller than the set's, if there are any."""
+  """Reports images smaller than those of the set, if there are any."""
   count, total = meta.get('num_enlarged', 0), meta['num_train'] + meta['num_holdout']
   if not count:
     return []
   side = meta['image_shape'][0]
   return [
-    f'enlarged: {count:,} of {total:,} images have a short side below {side} px, and are blurred by '
-    'that; a smaller --config.data.image_size enlarges fewer'
+    f'enlarged: {count:,} of {total:,} images have a short side below {side} px, and enlarging blurs '
+    'them; a smaller --config.data.image_size enlarges fewer'
   ]
 
 
@@ -220,7 +222,7 @@ def _files(title: str, files: list[dict[str, str]]) -> str:
 
 
 def picture(folder: Path, meta: Mapping[str, Any]) -> np.ndarray:
-  """Images spread over the classes with their names: (H', W', 3) uint8."""
+  """Draws images spread over the classes with their names: (H', W', 3) uint8."""
   source = packed.open_split(folder, meta, 'train')
   first = np.searchsorted(source.labels, np.arange(len(source.label_names)))
   each = max(1, min(MAX_CELLS // len(first), min(meta['images_per_class']['train'])))

@@ -1,4 +1,4 @@
-"""Which config is in force: flags first, then what a work directory was trained with, then the file."""
+"""Resolves a config: flags first, then what a work directory was trained with, then the config file."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ FROM_WEIGHTS = (
 def remembered(
   folder: Path | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-  """The config with the settings of the work directory, or before training the sizes of init_from.
+  """Applies the settings of the work directory or, before training, the sizes of config.init_from.
 
-  Flags come first. Prints what is in force against the config file.
+  Flags come first. Prints what overrules the config file.
   """
   if folder is None or not _is_in_force(folder, overrides):
     if config['init_from']:
       config, changes = given_sizes.adopt(config, overrides)
-      say('as config.init_from has it', changes)
+      say('sizes of config.init_from', changes)
     return config
   began, lost = stored.read(folder / stored.FILE)
-  say(f'{folder / stored.FILE}: not read, as it no longer exists', lost)
+  say(f'{folder / stored.FILE}: ignored a field that no longer exists', lost)
   say(
-    f'as {folder / stored.FILE} has it, which only flags change',
+    f'from {folder / stored.FILE}, which only flags overrule',
     [f'config.{line}' for line in stored.settings_kept(folder, config, overrides)],
   )
   if began.get('init_from') and began['objective']['name'] != 'autoencoder':
@@ -42,7 +42,7 @@ def remembered(
 
 
 def _is_in_force(folder: Path, overrides: Mapping[str, Any]) -> bool:
-  """Whether the folder has a checkpoint, or began with weights and no flag gives others."""
+  """Returns whether the folder has a checkpoint, or began with weights and no flag gives others."""
   if stored.has_checkpoint(folder):
     return True
   began = stored.began_with(folder)
@@ -50,7 +50,7 @@ def _is_in_force(folder: Path, overrides: Mapping[str, Any]) -> bool:
 
 
 def say(title: str, lines: Sequence[str]) -> None:
-  """Prints the lines below a title, if there are any, not to where --json writes."""
+  """Prints each line with the title to stderr, because --json writes to stdout."""
   for line in lines:
     print(f'{title}: {line}', file=sys.stderr)
 
@@ -58,9 +58,9 @@ def say(title: str, lines: Sequence[str]) -> None:
 def trained(
   mode: str, folder: Path | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
-  """The config with what the work directory was trained with, and its description of the data.
+  """Returns the config that the work directory was trained with, and its description of the data.
 
-  Raises: InputError if there is no checkpoint, or a flag contradicts it; `describe` needs none.
+  Raises: InputError if there is no checkpoint (`describe` needs none) or a flag contradicts it.
   """
   if folder is None or not stored.is_begun(folder):
     if mode == 'describe':
@@ -80,7 +80,7 @@ def trained(
   if 'vae.checkpoint' not in overrides:
     config = stored.with_own_autoencoder(folder, config)
   fingerprint = config['data']['fingerprint']
-  given = config['eval']['reference'] not in SPLITS  # Of elsewhere, like the weights.
+  given = config['eval']['reference'] not in SPLITS  # A reference from elsewhere, like the weights.
   if not fingerprint and mode != 'sample' and not (mode == 'evaluate' and given):
-    return config, None  # No images were prepared, and they are needed.
+    return config, None  # Images are needed, and none were prepared.
   return config, stored.load_meta(folder, fingerprint)

@@ -1,4 +1,4 @@
-"""DIR/config.json: what a work directory was trained with, against what the command line asks.
+"""Reads and writes DIR/config.json, and compares what was trained with what the command line gives.
 
 DIR/data.json describes the data, so that sampling needs no copy of them.
 """
@@ -17,47 +17,42 @@ from diffusion_jax.usage import leaves
 
 FILE = 'config.json'
 META_FILE = 'data.json'
-AUTOENCODER = 'vae.safetensors'  # Of a latent system: what its samples are decoded with.
-FORMAT_VERSION = (
-  1  # Of config.json; rises when a field's meaning or a layout of parameters changes.
-)
-SECTIONS = ('data', 'model', 'train')  # Without these a file is none of this program's.
-FREE = (SETTING, BY_COMMAND, IF_GIVEN)  # Fields that no checkpoint minds.
+AUTOENCODER = 'vae.safetensors'  # The copy that decodes the samples of a latent system.
+FORMAT_VERSION = 1  # Rises when the meaning of a field or a parameter layout changes.
+SECTIONS = ('data', 'model', 'train')  # Every config.json of this program has these.
+FREE = (SETTING, BY_COMMAND, IF_GIVEN)  # Changes of fields that leave a checkpoint valid.
 
 
 def has_checkpoint(workdir: Path) -> bool:
-  """Whether anything was trained here."""
+  """Returns whether there is a finished checkpoint."""
   folder = workdir / 'checkpoints'
   return folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir())
 
 
 def is_begun(workdir: Path) -> bool:
-  """Whether there is a checkpoint, or weights of config.init_from that were sampled untrained."""
+  """Returns whether there is a checkpoint, or weights of config.init_from were sampled untrained."""
   return has_checkpoint(workdir) or bool(began_with(workdir))
 
 
 def began_with(workdir: Path) -> str:
-  """The config.init_from of DIR/config.json, '' if there is none, or no config that is whole."""
+  """Returns config.init_from of DIR/config.json; '' without it, or without a readable config."""
   try:
     return load(workdir).get('init_from', '')
-  except (Stop, OSError):  # Writing there will say so.
+  except (Stop, OSError):  # Writing there reports the error.
     return ''
 
 
 def load(workdir: Path) -> dict[str, Any]:
-  """The stored mapping, complete, lists as tuples, without fields that no longer exist.
-
-  Raises: as read.
-  """
+  """Returns the stored mapping, complete, without fields that no longer exist. Raises: as read."""
   return read(workdir / FILE)[0]
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[str]]:
-  """A config.json, and the paths of its fields that no longer exist, left out.
+  """Reads a config.json. Returns: the mapping, and the paths of fields that no longer exist.
 
-  Lists become tuples; what it lacks has its default.
-  Raises: InputError if there is none, one of another format version, or one with a plug-in that is not
-  found; DamagedError if it is not the JSON of a config.
+  Lists become tuples, and missing fields take their defaults.
+  Raises: InputError if there is none, its format version differs, or a plug-in is not found;
+  DamagedError if it is not the JSON of a config.
   """
   try:
     mapping = _tuples(json.loads(path.read_bytes()))
@@ -78,7 +73,7 @@ def read(path: Path) -> tuple[dict[str, Any], list[str]]:
   if version != FORMAT_VERSION:
     raise InputError(
       f'{path}: got format_version {version or "none"}, allowed {FORMAT_VERSION}: another version of '
-      'diffusion_jax wrote it, whose fields mean something else; go on with that version, or train in '
+      'diffusion_jax wrote it, with other meanings of its fields; go on with that version, or train in '
       'another workdir'
     )
   return updated(Config, found, {}), sorted(lost)
@@ -92,12 +87,12 @@ def save(workdir: Path, mapping: Mapping[str, Any], file: str = FILE) -> None:
 
 
 def save_meta(workdir: Path, meta: Mapping[str, Any]) -> None:
-  """DIR/data.json: the description of the data, without what only their reader needs."""
+  """Writes DIR/data.json: the description of the data, without what only their reader needs."""
   save(workdir, {key: meta[key] for key in meta if key != 'chunk_digests'}, META_FILE)
 
 
 def load_meta(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
-  """DIR/data.json, or None if there is none that is readable and describes the data of this run."""
+  """Reads DIR/data.json; returns None unless it is readable and describes the data of this run."""
   try:
     meta = json.loads((workdir / META_FILE).read_text())
     return meta if meta['fingerprint'] == fingerprint else None
@@ -106,16 +101,15 @@ def load_meta(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
 
 
 def with_value(mapping: Mapping[str, Any], path: str, value: Any) -> dict[str, Any]:
-  """The mapping with SECTION.FIELD set."""
+  """Returns the mapping with SECTION.FIELD set."""
   section, field = path.split('.')
   return {**mapping, section: {**mapping[section], field: value}}
 
 
 def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with what `workdir` was trained on where it leaves that open.
+  """Fills in the fingerprints of data and autoencoder that `workdir` was trained with.
 
-  That is the fingerprints of data and autoencoder, and the copy of the autoencoder where the given
-  one is gone.
+  If the given autoencoder no longer exists, the copy in `workdir` takes its place.
   """
   trained = load(workdir)
   for section in ('data', 'vae'):
@@ -126,7 +120,7 @@ def as_trained(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with the copy of the autoencoder where the given one is gone."""
+  """Replaces an autoencoder that no longer exists by the copy in `workdir`."""
   given = mapping['vae']['checkpoint']
   if given and Path(given).expanduser().exists():
     return dict(mapping)
@@ -134,13 +128,13 @@ def with_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_own_autoencoder(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """The mapping with the copy that `workdir` keeps, if there is one, as config.vae.checkpoint."""
+  """Sets config.vae.checkpoint to the copy in `workdir`, if there is one."""
   copy = workdir / AUTOENCODER
   return with_value(mapping, 'vae.checkpoint', str(copy)) if copy.exists() else dict(mapping)
 
 
 def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-  """The stored config with the FREE parts of the given one; overrides are the flags of the command.
+  """Returns the stored config with the FREE fields of the given one; overrides: the flags.
 
   Raises: InputError for a flag that contradicts what was trained.
   """
@@ -162,7 +156,7 @@ def merged(workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 def with_settings(
   workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The given config with the settings that `workdir` was trained with, where no flag gives others."""
+  """Returns the given config with the settings of `workdir` where no flag gives others."""
   trained, given = load(workdir), _plain(given)
   settings = {section: trained[section] for section in trained if _is(trained, section, SETTING)}
   chosen = [path for path in overrides if _is(given, path, SETTING)]
@@ -172,7 +166,7 @@ def with_settings(
 def settings_kept(
   workdir: Path, given: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> list[str]:
-  """Where settings of `workdir` stay in force against the given config: 'path: value, not VALUE'."""
+  """Lists settings of `workdir` that overrule the given config, as 'path: value, not VALUE'."""
   new, old = (
     {path: value for path, value in _in_force(mapping).items() if _is(mapping, path, SETTING)}
     for mapping in (_plain(given), with_settings(workdir, given, overrides))
@@ -181,9 +175,9 @@ def settings_kept(
 
 
 def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
-  """What differs from the stored config and does not void the checkpoint: 'path: old -> new'.
+  """Lists differences from the stored config that keep the checkpoint valid, as 'path: old -> new'.
 
-  Raises: InputError for a difference that does.
+  Raises: InputError for a difference that voids it.
   """
   trained, given = load(workdir), updated(Config, _plain(given), {})
   old, new = _in_force(trained), _in_force(given)
@@ -198,7 +192,7 @@ def changes(workdir: Path, given: Mapping[str, Any]) -> list[str]:
 
 
 def _is(mapping: Mapping[str, Any], path: str, *changes: str) -> bool:
-  """Whether the schema says one of these of a field or section of the mapping."""
+  """Returns whether the schema gives a field or section one of these kinds of change."""
   return change_of(schema(Config, mapping), path) in changes
 
 
@@ -207,14 +201,14 @@ def _in_force(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def value_at(mapping: Mapping[str, Any], path: str) -> Any:
-  """The value of SECTION.FIELD, None if there is none."""
+  """Returns the value of SECTION.FIELD, or None."""
   for key in path.split('.'):
     mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
   return mapping
 
 
 def _plain(mapping: Mapping[str, Any]) -> dict[str, Any]:
-  """A copy that nothing shares, as JSON would give it."""
+  """Returns an independent copy, as JSON would give it, with tuples for lists."""
   return _tuples(json.loads(json.dumps(mapping)))
 
 

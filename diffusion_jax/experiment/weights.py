@@ -1,4 +1,4 @@
-"""The weights that a work directory is sampled with: those of a checkpoint, or of config.init_from."""
+"""Loads the weights that sampling uses: those of a checkpoint, or of config.init_from."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from diffusion_jax.types import PyTree
 
 
 def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = False) -> Checkpoints:
-  """The checkpoints of `workdir` under config.checkpoint."""
+  """Opens the checkpoints of `workdir` under config.checkpoint."""
   c = experiment.config.checkpoint
   return Checkpoints(
     workdir / 'checkpoints',
@@ -32,7 +32,7 @@ def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = Fa
 
 
 def chosen_step(experiment: Experiment, checkpoints: Checkpoints) -> int:
-  """The step that config.sample.checkpoint names. Raises: InputError if it does not exist."""
+  """Returns the step that config.sample.checkpoint names. Raises: InputError if it does not exist."""
   steps, wanted = checkpoints.steps(), experiment.config.sample.checkpoint
   step = int(wanted) if wanted.isdigit() else max(steps, default=None)
   if wanted == 'best':
@@ -45,10 +45,10 @@ def chosen_step(experiment: Experiment, checkpoints: Checkpoints) -> int:
 
 
 def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
-  """The Weights of the checkpoint that config.sample.checkpoint names.
+  """Loads the Weights of the checkpoint that config.sample.checkpoint names.
 
-  Where nothing was trained yet, the weights of config.init_from as step 0.
-  Raises: InputError if it does not exist; as initial.load.
+  Before any training, loads the weights of config.init_from as step 0.
+  Raises: InputError if the checkpoint does not exist; as initial.load.
   """
   sample = experiment.config.sample
   if experiment.config.init_from and not stored.has_checkpoint(workdir):
@@ -59,7 +59,7 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
     paths, abstract = paths_of(experiment), experiment.abstract_state
     wanted = unflatten_dict({path: reach(vars(abstract), path) for path in paths.values()})
     wanted |= {'scaling': abstract.scaling} if experiment.is_latent else {}
-    # The newest one may be damaged: then it is the one before.
+    # If the newest one is damaged, the one before it is used.
     newest = sample.checkpoint == 'latest'
     with alive(f'restoring the checkpoint of step {step}'):
       restored = checkpoints.restore(wanted, None if newest else step, partial=True)
@@ -73,12 +73,12 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
 
 
 def reach(tree: Mapping, path: tuple[str, ...]) -> PyTree:
-  """The subtree at a path of keys."""
+  """Returns the subtree at a path of keys."""
   return functools.reduce(operator.getitem, path, tree)
 
 
 def paths_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-  """Where a checkpoint has the parts that sampling needs, under config.sample.average."""
+  """Returns where a checkpoint has the parts that sampling needs, under config.sample.average."""
   objective, average = experiment.objective, experiment.config.sample.average
   return {
     part: ('averages', average, part)
@@ -89,9 +89,9 @@ def paths_of(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 
 def initial_weights(experiment: Experiment) -> Restored:
-  """The weights of config.init_from on the devices, as load_checkpoint gives those of a checkpoint.
+  """Loads the weights of config.init_from onto the devices, in the form of load_checkpoint.
 
-  Raises: as initial.load; InputError without a scale of the latents, or another checkpoint is named.
+  Raises: as initial.load; InputError without a scale of the latents, or if another checkpoint is named.
   """
   sample = experiment.config.sample
   if sample.checkpoint not in ('latest', '0'):

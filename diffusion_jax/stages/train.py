@@ -106,7 +106,9 @@ def as_begun(workdir: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the mapping with the config.init_from that `workdir` began with; reports a differing one."""
   began, given = stored.load(workdir).get('init_from', ''), mapping['init_from']
   if given not in ('', began):
-    print(f'config.init_from: {given} not read, because {workdir} has a checkpoint to resume from')
+    print(
+      f'config.init_from: {given} is not read, because {workdir} has a checkpoint to resume from'
+    )
   return {**mapping, 'init_from': began}
 
 

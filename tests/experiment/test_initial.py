@@ -244,7 +244,7 @@ def test_another_model_is_named_field_by_field(tmp_path, changes, lines):
   path = write_published(tmp_path / 'dit.safetensors', random_params(make(tmp_path)))
   with pytest.raises(InputError) as caught:
     initial.load(make(tmp_path, path, **changes))
-  told = f'config.init_from: {path}: weights of another model than this config describes:'
+  told = f'config.init_from: {path}: the weights belong to another model than this config:'
   assert str(caught.value) == '\n  '.join([told, *lines])
 
 
@@ -367,7 +367,7 @@ def test_what_is_no_model(tmp_path):
     ('empty', r'no config\.json in it; give a published DiT'),
     ('vae', r"vae: trained with config\.objective\.name 'autoencoder'; give a published DiT"),
     ('begun', 'no finished checkpoint in it'),
-    ('old', r'its config\.json is not one of this version: config\.process\.prediction_type'),
+    ('old', r'its config\.json does not fit this version: config\.process\.prediction_type'),
     ('other.safetensors', r'no DiT as published, it lacks x_embedder\.proj\.weight'),
     ('no-null.safetensors', r'has 10 rows, allowed 11 with config\.num_classes 10: the last one'),
     (

@@ -44,7 +44,7 @@ def test_prepare_tells_and_draws_what_it_made(tmp_path, pets, capsys):
     "class list 'all', 3 classes, labels in sorted order: cat, dog, eel (digest ",
     'train        12        3         3 (eel)        5 (cat)',
     'holdout       6        3         2 (cat)        2 (cat)',
-    'bad files, each shown by the next image of its class: 1\n',
+    'bad files, each replaced by the next image of its class: 1\n',
     'train/cat/0001.jpg: empty',
     'note: left out, files that are no images by their names: 1, such as train/cat/list.txt',
   ):
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path, copied, capsys):
   run('prepare', tmp_path / 'other', tmp_path, **changed)
   before = (tmp_path / 'run' / 'data.json').read_text()
   run('prepare', tmp_path / 'run', tmp_path, **changed)
-  assert 'was trained on other data, and keeps their description' in capsys.readouterr().out
+  assert 'was trained on other data and keeps their description' in capsys.readouterr().out
   assert (tmp_path / 'run' / 'data.json').read_text() == before
   longer = {**changed, 'train.num_steps': 6}
   run(

@@ -218,7 +218,7 @@ def test_another_autoencoder_is_refused(trained, tmp_path):
   for mode, folder in (('train', 'new'), ('train', 'run'), ('sample', 'run')):
     message = r'no latents by .*(.|\n)*only by others:\n.*made by'
     if folder == 'run':
-      message = r'whose copy is in its work directory'
+      message = r'but config\.vae\.fingerprint is'
     with pytest.raises(InputError, match=message):
       run(mode, trained / folder, trained, **{'vae.checkpoint': str(other)})
 
@@ -340,4 +340,4 @@ def test_latents_are_made_by_training_itself_once(trained, tmp_path, capsys):
   (folder,) = (tmp_path / 'data').glob('pets-*')
   assert len(latents.existing(folder)) == 1
   run('prepare', tmp_path / 'run', trained, **changes)
-  assert 'made already, and whole' in capsys.readouterr().out
+  assert 'complete already' in capsys.readouterr().out
