@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.config.fields import read, updated
+from diffusion_jax.config.fields import read, updated, with_values
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data
@@ -19,6 +19,11 @@ from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 from diffusion_jax.training.objective import Objective
 
+# Parts of an Experiment that depend neither on config.sample nor on fingerprints.
+KEPT = {
+  *('abstract_state', 'decoder', 'dtype', 'first_stage', 'frozen', 'mesh', 'module', 'objective'),
+  *('process', 'sampler', 'schedule'),
+}
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
 
 
@@ -35,6 +40,25 @@ def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = N
   experiment = Experiment(config, mapping, stored_meta)
   _raise(config_problems(experiment))
   return experiment
+
+
+def with_settings(
+  experiment: Experiment, values: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None
+) -> Experiment:
+  """The experiment with other values of fields of `sample`, or other fingerprints: path -> value.
+
+  What was built or read already stays, as none of it depends on these. Raises: InputError as create.
+  """
+  problems: list[str] = []
+  mapping = with_values(experiment.mapping, values)
+  config = read(Config, mapping, 'config', problems)
+  if config is None:
+    raise InputError(listed(problems))
+  changed = Experiment(config, mapping, stored_meta or experiment.stored_meta)
+  for name in KEPT & set(vars(experiment)):
+    vars(changed)[name] = vars(experiment)[name]
+  _raise(config_problems(changed))
+  return changed
 
 
 def check_devices(experiment: Experiment) -> None:

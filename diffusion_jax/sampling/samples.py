@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.data import adm, class_names, image_folder
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import datasets, first_stage, stored
-from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import (
   chosen_step,
@@ -56,14 +56,13 @@ def begin(experiment: Experiment, workdir: Path) -> Restored:
   Raises: as initial_weights.
   """
   check_devices(experiment)
-  config, mapping = experiment.config, experiment.mapping
-  meta = datasets.meta_without_data(config)
-  if config.data.fingerprint or experiment.datasets.is_prepared():
+  meta, found = datasets.meta_without_data(experiment.config), {}
+  if experiment.config.data.fingerprint or experiment.datasets.is_prepared():
     meta = experiment.meta
-    mapping = stored.with_value(mapping, 'data.fingerprint', meta['fingerprint'])
+    found['data.fingerprint'] = meta['fingerprint']
   if experiment.is_latent:
-    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
-  described = create(mapping, meta)
+    found['vae.fingerprint'] = experiment.first_stage.fingerprint
+  described = with_settings(experiment, found, meta)
   check_data(described)
   restored = initial_weights(described)
 
@@ -71,7 +70,7 @@ def begin(experiment: Experiment, workdir: Path) -> Restored:
     if experiment.is_latent:
       first_stage.save_copy(workdir, experiment.first_stage, replace=True)
     stored.save_meta(workdir, meta)
-    stored.save(workdir, mapping)
+    stored.save(workdir, described.mapping)
 
   hosts.from_first(save)
   hosts.say(f'nothing was trained in {workdir}: beginning with config.init_from')

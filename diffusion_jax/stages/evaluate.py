@@ -17,7 +17,7 @@ from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import load_checkpoint
@@ -60,8 +60,7 @@ def with_num_samples(experiment: Experiment) -> Experiment:
   count = config.eval.num_samples or config.sample.num_samples
   if count < 2:
     raise InputError(f'config.eval.num_samples: got {count}, allowed >= 2')
-  mapping = stored.with_value(experiment.mapping, 'sample.num_samples', count)
-  return create(mapping, experiment.stored_meta)
+  return with_settings(experiment, {'sample.num_samples': count})
 
 
 def sample_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
@@ -109,8 +108,8 @@ def with_other_seeds(experiment: Experiment, step: int) -> list[Experiment]:
   each = []
   for seed in range(first + 1, first + experiment.config.eval.num_seeds):
     changed = {'seed': seed, 'name': f'{name}-seed{seed}', 'checkpoint': str(step)}
-    mapping = {**experiment.mapping, 'sample': {**experiment.mapping['sample'], **changed}}
-    each.append(create(mapping, experiment.stored_meta))
+    values = {f'sample.{field}': value for field, value in changed.items()}
+    each.append(with_settings(experiment, values))
   return each
 
 

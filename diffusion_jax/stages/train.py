@@ -15,7 +15,7 @@ from diffusion_jax.config.schema import Optimizer
 from diffusion_jax.data.pipeline import carrier, train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import facts, first_stage, initial, preparation, stored
-from diffusion_jax.experiment.checks import check_data, check_devices, create
+from diffusion_jax.experiment.checks import check_data, check_devices, create, with_settings
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
@@ -85,18 +85,18 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
   Returns: the experiment, and the fields that changed since the checkpoint. Raises: InputError if the
   checkpoint or the data do not fit the config.
   """
-  mapping, changed = experiment.mapping, []
+  changed = []
   if stored.has_checkpoint(workdir):
-    mapping = as_begun(workdir, stored.as_trained(workdir, mapping))
+    mapping = as_begun(workdir, stored.as_trained(workdir, experiment.mapping))
     changed = stored.changes(workdir, mapping)
     experiment = create(mapping)
   if experiment.is_latent:
     _ = experiment.first_stage  # Fails on a bad autoencoder before images are prepared.
   preparation.ensure(experiment, workdir)
-  mapping = stored.with_value(mapping, 'data.fingerprint', experiment.meta['fingerprint'])
+  found = {'data.fingerprint': experiment.meta['fingerprint']}
   if experiment.is_latent:
-    mapping = stored.with_value(mapping, 'vae.fingerprint', experiment.first_stage.fingerprint)
-  experiment = create(mapping)
+    found['vae.fingerprint'] = experiment.first_stage.fingerprint
+  experiment = with_settings(experiment, found)
   check_data(experiment)
   experiment.open_data()
   return experiment, changed
