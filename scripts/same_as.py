@@ -197,7 +197,7 @@ def translate(source: Path, target: Path) -> None:
   for old, new in FIELDS.items():
     value = _take(mapping, old.split('.'))
     if new:
-      _put(mapping, new.split('.'), VALUES.get(new, {}).get(value, value))
+      _put(mapping, new.split('.'), VALUES[new][value] if new in VALUES else value)
   path.write_text(json.dumps({**mapping, **FORMAT}))
   if not ARRAYS and not RESHAPED:
     return
