@@ -1,4 +1,4 @@
-"""A run in Python: one resolved config with its work directory, and what is built from both, each once.
+"""The library's entry: a Run is one resolved config with its work directory and what is built from both.
 
 run = load_run('runs/quickstart', {'sampler.name': 'ddpm'}, checkpoint='best')
 images = run.sample([7, 7, 2], num_steps=50, cfg_scale=2.0)
@@ -27,7 +27,7 @@ from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureSet
-from diffusion_jax.experiment import resolve, stored
+from diffusion_jax.experiment import preparation, resolve, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -46,10 +46,15 @@ Labels = Sequence[int | str]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-  """What a config describes. Weights are those of the work directory, or initial ones without one."""
+  """One resolved config with what is built from it.
+
+  Its weights are those of the work directory; without one they are initial, or given by with_state.
+  """
 
   experiment: Experiment
   workdir: Path | None = None
+  given: tuple[Weights, int] | None = None
+  _compiled: dict[Any, Callable] = dataclasses.field(default_factory=dict, repr=False)
 
   @property
   def config(self) -> Config:
@@ -84,6 +89,13 @@ class Run:
     """The examples of training, in no order. Raises: InputError if they are not prepared."""
     return self.experiment.train_data
 
+  def prepare(self) -> None:
+    """Prepares the data of config.data, and a latent system's latents, if that has not been done.
+
+    Their description and pictures go into the work directory, or without one into config.data.dir.
+    """
+    preparation.ensure(self.experiment, self.workdir or self.experiment.datasets.folder)
+
   @functools.cached_property
   def step(self) -> int:
     """The step of the weights; 0 is untrained."""
@@ -91,11 +103,13 @@ class Run:
 
   @functools.cached_property
   def weights(self) -> Weights:
-    """All that sampling takes of a checkpoint. Raises: InputError, DamagedError."""
+    """All that sampling needs of a checkpoint. Raises: InputError, DamagedError."""
     return self._restored[0]
 
   @functools.cached_property
   def _restored(self) -> tuple[Weights, int]:
+    if self.given:
+      return self.given
     if self.workdir is None:
       return self.init().weights(), 0
     restored = load_checkpoint(self.experiment, self.workdir)
@@ -107,26 +121,22 @@ class Run:
     return self.weights.parts['model']
 
   def init(self) -> TrainState:
-    """The state at step 0, a function of config.seed."""
+    """Makes the state at step 0, a function of config.seed."""
     experiment = self.experiment
     shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
     init = functools.partial(experiment.init_state, experiment.scaling)
     return jax.jit(init, out_shardings=shardings)()
 
-  @functools.cached_property
-  def _compiled(self) -> dict[Any, Callable]:
-    """What was compiled for one set of static arguments."""
-    return {}
-
   def _once(self, key: Any, build: Callable[[], Callable]) -> Callable:
+    """Compiles once for one set of static arguments."""
     if key not in self._compiled:
       self._compiled[key] = build()
     return self._compiled[key]
 
   def train_step(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One step, compiled at the first call; the state that was given is gone.
+    """Trains one step, compiled at the first call. Donates `state`, which cannot be used afterwards.
 
-    batch: NumPy arrays as train_data.read gives them.
+    batch: NumPy arrays as train_data.read returns them.
     """
     phase = self.objective.phase(int(state.step) + 1)
     seed, donated = self.config.seed, {'donate_argnums': 0}
@@ -135,12 +145,20 @@ class Run:
     )
     return step(state, dict(batch), self.experiment.frozen)
 
+  def with_state(self, state: TrainState) -> 'Run':
+    """Returns a run that samples and measures with the (averaged) weights of `state`.
+
+    The weights are copied, so train_step can go on with `state`.
+    """
+    copied = jax.tree.map(jnp.copy, state.weights(self.config.sample.average))
+    return dataclasses.replace(self, given=(copied, int(state.step)))
+
   def times(self, num_steps: int = 0) -> np.ndarray:
-    """(num_steps + 1,) float64 from noise to data; 0 takes config.sample.num_steps."""
+    """Returns the times from noise to data, (num_steps + 1,) float64; 0 takes config.sample.num_steps."""
     return self.experiment.times(num_steps or self.config.sample.num_steps)
 
   def noise(self, indices: Sequence[int], seed: int | None = None) -> Array:
-    """x_T (N, *x0_shape) float32 of sample numbers: where --mode=sample starts."""
+    """Draws x_T (N, *x0_shape) float32 of these sample numbers, where --mode=sample starts."""
     generator = self._generator(0, 1.0, seed)
     return generator.start(generator.noise(np.asarray(indices, np.uint32))).x_t
 
@@ -154,11 +172,11 @@ class Run:
     cfg_scale: float | None = None,
     seed: int | None = None,
   ) -> np.ndarray:
-    """(N, H, W, C) uint8; what is not given is as config.sample has it.
+    """Makes images (N, H, W, C) uint8; arguments left out are those of config.sample.
 
-    labels: numbers or class names, one a sample. indices: sample numbers, 0, 1, ... if not given; sample
-    i of --mode=sample is the same image, bit for bit where all of a set is made, and else within rounding.
-    noise: standard normal (N, *x0_shape) instead of that of the indices.
+    labels: numbers or class names, one a sample. indices: sample numbers, by default 0, 1, ...; sample i
+    is that of --mode=sample, bit for bit if the whole set is made, otherwise up to rounding.
+    noise: standard normal (N, *x0_shape), instead of that of the indices.
     Raises: InputError for labels, steps or guidance that the model does not have.
     """
     given = next((len(x) for x in (labels, indices, noise) if x is not None), None)
@@ -184,7 +202,7 @@ class Run:
     return np.concatenate(made)[:count]
 
   def denoiser(self, labels: Labels, *, cfg_scale: float = 1.0) -> Denoiser:
-    """(x_t (N, *x0_shape), t) -> Prediction, for a sampler of one's own."""
+    """Returns (x_t (N, *x0_shape), t) -> Prediction, for a sampler of one's own."""
     labels = self._labels(labels, np.arange(len(labels)))
     sample = self.config.sample
     self._require_guidance(cfg_scale)
@@ -205,7 +223,7 @@ class Run:
     return functools.partial(denoise, self.weights.parts, {'label': jnp.asarray(labels)})
 
   def encode(self, images: np.ndarray) -> Array:
-    """Images (N,H,W,C) uint8 -> x0 (N, *x0_shape): in [-1, 1], or the posterior mean's latents."""
+    """Maps images (N,H,W,C) uint8 to x0 (N, *x0_shape): in [-1, 1], or latents of the posterior mean."""
     if not self.experiment.is_latent:
       return from_uint8(jnp.asarray(images))
     first, scaling = self.experiment.first_stage, self.weights.scaling
@@ -220,7 +238,7 @@ class Run:
     return self._once('encode', build)(first.params, jnp.asarray(images))
 
   def to_images(self, x_0: Array) -> np.ndarray:
-    """x_0 (N, *x0_shape) -> images (N,H,W,C) uint8."""
+    """Maps x_0 (N, *x0_shape) to images (N,H,W,C) uint8."""
     experiment, count = self.experiment, len(x_0)
     rows = np.minimum(np.arange(mesh.round_up(count, experiment.mesh)), count - 1)
     placed = mesh.to_devices(np.asarray(x_0)[rows], mesh.batch_sharding(experiment.mesh))
@@ -230,20 +248,20 @@ class Run:
 
   @functools.cached_property
   def evaluator(self) -> Evaluator:
-    """Measures under config.eval: its network, reference and metrics."""
+    """The network, reference and metrics of config.eval."""
     return Evaluator(self.experiment)
 
   def features(self, images: np.ndarray) -> FeatureSet:
-    """Features of images (N,H,W,C) uint8 by the network of config.eval."""
+    """Computes features of images (N,H,W,C) uint8 by the network of config.eval."""
     return self.evaluator.features(Arrays(images, ''), np.arange(len(images)))
 
   def measure(self, images: np.ndarray) -> dict[str, float]:
-    """The metrics of config.eval of images (N,H,W,C) uint8 against its reference."""
+    """Computes the metrics of config.eval for images (N,H,W,C) uint8 against its reference."""
     self.evaluator.check(len(images))
     return self.evaluator.measure(self.features(images)._replace(labels=None))
 
   def describe(self) -> dict[str, Any]:
-    """What --mode=describe --json prints."""
+    """Returns what --mode=describe --json prints."""
     check_devices(self.experiment)
     return facts(self.experiment)
 
@@ -283,9 +301,9 @@ class Run:
 def load_run(
   workdir: str | Path, overrides: Mapping[str, Any] | None = None, *, checkpoint: str = 'latest'
 ) -> Run:
-  """The run of a work directory, with its checkpoint.
+  """Opens a work directory, with its checkpoint.
 
-  overrides: config field -> value, as 'sampler.name': 'ddpm'. checkpoint: 'latest', 'best' or a step.
+  overrides: field -> value, as 'sampler.name': 'ddpm'. checkpoint: 'latest', 'best' or a step.
   Raises: InputError if nothing was trained there, or an override contradicts it; DamagedError.
   """
   folder = Path(workdir).expanduser().absolute()

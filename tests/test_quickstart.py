@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from diffusion_jax.evaluation.fid import distance, feature_stats
-from diffusion_jax.sampling.sample_set import load
+from tests.support.samples import load_samples
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,12 +48,12 @@ def test_quickstart(tmp_path, real, judge, model, label_accuracy):
   workdir = tmp_path / 'run'
   main(workdir, f'--config.model.name={model}')
   main(workdir, '--mode=evaluate', '--config.sample.cfg_scale=2')
-  images, labels = load(workdir / 'samples' / 'ddim50-cfg2', 1000)
+  images, labels = load_samples(workdir / 'samples' / 'ddim50-cfg2', 1000)
   np.testing.assert_array_equal(np.bincount(labels), 100)
   assert judge.score(pixels(images), labels) >= label_accuracy
 
   main(workdir, '--mode=evaluate', '--config.sample.cfg_scale=1')
-  images, _ = load(workdir / 'samples' / 'ddim50-cfg1', 1000)
+  images, _ = load_samples(workdir / 'samples' / 'ddim50-cfg1', 1000)
   reference = feature_stats(real['holdout'][0])
   real_distance = distance(*feature_stats(real['train'][0]), *reference)
   assert distance(*feature_stats(pixels(images)), *reference) <= 3 * real_distance

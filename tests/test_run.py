@@ -94,6 +94,36 @@ def test_training_steps_by_hand(trained):
   assert int(state.step) == 60 and np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
+def test_a_new_run_prepares_its_data(tmp_path):
+  run = dj.new_run('quickstart', {'data.dir': str(tmp_path / 'data'), 'data.workers': 1})
+  with pytest.raises(InputError, match='no prepared data'):
+    _ = run.train_data
+  run.prepare()
+  assert run.train_data.num_examples == 1500 and (tmp_path / 'data' / 'data.png').exists()
+  (folder,) = (tmp_path / 'data').glob('digits-8-*')
+  before = folder.stat().st_mtime_ns
+  run.prepare()  # A second time there is nothing to do.
+  assert folder.stat().st_mtime_ns == before
+
+
+def test_a_state_trained_by_hand_samples(trained):
+  sizes = {'model.dit.hidden_size': 32, 'model.dit.depth': 1, 'optimizer.warmup_steps': 5}
+  run = dj.new_run('quickstart', {**sizes, 'data.dir': str(trained.parent / 'data')})
+  batch = run.train_data.read(np.arange(16))
+  state = run.init()
+  for _ in range(30):
+    state, _ = run.train_step(state, batch)
+  after = run.with_state(state)
+  expected = jax.tree.map(jnp.copy, state.averages['ema']['model'])
+  state, _ = run.train_step(state, batch)  # Donates the state, but not the copied weights.
+  assert (after.step, run.step) == (30, 0)
+  jax.tree.map(np.testing.assert_array_equal, after.params, expected)
+  made, untrained = (each.sample([3, 4], num_steps=4) for each in (after, run))
+  assert np.any(made != untrained)
+  raw = dj.new_run('quickstart', {**sizes, 'sample.average': ''}).with_state(state)
+  jax.tree.map(np.testing.assert_array_equal, raw.params, jax.device_get(state.params['model']))
+
+
 def test_measuring_images_of_ones_own(run):
   images = run.train_data.read(np.arange(200))['image']
   features = run.features(images)
