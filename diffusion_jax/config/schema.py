@@ -271,7 +271,7 @@ class Sample:
     50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT
   )
   spacing: Choice = choice(
-    'diffusion.spacings', 'trailing', 'How the times of the steps are spread.', key='spacing'
+    'diffusion.spacings', 'trailing', 'Spacing of the sampling times.', key='spacing'
   )
   cfg_scale: float = option(1.0, 'Scale of classifier-free guidance; 1 is none.', NOT_NEGATIVE)
   guide_channels: int = option(
@@ -450,7 +450,7 @@ class Config:
   time_sampling: Choice = choice(
     'diffusion.time_sampling', 'uniform', 'The distribution of training times.'
   )
-  objective: Choice = choice('objectives', 'denoising', 'What is minimised.', NEVER)
+  objective: Choice = choice('objectives', 'denoising', 'The training objective.', NEVER)
   vae: Vae = section(Vae, NEVER)
   model: Choice = choice('models', 'dit', 'The backbone.', NEVER)
   optimizer: Optimizer = section(Optimizer)
