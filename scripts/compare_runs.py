@@ -4,9 +4,10 @@ The tables say what has another name here than in the commit that is compared wi
 """
 
 import json
+import math
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,13 @@ HOLDOUT_METRICS = {  # Held-out metrics: REF's name -> the name here.
   'kl': 'holdout_kl',
 }
 ARRAYS: list[tuple[str, str]] = [  # (regular expression in REF's path, replacement here).
-  (r'^params/', 'params/model/'),
+  (r'^params/(?!model/|discriminator/)', 'params/model/'),
   (r'^ema_params/', 'averages/ema/model/'),
   (r'^opt_state/', 'opt_states/model/'),
   (r'^discriminator/', 'params/discriminator/'),
   (r'^discriminator_opt_state/', 'opt_states/discriminator/'),
 ]
-RESHAPED: list[tuple[str, Callable]] = []  # (expression in the path here, REF's array -> here).
+RESHAPED = ['qkv/(kernel|bias)$']  # Paths here: the same entries in the same order, another shape.
 CLOCK = {'images_per_s', 'step_time', 'data_wait', 'device_memory'}  # Logged, never the same.
 
 
@@ -78,14 +79,17 @@ def arrays_of(workdir: Path, step: int) -> dict[str, np.ndarray]:
   }
 
 
-def here_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def as_here(
+  arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
   """REF's arrays by the paths, and in the shapes, that they have in this checkout."""
   found = {}
   for path, array in arrays.items():
     for pattern, replacement in ARRAYS:
       path = re.sub(pattern, replacement, path)
-    for pattern, reshape in RESHAPED:
-      array = reshape(array) if re.search(pattern, path) else array
+    shape = shapes.get(path, array.shape)
+    if any(re.search(pattern, path) for pattern in RESHAPED) and math.prod(shape) == array.size:
+      array = array.reshape(shape)
     found[path] = array
   return found
 
@@ -153,7 +157,8 @@ def _differing_arrays(old: Path, new: Path) -> Iterator[str]:
   if max(steps_of(new)) != step:
     yield f'the last checkpoint is of step {step} in REF, {max(steps_of(new))} here'
     return
-  wanted, got = here_names(arrays_of(old, step)), arrays_of(new, step)
+  got = arrays_of(new, step)
+  wanted = as_here(arrays_of(old, step), {path: array.shape for path, array in got.items()})
   if set(wanted) != set(got):
     yield f'arrays only in REF: {sorted(set(wanted) - set(got))[:5]}'
     yield f'arrays only here: {sorted(set(got) - set(wanted))[:5]}'

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,8 @@ from compare_runs import (
   RESHAPED,
   VALUES,
   arrays_of,
+  as_here,
   compare,
-  here_names,
   steps_of,
 )
 
@@ -196,9 +196,10 @@ def translate(source: Path, target: Path) -> None:
   mapping = json.loads(path.read_text())
   for old, new in FIELDS.items():
     value = _take(mapping, old.split('.'))
-    if new:
-      _put(mapping, new.split('.'), VALUES[new][value] if new in VALUES else value)
-  path.write_text(json.dumps({**mapping, **FORMAT}))
+    if new and value is not None:
+      _put(mapping, new.split('.'), VALUES[new].get(value, value) if new in VALUES else value)
+  mapping |= FORMAT
+  path.write_text(json.dumps(mapping))
   if not ARRAYS and not RESHAPED:
     return
   import jax
@@ -206,25 +207,48 @@ def translate(source: Path, target: Path) -> None:
   from diffusion_jax.experiment import stored
   from diffusion_jax.experiment.checks import create
   from diffusion_jax.runtime.checkpoint import Checkpoints
-  from diffusion_jax.runtime.mesh import path_name
 
-  (step,) = steps_of(target)
-  arrays = here_names(arrays_of(source, step))
+  def fitted(arrays, abstract):
+    leaves, structure = jax.tree.flatten_with_path(abstract)
+    names = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves]
+    arrays = as_here(arrays, {name: leaf.shape for name, (_, leaf) in zip(names, leaves)})
+    return structure.unflatten(
+      arrays[name].astype(leaf.dtype) for name, (_, leaf) in zip(names, leaves)
+    )
+
+  (step,), experiment = steps_of(target), create(stored.load(target))
+  abstract = experiment.abstract_state
+  state = fitted(arrays_of(source, step), abstract)
   shutil.rmtree(target / 'checkpoints')
-
-  def take(path, leaf):
-    return jax.device_put(np.asarray(arrays[path_name(path)]).astype(leaf.dtype), leaf.sharding)
-
-  state = jax.tree_util.tree_map_with_path(take, create(stored.load(target)).abstract_state)
   checkpoints = Checkpoints(target / 'checkpoints')
-  checkpoints.save(step, state, {})
+  checkpoints.save(step, jax.device_put(state, jax.tree.map(lambda x: x.sharding, abstract)), {})
   checkpoints.close()
+  if (target / stored.AUTOENCODER).exists():
+    mapping['vae']['fingerprint'] = _translate_autoencoder(target, experiment.autoencoder, fitted)
+    path.write_text(json.dumps(mapping))
+
+
+def _translate_autoencoder(target: Path, module, fitted: Callable) -> str:
+  """Rewrites the copy of the autoencoder in a work directory. Returns: its fingerprint here."""
+  from diffusion_jax.experiment import first_stage, stored
+  from diffusion_jax.pretrained import compvis, weights
+
+  path = target / stored.AUTOENCODER
+  state, origin = (
+    weights.read_state(path, allow_pickle=False),
+    weights.read_metadata(path)['origin'],
+  )
+  params = fitted(state, compvis.autoencoder_params(module))
+  first = first_stage.FirstStage(module, params, first_stage.fingerprint_of(params), origin)
+  first_stage.save_copy(target, first, replace=True)
+  return first.fingerprint
 
 
 def _take(mapping: dict, keys: list[str]):
+  """Removes a field and returns its value: None where REF has the name of this checkout."""
   for key in keys[:-1]:
-    mapping = mapping[key]
-  return mapping.pop(keys[-1])
+    mapping = mapping.get(key, {})
+  return mapping.pop(keys[-1], None)
 
 
 def _put(mapping: dict, keys: list[str], value) -> None:

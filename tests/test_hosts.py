@@ -200,7 +200,10 @@ def test_what_the_first_host_refuses_stops_both(trained):
 
 def test_hosts_that_share_a_tensor_write_every_sample_once(trained):
   """All four devices hold every row; the kernels are cut over both hosts, in the checkpoint too."""
-  rules = [['blocks/(qkv|mlp_in)/kernel', ['', '', 'tensor']]]
+  rules = [
+    ['blocks/qkv/kernel', ['', '', '', '', 'tensor']],
+    ['blocks/mlp_in/kernel', ['', '', 'tensor']],
+  ]
   flags = {**SAMPLE, **TENSOR, 'mesh.rules': rules}
   codes, outputs, folder = sample_together(trained, flags, 'tensor')
   assert codes == [0, 0], '\n'.join(outputs)

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffusion_jax.config.options import IF_GIVEN, one_of, option, require_options
 from diffusion_jax.models.layers import (
+  QKV,
   SIZE,
   ConditionEmbedding,
   Dense,
@@ -89,7 +90,7 @@ class DiTBlock(nn.Module):
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
     h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
-    h = attend(dense(3 * width, 'qkv')(h), self.num_heads, implementation=self.attention)
+    h = attend(QKV(self.num_heads, self.dtype, xavier, name='qkv')(h), self.attention)  # (B, N, d)
     h = dense(width, 'attention_out')(h)
     x = x + spread(gate_a, h) * h
     h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)

@@ -66,6 +66,32 @@ class Conv(nn.Conv):
     return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
 
 
+class QKV(nn.Module):
+  """Queries, keys and values of all heads in one product: (..., d) -> (..., 3, heads, head width).
+
+  The kernel (d, 3, heads, head width) and the bias keep the heads apart, so that rules can cut them by
+  heads; both are drawn and applied as (d, 3d) and (3d,).
+  """
+
+  num_heads: int
+  dtype: jnp.dtype
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    width = x.shape[-1]
+    heads = (3, self.num_heads, width // self.num_heads)
+
+    def init(key, shape):
+      return self.kernel_init(key, (width, 3 * width)).reshape(shape)
+
+    kernel = self.param('kernel', init, (width, *heads)).astype(self.dtype)
+    bias = self.param('bias', nn.initializers.zeros, heads)
+    y = x.astype(self.dtype) @ kernel.reshape(width, 3 * width)
+    y = y + spread(bias.reshape(3 * width), y)
+    return y.reshape(*y.shape[:-1], *heads)
+
+
 def sinusoidal_embedding(
   time: Array, width: int, max_period: float = 10_000.0, frequency_shift: int = 0
 ) -> Array:
@@ -116,15 +142,14 @@ class ConditionEmbedding(nn.Module):
     return h
 
 
-def attend(qkv: Array, num_heads: int, implementation: str = 'xla') -> Array:
-  """Multi-head self-attention of packed [q; k; v]: (B, N, 3d) -> (B, N, d), softmax in float32.
+def attend(qkv: Array, implementation: str = 'xla') -> Array:
+  """Multi-head self-attention: (B, N, 3, heads, head width) -> (B, N, d), softmax in float32.
 
   implementation: 'xla', or 'cudnn' (fused; bfloat16 or float16 on a GPU only).
   """
-  batch, tokens, width = qkv.shape
-  q, k, v = jnp.moveaxis(qkv.reshape(batch, tokens, 3, num_heads, width // 3 // num_heads), 2, 0)
+  q, k, v = jnp.moveaxis(qkv, 2, 0)
   h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-  return h.reshape(batch, tokens, width // 3)
+  return h.reshape(*h.shape[:2], -1)
 
 
 def require_divisible(name: str, value: int, by_name: str, by: int) -> None:

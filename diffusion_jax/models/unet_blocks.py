@@ -8,7 +8,7 @@ into scale and shift of the second norm and may change resolution inside a resid
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import Conv, Dense, attend, modulate, spread
+from diffusion_jax.models.layers import QKV, Conv, Dense, attend, modulate, spread
 from diffusion_jax.types import Array
 
 NUM_GROUPS = 32
@@ -106,7 +106,6 @@ class AttentionBlock(nn.Module):
       )
     tokens = group_norm(self.norm_epsilon, self.dtype, 'norm')(x)
     tokens = tokens.reshape(x.shape[0], -1, channels)  # (B, HW, C)
-    qkv = Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens)
-    h = attend(qkv, num_heads, self.attention)
+    h = attend(QKV(num_heads, self.dtype, name='qkv')(tokens), self.attention)  # (B, HW, C)
     h = Dense(channels, dtype=self.dtype, kernel_init=zeros, name='out')(h)
     return x + h.reshape(x.shape)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.config.options import option, require_options
-from diffusion_jax.models.layers import LEVELS, SIZE, Conv, Dense, attend, require_divisible
+from diffusion_jax.models.layers import LEVELS, QKV, SIZE, Conv, Dense, attend, require_divisible
 from diffusion_jax.types import Array, PyTree
 
 NUM_GROUPS = 32
@@ -77,7 +77,7 @@ class AttentionBlock(nn.Module):
     """(B, H, W, C) -> (B, H, W, C)."""
     channels = x.shape[-1]
     tokens = norm(self.dtype, 'norm')(x).reshape(x.shape[0], -1, channels)  # (B, HW, C)
-    h = attend(Dense(3 * channels, dtype=self.dtype, name='qkv')(tokens), 1)
+    h = attend(QKV(1, self.dtype, name='qkv')(tokens))  # (B, HW, C)
     return x + Dense(channels, dtype=self.dtype, name='out')(h).reshape(x.shape)
 
 

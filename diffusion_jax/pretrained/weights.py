@@ -1,6 +1,7 @@
 """Reading foreign weight files, and matching their arrays with our parameters by name and shape."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -146,10 +147,10 @@ def convert(
   Raises: InputError that names every missing, unexpected and misshapen array, with both shapes.
   """
   transform = transform or to_flax
-  flat, found, used, problems = flatten_dict(abstract), {}, set(), []
-  for path, wanted in flat.items():
-    source = source_of(path)
-    ndim = len(wanted.shape) - bool(source.stacked)
+  found, used, problems = {}, set(), []
+  for path, own in flatten_dict(abstract).items():
+    source, wanted = source_of(path), _fused(path, own.shape)
+    ndim = len(wanted) - bool(source.stacked)
     rows = []
     for index in range(max(source.stacked, 1)):
       names = [name.format(index) for name in source.names]
@@ -168,10 +169,11 @@ def convert(
       )
       continue
     shape = (len(rows), *shapes[0]) if source.stacked else shapes[0]
-    if shape != wanted.shape:
-      problems.append(f'{source.names[0]} gives {shape}, {"/".join(path)} is {wanted.shape}')
+    if shape != wanted:
+      problems.append(f'{source.names[0]} gives {shape}, {"/".join(path)} is {wanted}')
       continue
-    found[path] = array = np.empty(shape, np.result_type(*rows[0]))  # The only copy.
+    array = np.empty(shape, np.result_type(*rows[0]))  # The only copy.
+    found[path] = array.reshape(own.shape)
     for target, row in zip(array if source.stacked else [array], rows):
       np.concatenate(row, axis=-1, out=target)
   problems += [f'unexpected {name} {state[name].shape}' for name in sorted(set(state) - used)]
@@ -180,6 +182,11 @@ def convert(
     more = f'\n  and {len(problems) - 10} more' if len(problems) > 10 else ''
     raise InputError(f'{origin}: does not fit the model:\n{listed}{more}')
   return unflatten_dict(found)
+
+
+def _fused(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns the shape with the axes (3, heads, head width) of a qkv layer as one."""
+  return (*shape[:-3], math.prod(shape[-3:])) if path[-2:-1] == ('qkv',) else shape
 
 
 def to_flax(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:

@@ -51,7 +51,8 @@ def random_params(experiment):
 def write_published(path, params):
   """Our DiT's arrays under the names and layouts of its authors' files, the other way round."""
   p = jax.device_get(params)
-  depth = len(p['blocks']['qkv']['bias'])
+  depth, width = p['blocks']['attention_out']['bias'].shape
+  qkv = p['blocks']['qkv']
   linear = {
     't_embedder.mlp.0': p['condition']['time_in'],
     't_embedder.mlp.2': p['condition']['time_out'],
@@ -59,7 +60,10 @@ def write_published(path, params):
     'final_layer.linear': p['patch_out'],
   }
   parts = {
-    'attn.qkv': p['blocks']['qkv'],
+    'attn.qkv': {
+      'kernel': qkv['kernel'].reshape(depth, width, 3 * width),
+      'bias': qkv['bias'].reshape(depth, 3 * width),
+    },
     'attn.proj': p['blocks']['attention_out'],
     'mlp.fc1': p['blocks']['mlp_in'],
     'mlp.fc2': p['blocks']['mlp_out'],
@@ -69,7 +73,7 @@ def write_published(path, params):
     linear |= {f'blocks.{i}.{k}': {n: x[i] for n, x in v.items()} for k, v in parts.items()}
   state = {f'{name}.weight': value['kernel'].T for name, value in linear.items()}
   state |= {f'{name}.bias': value['bias'] for name, value in linear.items()}
-  rows, width = p['patch_in']['kernel'].shape
+  rows = len(p['patch_in']['kernel'])
   patches = p['patch_in']['kernel'].reshape(2, 2, rows // 4, width)  # (row, column, channel, d)
   state['x_embedder.proj.weight'] = patches.transpose(3, 2, 0, 1)
   state['x_embedder.proj.bias'] = p['patch_in']['bias']

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import base
 from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
-from diffusion_jax.models.layers import sinusoidal_embedding
+from diffusion_jax.models.layers import QKV, Dense, sinusoidal_embedding
 from diffusion_jax.runtime.cost import flops, num_parameters
 
 NAMES = plugin_names('models')
@@ -138,6 +139,28 @@ def test_dit_has_the_published_sizes(width, depth, heads, millions, gflop):
   assert (num_parameters(params) + 256 * width) / 1e6 == pytest.approx(millions, abs=0.05)
   count = flops(lambda p, *a: module.apply({'params': p}, *a), params, *arguments)
   assert count / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_qkv_keeps_heads_apart_and_is_drawn_as_one_matrix():
+  """(d, 3, heads, head width): the very numbers, and the product, of a dense layer of 3d features."""
+  layer, dense = QKV(4, jnp.float32), Dense(96)
+  x, key = jax.random.normal(jax.random.key(0), (2, 5, 32)), jax.random.key(1)
+  params, flat = (jax.jit(module.init)(key, x)['params'] for module in (layer, dense))
+  assert jax.tree.map(jnp.shape, params) == {'kernel': (32, 3, 4, 8), 'bias': (3, 4, 8)}
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), params, flat)
+  flat['bias'] = jax.random.normal(key, (96,))
+  params['bias'] = flat['bias'].reshape(3, 4, 8)
+  out, wanted = (jax.jit(m.apply)({'params': p}, x) for m, p in ((layer, params), (dense, flat)))
+  np.testing.assert_array_equal(out, wanted.reshape(2, 5, 3, 4, 8))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_qkv_of_backbones_has_an_axis_of_heads(name):
+  module = build(name, **SMALL[name])
+  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs())['params']
+  found = {path[-1]: x.shape[-3:] for path, x in flatten_dict(shapes).items() if path[-2] == 'qkv'}
+  width = 32 if name == 'dit' else 64
+  assert found == {'kernel': (3, 2, width // 2), 'bias': (3, 2, width // 2)}
 
 
 def test_dit_patches_are_ordered_row_column_channel():

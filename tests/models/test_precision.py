@@ -42,13 +42,13 @@ def test_softmax_is_float32():
   tokens, width = 64, 16
   q, k, v = np.random.default_rng(0).normal(size=(3, 1, tokens, 1, width))
   q[..., 0], k[..., 0] = 16.0, 20.0
-  qkv = jnp.asarray(np.concatenate([q, k, v], axis=2).reshape(1, tokens, 3 * width), jnp.bfloat16)
+  qkv = jnp.asarray(np.concatenate([q, k, v], axis=2)[:, :, :, None], jnp.bfloat16)
   q, k, v = np.asarray(qkv, np.float64).reshape(tokens, 3, width).transpose(1, 0, 2)
   logits = q @ k.T / np.sqrt(width)
   assert logits.mean() > 70
   weights = np.exp(logits - logits.max(-1, keepdims=True))
   expected = weights / weights.sum(-1, keepdims=True) @ v
-  found = np.asarray(attend(qkv, 1), np.float64)[0]
+  found = np.asarray(attend(qkv), np.float64)[0]
   assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()
 
 

@@ -27,7 +27,8 @@ RULES = {
     'mesh.fsdp': 2,
     'mesh.tensor': 2,
     'mesh.rules': (
-      ('blocks/(qkv|mlp_in)/kernel', ('', 'fsdp', 'tensor')),
+      ('blocks/qkv/kernel', ('', 'fsdp', '', 'tensor')),
+      ('blocks/mlp_in/kernel', ('', 'fsdp', 'tensor')),
       ('blocks/(attention_out|mlp_out)/kernel', ('', 'tensor', 'fsdp')),
     ),
   },
