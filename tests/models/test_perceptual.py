@@ -47,5 +47,7 @@ def test_distances_are_those_of_torch_fidelity(folder):
 
 def test_what_is_missing_is_said_with_where_to_get_it(folder, tmp_path):
   for path in (tmp_path / 'gone', tmp_path, folder / 'lin.safetensors'):
-    with pytest.raises(InputError, match=r'config\.vae\.perceptual_weights.*vgg16-397923af\.pth'):
+    with pytest.raises(
+      InputError, match=r'config\.objective\.autoencoder\.perceptual_weights.*vgg16-397923af\.pth'
+    ):
       lpips.load(path)
