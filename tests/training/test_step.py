@@ -151,7 +151,7 @@ class Recorder:
   def __init__(self):
     self.calls = []
 
-  def apply(self, variables, x, time, condition, *, train, rngs):
+  def apply(self, variables, x, time, condition, *, train, rngs, mutable):
     self.calls.append({'labels': np.asarray(condition['label']), 'train': train, 'rngs': rngs})
     return variables['params']['kernel'] * x
 
