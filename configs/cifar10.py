@@ -9,7 +9,7 @@ reach has not been measured here. configs/cifar10.py:laptop is small enough for 
 trains 400 steps in minutes and shows that the loss falls and pictures take shape, not more.
 """
 
-from configs import base
+from diffusion_jax.configs import base
 
 
 def get_config(size: str = 'full'):

@@ -7,7 +7,7 @@ Minutes on two CPU cores. What it draws, beside pixel models of the same budget,
 docs/latent.md.
 """
 
-from configs import cifar10
+from diffusion_jax.configs import cifar10
 
 
 def get_config():

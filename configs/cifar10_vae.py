@@ -6,7 +6,7 @@ PATH as for configs/cifar10.py. It has neither the perceptual nor the adversaria
 and weights to load. What it reaches, and latent models on it, stand in docs/latent.md.
 """
 
-from configs import cifar10
+from diffusion_jax.configs import cifar10
 
 
 def get_config():

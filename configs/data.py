@@ -10,7 +10,7 @@ imagenet2012. configs/folder.py is for images of your own; with it, or with
 ImageNet-100 comes to 126,689 + 5,000 images and 6.5 GB; docs/data.md has the rest.
 """
 
-from configs import base
+from diffusion_jax.configs import base
 
 
 def get_config():

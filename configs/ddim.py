@@ -7,7 +7,7 @@ configs/ddpm.py, where also stands what differs. Beside that it predicts v: at t
 cosine schedule an error of eps is multiplied by hundreds in x0. The learning rate is the published 2e-4.
 """
 
-from configs import ddpm
+from diffusion_jax.configs import ddpm
 
 
 def get_config():

@@ -7,7 +7,7 @@ PATH and what differs: configs/ddpm_vae.py. Published: FID 168.2, IS 5.29; ours 
 1.2 hours on one H200, reckoned as in configs/ddpm.py. The learning rate is the published 2e-4.
 """
 
-from configs import ddpm_vae_cfg
+from diffusion_jax.configs import ddpm_vae_cfg
 
 
 def get_config():

@@ -15,7 +15,7 @@ whose softmax is constant. Heads are 64 channels wide, which Dhariwal & Nichol (
 best; how many the publication has is not known here. docs/systems.md has all systems.
 """
 
-from configs import data
+from diffusion_jax.configs import data
 
 
 def get_config():

@@ -7,7 +7,7 @@ configs/ddpm.py, where also stands what differs. The scale of guidance is ours: 
 --mode=sample --config.sample.cfg_scale=3, which needs no training.
 """
 
-from configs import ddpm
+from diffusion_jax.configs import ddpm
 
 
 def get_config():

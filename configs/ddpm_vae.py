@@ -10,7 +10,7 @@ not bounded by 1 and clipping destroys the sample; their scale is measured, not 
 predicted, not eps, whose errors near pure noise nothing would then hold back.
 """
 
-from configs import ddpm
+from diffusion_jax.configs import ddpm
 
 
 def get_config():

@@ -7,7 +7,7 @@ PATH and what differs: configs/ddpm_vae.py. Published: FID 189.5, IS 5.79; ours 
 1.2 hours on one H200, reckoned as in configs/ddpm.py. The scale of guidance is ours.
 """
 
-from configs import ddpm_vae
+from diffusion_jax.configs import ddpm_vae
 
 
 def get_config():

@@ -11,7 +11,7 @@ and 1.78 with 8; ours are not measured. About 3.1 hours on one H200, 0.9 with 8 
 the publication adds them to the tokens once.
 """
 
-from configs import ddim_vae_cfg
+from diffusion_jax.configs import ddim_vae_cfg
 
 SIZES = {
   '12': dict(hidden_size=768, depth=12, num_heads=12),

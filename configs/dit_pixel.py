@@ -8,7 +8,7 @@ measured. --config.process.prediction_type=x0 is the choice of Li & He (2025, ar
 this large.
 """
 
-from configs import dit_cfg
+from diffusion_jax.configs import dit_cfg
 
 
 def get_config():

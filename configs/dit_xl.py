@@ -13,7 +13,7 @@ measured. One needs --config.model.dit.remat=True to fit, which takes a third lo
 guidance acts on three of the four channels; --config.sample.guide_channels=0 guides all.
 """
 
-from configs import data
+from diffusion_jax.configs import data
 
 
 def get_config():

@@ -20,7 +20,7 @@ of it depends on the images, of which a few thousand a class are few. The evalua
 trained on the images; --config.eval.features.name=inception gives the FID of publications.
 """
 
-from configs import base
+from diffusion_jax.configs import base
 
 
 def get_config(path: str = ''):

@@ -7,7 +7,7 @@
 --config.model.name=unet trains a small UNet instead. What to expect stands in README.md.
 """
 
-from configs import base
+from diffusion_jax.configs import base
 
 
 def get_config():

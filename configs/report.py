@@ -11,7 +11,7 @@ data nor an accelerator is needed. Larger panels: --config.report.num_classes=10
 --config.report.num_snapshots=8.
 """
 
-from configs import base
+from diffusion_jax.configs import base
 
 
 def get_config():

@@ -10,7 +10,7 @@ its 790 TFLOP/s are reached; LPIPS and the discriminator come on top. Neither th
 has been measured.
 """
 
-from configs import data
+from diffusion_jax.configs import data
 
 
 def get_config():

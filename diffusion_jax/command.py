@@ -13,7 +13,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data, resolve, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import files
-from diffusion_jax.usage import USAGE, modes
+from diffusion_jax.usage import modes, usage
 
 BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
@@ -54,7 +54,7 @@ def run_mode(
   stage = importlib.import_module(f'diffusion_jax.stages.{mode}')
   folder = Path(workdir).expanduser().absolute() if workdir else None
   if folder is None and mode != 'describe':
-    raise InputError(f'--workdir is missing\n{USAGE}')
+    raise InputError(f'--workdir is missing\n{usage()}')
   try:
     config = from_data.as_stored(config, folder)
     if mode in BEFORE_TRAINING:

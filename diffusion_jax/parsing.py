@@ -1,4 +1,4 @@
-"""From the flags to a config: a file of configs/, or the config.json of a work directory."""
+"""From the flags to a config: a file, a shipped one by its name, or the config.json of a work directory."""
 
 import re
 import sys
@@ -9,12 +9,13 @@ from typing import Any
 
 from absl import flags
 
+from diffusion_jax.config import shipped
 from diffusion_jax.config.fields import Section, defaults, schema, updated, walk
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.experiment import stored
-from diffusion_jax.usage import USAGE, leaves, nearest_fields
+from diffusion_jax.usage import leaves, nearest_fields, usage
 
 OVERRIDE = re.compile(r'--?(?:no)?config\.([^=]*)')
 
@@ -39,16 +40,17 @@ def parse(argv: list[str], values: flags.FlagValues) -> tuple[dict[str, Any], di
   try:
     rest = values(argv)[1:]
     if rest:
-      raise InputError(f'arguments without a flag: {" ".join(rest)}\n{USAGE}')
+      raise InputError(f'arguments without a flag: {" ".join(rest)}\n{usage()}')
     config = values['config'].value.to_dict()
   except OSError as error:
-    found = sorted(str(p) for p in Path('configs').glob('*.py'))
     if Path(path).is_dir():
       raise InputError(
-        f'--config={path}: a folder; allowed a file of configs/, or the config.json of a work directory'
+        f'--config={path}: a folder; allowed a file of configs/, its name, or the config.json of a work '
+        'directory'
       ) from error
     if not Path(path.split(':')[0]).is_file():
-      raise InputError(unknown('--config: no such file', path, found)) from error
+      files = sorted(str(p) for p in Path('configs').glob('*.py')) if '.py' in path else []
+      raise InputError(unknown('--config: no such file', path, files or shipped.names())) from error
     raise InputError(f'--config={path}: {error}') from error
   except Stop:
     raise
@@ -92,15 +94,15 @@ def named_plugins(argv: list[str]) -> dict[str, str | tuple[str, ...]]:
 def _default_config(argv: list[str], workdir: str | None) -> Path:
   """The config of the work directory. Raises: InputError if it has none."""
   if value_of(argv, 'mode') == 'report':
-    return Path(__file__).parents[1] / 'configs' / 'report.py'
+    return shipped.FOLDER / 'report.py'
   if workdir is None and '--fields' in argv:
-    return Path(__file__).parents[1] / 'configs' / 'base.py'
+    return shipped.FOLDER / 'base.py'
   if workdir is None:
-    raise InputError(f'--config is missing\n{USAGE}')
+    raise InputError(f'--config is missing\n{usage()}')
   path = Path(workdir).expanduser() / stored.FILE
   if not path.is_file():
     raise InputError(
-      f'--config is missing, and {path} does not exist, so nothing was trained in {workdir}\n{USAGE}'
+      f'--config is missing, and {path} does not exist, so nothing was trained in {workdir}\n{usage()}'
     )
   return path
 
@@ -121,7 +123,7 @@ class ConfigReader:
   def parse(self, path: str) -> Any:
     """The ConfigDict, complete and locked. Raises: InputError, DamagedError; as the Python parser."""
     if not path.endswith('.json'):
-      config = self.python.parse(path)
+      config = self.python.parse(shipped.resolved(path))
     else:
       mapping, self.lost = stored.read(Path(path).expanduser())
       config = locked(mapping, path)

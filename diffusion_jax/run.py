@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config import shipped
 from diffusion_jax.config.fields import updated
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.schema import Config
@@ -40,7 +41,6 @@ from diffusion_jax.training.state import TrainState, Weights
 from diffusion_jax.training.step import make_train_step
 from diffusion_jax.types import Array, DataSource, Denoiser, NoiseSchedule, PyTree, Sampler
 
-CONFIGS = Path(__file__).parent / 'configs'
 Labels = Sequence[int | str]
 
 
@@ -321,11 +321,10 @@ def new_run(config: str | Path, overrides: Mapping[str, Any] | None = None) -> R
 
   Raises: InputError if there is no such config, or it cannot work.
   """
-  name, _, argument = str(config).partition(':')
-  path = Path(name) if name.endswith('.py') else CONFIGS / f'{name}.py'
+  name, _, argument = shipped.resolved(str(config)).partition(':')
+  path = Path(name)
   if not path.is_file():
-    shipped = sorted(file.stem for file in CONFIGS.glob('*.py') if file.stem != '__init__')
-    raise InputError(unknown('config', name, shipped))
+    raise InputError(unknown('config', name, shipped.names()))
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

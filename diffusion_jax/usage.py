@@ -1,15 +1,16 @@
 """What --help prints, and the field that a user may have meant. Nothing heavy is imported."""
 
 import ast
+import os
+import sys
+import textwrap
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
 from pathlib import Path
 
+from diffusion_jax.config import shipped
+
 STAGES = Path(__file__).parent / 'stages'
-USAGE = (
-  'usage: python main.py --config=configs/quickstart.py --workdir=DIR [--mode=train] '
-  '[--config.FIELD=VALUE ...]'
-)
 # Of sections with a field of the same name, the one that is meant most often first.
 SECTIONS = (
   'train',
@@ -39,12 +40,26 @@ FIELDS = {
   'sampler.name': 'ddim or ddpm',
   'dtype': 'float32, bfloat16, or auto',
 }
-EXAMPLES = """\
-  python main.py --config=configs/quickstart.py --workdir=runs/quickstart
-  python main.py --workdir=runs/quickstart --mode=sample --config.sample.cfg_scale=2
-  python main.py --workdir=runs/quickstart --mode=evaluate
-  python main.py --config=configs/dit_cfg.py --mode=describe
-  python main.py --workdir=runs --mode=report"""
+EXAMPLES = (
+  '--config=quickstart --workdir=runs/quickstart',
+  '--workdir=runs/quickstart --mode=sample --config.sample.cfg_scale=2',
+  '--workdir=runs/quickstart --mode=evaluate',
+  '--config=dit_cfg --mode=describe',
+  '--workdir=runs --mode=report',
+)
+
+
+def program() -> str:
+  """Returns the command as a user types it: that of an installed package, or main.py of a checkout."""
+  name = os.path.basename(sys.argv[0])
+  return name if name == 'diffusion-jax' else 'python main.py'
+
+
+def usage() -> str:
+  """Returns a line that shows how the command is used."""
+  return (
+    f'usage: {program()} --config=NAME|FILE --workdir=DIR [--mode=train] [--config.FIELD=VALUE ...]'
+  )
 
 
 def modes() -> list[str]:
@@ -64,15 +79,17 @@ def help_text() -> str:
   fields = [f'  --config.{f"{name}=":<26}{text}' for name, text in FIELDS.items()]
   return '\n'.join(
     [
-      USAGE,
+      usage(),
       'After training, --workdir=DIR alone is enough: the config is read from DIR/config.json.',
       '\nmodes:',
       *rows,
       '\nfields that are set most often:',
       *fields,
+      '\nconfigs, by name (or a file of your own):',
+      textwrap.fill(', '.join(shipped.names()), 100, initial_indent='  ', subsequent_indent='  '),
       '\nexamples:',
-      EXAMPLES,
-      '\nAll fields, with what they mean: python main.py --mode=describe --fields. More: configs/, README.md.',
+      *(f'  {program()} {arguments}' for arguments in EXAMPLES),
+      f'\nAll fields, with what they mean: {program()} --mode=describe --fields. More: README.md, docs/.',
     ]
   )
 

@@ -37,9 +37,9 @@ def copy_tree(target: Path) -> None:
   """The files that git knows, or would."""
   listed = ['git', '-C', str(ROOT), 'ls-files', '-z', '--cached', '--others', '--exclude-standard']
   for name in subprocess.run(listed, capture_output=True, check=True, text=True).stdout.split('\0'):
-    if name and (ROOT / name).is_file():
+    if name and ((ROOT / name).is_file() or (ROOT / name).is_symlink()):
       (target / name).parent.mkdir(parents=True, exist_ok=True)
-      shutil.copy2(ROOT / name, target / name)
+      shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
 
 
 def applies(fault: Fault) -> bool:

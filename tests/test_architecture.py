@@ -9,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 TIERS = [
-  {'types', 'errors', 'usage'},
+  {'types', 'errors'},
   {'randomness', 'config'},
-  {'runtime'},
+  {'runtime', 'usage'},
   {'diffusion', 'models', 'data', 'reporting'},
   {'pretrained', 'training'},
   {'objectives'},
@@ -20,6 +20,7 @@ TIERS = [
   {'sampling'},
   {'benchmarks'},
   {'stages', 'command', 'parsing', 'run'},
+  {'cli'},
 ]
 # What these may enter of the rooms that describe data and networks.
 BELOW = {
@@ -28,7 +29,16 @@ BELOW = {
   'evaluation': {'models'},
 }
 LIGHT = ('diffusion', 'models', 'training.step', 'evaluation')
-HEAVY = {'tensorflow', 'ml_collections', 'clu', 'sklearn', 'torch', 'wandb', 'tensorflow_datasets'}
+OPTIONAL = {
+  'tensorflow',
+  'tensorflow_datasets',
+  'tensorboard',
+  'clu',
+  'torch',
+  'torch_fidelity',
+  'wandb',
+}
+HEAVY = {*OPTIONAL, 'ml_collections', 'sklearn', 'matplotlib'}
 MAY_IMPORT_TENSORFLOW = {'data', 'runtime'}
 EXISTS_FOR_TFDS = PACKAGE / 'data' / 'imagenet100_tfds.py'  # Its class is what TFDS registers.
 

@@ -25,6 +25,10 @@ CASES = {
     ['--config=configs/quickstrat.py', '--workdir={dir}'],
     ['configs/quickstrat.py', "nearest 'configs/quickstart.py'"],
   ),
+  'unknown name of a config': (
+    ['--config=quickstrat', '--workdir={dir}'],
+    ["'quickstrat'", "nearest 'quickstart'"],
+  ),
   'no workdir': ([QUICK], ['--workdir is missing']),
   'unwritable workdir': ([QUICK, '--workdir=/dev/null/run'], ['/dev/null/run', 'cannot write']),
   'unknown model': ([QUICK, '--workdir={dir}', '--config.model.name=dti'], ["'dti'", 'dit, unet']),

@@ -26,6 +26,7 @@ from diffusion_jax.reporting.records import (
 )
 from diffusion_jax.reporting.tables import shortened
 from diffusion_jax.runtime import files
+from diffusion_jax.usage import program
 
 REPORT = 'report'  # The folder below the given one where nothing is looked for.
 INSIDE = {'checkpoints', 'samples', 'eval', 'previews', 'logs'}  # Of a run: no run is in there.
@@ -101,10 +102,10 @@ def name_of(path: str, published: str, names: Sequence[str]) -> str:
 
 def nothing_found(workdir: Path, trained: Sequence[Path]) -> str:
   """The message where there is no run."""
-  evaluating = f'python main.py --workdir={trained[0] if trained else workdir / "quickstart"}'
+  evaluating = f'{program()} --workdir={trained[0] if trained else workdir / "quickstart"}'
   commands = [f'{evaluating} --mode=evaluate']
   if not trained:
-    commands = [f'{evaluating} --config=configs/quickstart.py', *commands]
+    commands = [f'{evaluating} --config=quickstart', *commands]
   state = f'only trained, not evaluated: {", ".join(map(str, trained))}. ' if trained else ''
   return (
     f'--workdir={workdir}: no run below it. {state}A run is a folder, at any depth, with config.json and '

@@ -1,6 +1,6 @@
 """Answers SIGINT and SIGTERM with one line and an exit code in every mode; the training loop polls.
 
-main.py imports this file first, so it imports nothing slow.
+The command imports this file first, so it imports nothing slow.
 """
 
 import contextlib
@@ -59,9 +59,10 @@ def end(number: int) -> None:
   code, advice = 128 + number, 'nothing was kept; the same command begins again'
   if mode in KEEPING:
     code, advice = 75, 'the same command goes on from what is finished'
+  program = os.path.basename(sys.argv[0])
   with contextlib.suppress(OSError, RuntimeError):  # A closed pipe; a signal within print.
     sys.stdout.flush()
-  os.write(2, f'main.py: {signal.Signals(number).name}: {advice}\n'.encode())
+  os.write(2, f'{program}: {signal.Signals(number).name}: {advice}\n'.encode())
   os._exit(code)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'scipy')
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def now() -> str:
@@ -30,13 +30,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-  """Returns the commit of this code, with '+changes' if files differ; '' outside a git checkout."""
+  """Returns the commit of this code, with '+changes' if files differ; '' where it is no checkout of its own."""
 
   def git(*arguments):
     command = ['git', '-C', str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
 
   try:
+    if Path(git('rev-parse', '--show-toplevel').strip()) != ROOT:  # Within another checkout.
+      return ''
     changed = git('status', '--porcelain', '--untracked-files=no').strip()
     return git('rev-parse', 'HEAD').strip() + ('+changes' if changed else '')
   except (OSError, subprocess.SubprocessError):

@@ -66,7 +66,7 @@ def test_no_run_says_what_one_is_and_how_to_make_it(tmp_path):
     'config.json',
     'eval/*.json',
     '--mode=evaluate',
-    'configs/quickstart',
+    '--config=quickstart',
   ):
     assert part in str(error.value)
   assert not (tmp_path / 'report').exists()

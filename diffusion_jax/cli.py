@@ -1,0 +1,50 @@
+"""The command: `python main.py` in a checkout, `diffusion-jax` where the package is installed.
+
+Processes that decode images import this file again, so it imports nothing that takes time.
+"""
+
+import os
+import sys
+
+from diffusion_jax.runtime import interruption
+
+
+def main() -> int:
+  """Runs the command and returns its exit code, as errors.py lists them."""
+  interruption.answer()  # Before anything else is imported.
+  try:
+    return run()
+  except BrokenPipeError:  # As by `| head`: nobody reads on.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except KeyboardInterrupt as interrupt:
+    interruption.end(*interrupt.args)
+  return 0
+
+
+def run() -> int:
+  """Reads the flags and runs the mode. Returns the exit code, after printing a message if it is not 0."""
+  if {'-h', '--help'} & set(sys.argv):
+    from diffusion_jax import usage
+
+    print(usage.help_text())
+    return 0
+  from absl import flags
+  from ml_collections import config_flags
+
+  from diffusion_jax.command import run_mode
+  from diffusion_jax.errors import Stop
+  from diffusion_jax.parsing import parse
+
+  config_flags.DEFINE_config_file('config', None, 'A file, a name in configs/, or DIR/config.json.')
+  workdir = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
+  mode = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
+  as_json = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
+  fields = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
+  try:
+    config, overrides = parse(sys.argv, flags.FLAGS)
+    page = {'as_json': as_json.value, 'fields': fields.value}
+    run_mode(mode.value, config, overrides, workdir.value, **page)
+  except Stop as reason:
+    print(f'{os.path.basename(sys.argv[0])}: {reason}', file=sys.stderr)
+    return reason.exit_code
+  return 0
