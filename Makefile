@@ -1,22 +1,26 @@
-# make quickstart   train, sample and evaluate on digits
-# make test         lint and the tests that fit in 15 minutes on 2 cores
-# make test-all     the long ones too
+# make quickstart          train, sample and evaluate on digits
+# make quickstart LEAN=1   the same without TensorFlow and torch, in an environment of its own
+# make test                lint and the tests that fit in 15 minutes on 2 cores
+# make test-all            the long ones too
 # PYTHON=python3.12 does any of them with that Python, in an environment of its own
 PYTHON ?= python3
-VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+LEAN ?=
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))$(if $(LEAN),-lean)
 BIN := $(VENV)/bin
+REQUIREMENTS := $(if $(LEAN),requirements-core.txt,requirements.txt)
+SIZE := $(if $(LEAN),0.9,8)
+WORKDIR ?= runs/quickstart$(if $(LEAN),-lean)
 RUN = $(BIN)/python main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
-WORKDIR ?= runs/quickstart
 # Two files at a time, the longest first. Cache and compiler are set in tests/__init__.py.
 PARALLEL = -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_systems.py tests
 
 .PHONY: quickstart test test-slow test-all format
 
-$(VENV)/installed: requirements.txt
-	@echo "building $(VENV) from requirements.txt: a few minutes, about 8 GB"
+$(VENV)/installed: $(wildcard requirements*.txt)
+	@echo "building $(VENV) from $(REQUIREMENTS): a few minutes, about $(SIZE) GB"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # The first with a bar while it installs.
-	@$(BIN)/pip install -r requirements.txt
+	@$(BIN)/pip install -r $(REQUIREMENTS)
 	@touch $@
 
 $(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed

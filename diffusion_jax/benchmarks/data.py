@@ -20,7 +20,7 @@ from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import cores, prepare
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting.tables import table
-from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime import mesh, packages
 
 SLOW_BATCHES = 40  # At most, a measurement of readers that decode.
 WARM_UP = 4  # Batches before each measurement.
@@ -43,7 +43,10 @@ class Data:
   )
 
   def measure(self, folder: Path) -> dict[str, Speeds]:
-    """folder: for files that are written and removed."""
+    """folder: for files that are written and removed. Raises: InputError without TFDS."""
+    packages.require(
+      'tensorflow_datasets', 'tf', "config.bench.name: 'data', which measures TFDS too,"
+    )
     return {'data': data_speeds(self, folder), 'preparation': preparation_speeds(self, folder)}
 
   def report(self, results: Mapping[str, Speeds]) -> str:
@@ -73,7 +76,13 @@ def data_speeds(bench: Data, folder: Path) -> Speeds:
   by_number = foreign_batches.write_tfds(paths, folder, 'array_record')
   size = bench.batch_size
   packed = functools.partial(
-    train_batches, source, seed=0, batch_size=size, start_step=0, stop_step=bench.batches + WARM_UP
+    train_batches,
+    source,
+    seed=0,
+    batch_size=size,
+    start_step=0,
+    stop_step=bench.batches + WARM_UP,
+    loader=experiment.config.data.loader,
   )
   slow, by_random = min(bench.batches, SLOW_BATCHES), foreign_batches.tfds_random_access_batches
   readers = {

@@ -62,6 +62,7 @@ class Evaluation:
 
   def measure(self, folder: Path) -> dict[str, Any]:
     """folder: for files that are written and removed. Ours and theirs in turns."""
+    torch_fidelity.version()  # Fails at once if it is not installed.
     evaluator = Evaluator(self.experiment)
     extractor = evaluator.extractor
     source = self.experiment.datasets.images('train')

@@ -67,7 +67,7 @@ def train_batches(
 
 
 def carrier(loader: str) -> Callable[..., Generator[dict[str, np.ndarray], None, None]]:
-  """What config.data.loader means. Raises: InputError for 'tf' without TensorFlow."""
+  """Returns what delivers batches for a config.data.loader. Raises: InputError for 'tf' without TensorFlow."""
   if loader == 'tf':
     packages.require('tensorflow', 'tf', "config.data.loader: 'tf'", "use 'threads'")
   if loader == 'threads' or not packages.is_installed('tensorflow'):

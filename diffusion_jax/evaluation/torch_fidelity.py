@@ -5,7 +5,6 @@ that has imported TensorFlow, importing it ends the process.
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ import numpy as np
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureSet
+from diffusion_jax.runtime import packages
 
 # Our metrics, each with the name of theirs and of its options.
 METRICS = {
@@ -54,11 +54,7 @@ class Measured(NamedTuple):
 
 def version() -> str:
   """Of the installed package. Raises: InputError if there is none."""
-  if importlib.util.find_spec('torch_fidelity') is None:  # Looks for it, and does not import it.
-    raise InputError(
-      "config.eval.backend: 'torch_fidelity' takes the package torch-fidelity, which is not installed: "
-      "pip install torch-fidelity, or use 'jax'"
-    )
+  packages.require('torch_fidelity', 'eval', "config.eval.backend: 'torch_fidelity'", "use 'jax'")
   return importlib.metadata.version('torch-fidelity')
 
 

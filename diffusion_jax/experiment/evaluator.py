@@ -103,6 +103,8 @@ class Evaluator:
 
     Raises: InputError that lists what cannot be measured and why.
     """
+    if self.experiment.config.eval.backend == 'torch_fidelity':
+      torch_fidelity.version()
     shape, reference = self.experiment.image_shape, self.reference
     size = num_features(self.network, shape)
     warnings, problems = list(self.network.warnings), []

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.models.inception import InceptionV3
 from diffusion_jax.pretrained import weights
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, packages
 from diffusion_jax.types import PyTree
 
 FILE = 'weights-inception-2015-12-05-6726825d.pth'
@@ -76,18 +76,19 @@ def _found_or_downloaded(cache_dir: Path) -> Path:
   target = torch_cache() / FILE
   if target.exists():
     return target
-  try:
-    from torch.hub import download_url_to_file
+  lacking = (
+    'config.eval.features.name: inception needs weights that are not here, and downloading them'
+  )
+  packages.require('torch', 'eval', lacking, f'bring the weights:\n{advice(cache_dir)}')
+  from torch.hub import download_url_to_file
 
+  try:
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f'downloading {URL}', flush=True)
     download_url_to_file(URL, str(target), hash_prefix=SHA256)
-  except (ImportError, OSError, RuntimeError) as error:  # No torch, no network, another file.
+  except (OSError, RuntimeError) as error:  # No network, another file.
     lines = str(error).splitlines() or [type(error).__name__]
-    raise InputError(
-      f'config.eval.features.name: inception needs weights that are not here, and downloading them '
-      f'failed ({lines[0][:200]})\n{advice(cache_dir)}'
-    ) from error
+    raise InputError(f'{lacking} failed ({lines[0][:200]})\n{advice(cache_dir)}') from error
   return target
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import packages
 from diffusion_jax.types import PyTree
 
 PICKLES = ('.ckpt', '.pt', '.pth', '.bin')
@@ -95,6 +96,7 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
 
 def _load_pickle(path: Path, device: str):
   """Never anything but tensors: weights_only is not negotiable. On device 'meta' they have no values."""
+  packages.require('torch', 'eval', f'{path}: a PyTorch pickle', 'convert it to .safetensors')
   import torch
 
   try:

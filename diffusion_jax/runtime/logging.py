@@ -1,24 +1,24 @@
-"""Where metrics and preview images go: metrics.jsonl, TensorBoard, and Weights & Biases if asked."""
+"""Where metrics and preview images go: metrics.jsonl, TensorBoard if installed, Weights & Biases if asked."""
 
 import hashlib
 import json
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.errors import InputError
-from diffusion_jax.runtime import files, hosts
+from diffusion_jax.runtime import files, hosts, packages
 
 KEPT_RUNS = 3  # Former runs of a work directory whose metrics stay.
 RECORD_HEADER, CHECKSUM = 12, 4  # Bytes around each event: its length with a checksum, and its own.
 
 
 class JsonLines:
-  """clu-style writer: one JSON object a step with all scalars of one write."""
+  """Writes one JSON object a step with all scalars of one write."""
 
   def __init__(self, path: Path):
     self._path = path
@@ -42,7 +42,7 @@ class JsonLines:
 
 
 class TensorBoard:
-  """clu-style writer of event files in the background. Raises: OSError that names their folder."""
+  """Writer of event files in the background. Raises: OSError that names their folder."""
 
   def __init__(self, folder: Path):
     from clu import metric_writers
@@ -68,7 +68,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """clu-style writer to a W&B run that resumes with its work directory."""
+  """Writer to a W&B run that resumes with its work directory."""
 
   def __init__(self, workdir: Path, project: str, config: dict):
     import wandb
@@ -92,10 +92,38 @@ class WeightsAndBiases:
     self._run.finish()
 
 
+class Writers:
+  """Writes to several destinations."""
+
+  def __init__(self, writers: Sequence):
+    self._writers = writers
+
+  def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    for writer in self._writers:
+      writer.write_scalars(step, scalars)
+
+  def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+    for writer in self._writers:
+      writer.write_images(step, images)
+
+  def flush(self) -> None:
+    for writer in self._writers:
+      writer.flush()
+
+  def close(self) -> None:
+    for writer in self._writers:
+      writer.close()
+
+
+def has_tensorboard() -> bool:
+  """Returns whether event files can be written, which takes clu, TensorFlow and TensorBoard."""
+  return packages.is_installed('clu', 'tensorflow', 'tensorboard')
+
+
 def keep_until(workdir: Path, step: int) -> None:
   """Drops what metrics.jsonl and logs/ hold of steps after `step`, which a resumed run writes again.
 
-  At step 0 all of it belongs to another run, see _set_aside.
+  At step 0 all of it belongs to another run, see _set_aside. Without TensorBoard logs/ stays as it is.
   """
   path = workdir / 'metrics.jsonl'
   if step == 0:
@@ -104,7 +132,7 @@ def keep_until(workdir: Path, step: int) -> None:
   if path.exists():
     lines = path.read_text(errors='replace').splitlines()
     files.write(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
-  for events in (workdir / 'logs').glob('events.out.tfevents.*'):
+  for events in (workdir / 'logs').glob('events.out.tfevents.*') if has_tensorboard() else ():
     _keep_events_until(events, step)
   for left in (workdir / 'logs').glob(
     '.events.out.tfevents.*.tmp'
@@ -169,17 +197,22 @@ def _keep_events_until(path: Path, step: int) -> None:
     files.write(path, b''.join(kept))
 
 
-def create_writer(workdir: Path, *, wandb_project: str, config: dict):
-  """A clu MultiWriter over all destinations, on the first host; wandb_project '' leaves W&B out."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  from clu import metric_writers
+def create_writer(workdir: Path, *, wandb_project: str, config: dict) -> Writers:
+  """Opens all destinations on the first host; wandb_project '' leaves W&B out.
 
+  Prints that TensorBoard is left out where it is not installed.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if not hosts.is_first():
-    return metric_writers.MultiWriter([])
-  writers = [JsonLines(workdir / 'metrics.jsonl'), TensorBoard(workdir / 'logs')]
+    return Writers([])
+  writers = [JsonLines(workdir / 'metrics.jsonl')]
+  if has_tensorboard():
+    writers.append(TensorBoard(workdir / 'logs'))
+  else:
+    print("no TensorBoard files: they need the extra 'tf' of diffusion_jax, see docs/install.md")
   if wandb_project:
     writers.append(WeightsAndBiases(workdir, wandb_project, config))
-  return metric_writers.MultiWriter(writers)
+  return Writers(writers)
 
 
 def require_wandb() -> None:

@@ -7,10 +7,7 @@ from diffusion_jax.errors import InputError
 
 def is_installed(*modules: str) -> bool:
   """Returns whether all of them can be imported, without importing them."""
-  try:
-    return all(importlib.util.find_spec(module) is not None for module in modules)
-  except ImportError:
-    return False
+  return all(importlib.util.find_spec(module) is not None for module in modules)
 
 
 def require(module: str, extra: str, what: str, instead: str = '') -> None:
@@ -21,8 +18,8 @@ def require(module: str, extra: str, what: str, instead: str = '') -> None:
   Raises: InputError that names the package and the extra.
   """
   if not is_installed(module):
-    alternative = f', or {instead}' if instead else ''
+    package, instead = module.replace('_', '-'), f'; or {instead}' if instead else ''
     raise InputError(
-      f'{what} needs the package {module.replace("_", "-")}, which is not installed: '
-      f"pip install 'diffusion_jax[{extra}]' ('.[{extra}]' in a checkout){alternative}"
+      f'{what} needs the package {package}, which is not installed: pip install {package}, or the extra '
+      f'{extra!r} of diffusion_jax, see docs/install.md{instead}'
     )

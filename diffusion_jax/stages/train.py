@@ -278,7 +278,8 @@ def announce(experiment: Experiment, workdir: Path) -> None:
   )
   for warning in facts.memory_warnings(experiment, f):
     print(f'  warning   memory: {warning}')
-  print('  files     config.json, checkpoints/, metrics.jsonl, logs/ (TensorBoard), previews/')
+  logs = 'logs/ (TensorBoard), ' if logging.has_tensorboard() else ''
+  print(f'  files     config.json, checkpoints/, metrics.jsonl, {logs}previews/')
 
 
 def restore_or_init(

@@ -82,6 +82,28 @@ def test_tensorboard_shows_no_step_of_a_killed_run_twice(tmp_path):
   assert not list((tmp_path / 'logs').glob('.*'))
 
 
+def test_without_tensorboard_one_line_says_so_and_the_rest_is_written(
+  tmp_path, monkeypatch, capsys
+):
+  for missing in ('clu', 'tensorflow', 'tensorboard'):
+    with monkeypatch.context() as patch:
+      patch.setitem(sys.modules, missing, None)
+      folder = tmp_path / missing
+      (folder / 'logs').mkdir(parents=True)
+      events = folder / 'logs' / 'events.out.tfevents.1'
+      events.write_bytes(b'of another installation')
+      write(folder / 'metrics.jsonl', [10, 20])
+      logging.keep_until(folder, 10)
+      writer = logging.create_writer(folder, wandb_project='', config={})
+      writer.write_scalars(20, {'loss': 10.0})
+      writer.write_images(20, {'preview': np.zeros((1, 2, 2, 3), np.uint8)})
+      writer.flush()
+      writer.close()
+    assert steps_of(folder / 'metrics.jsonl') == [10, 20]
+    assert [*(folder / 'logs').iterdir()] == [events] and events.stat().st_size == 23
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_only_the_first_host_writes(tmp_path, monkeypatch):
   monkeypatch.setattr('diffusion_jax.runtime.hosts.is_first', lambda: False)
   writer = logging.create_writer(tmp_path, wandb_project='', config={})

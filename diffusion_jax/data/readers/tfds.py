@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusion_jax.data.readers.base import HOLDOUT_NAMES, SOURCES, Entry, Keep, Listing, Payload
 from diffusion_jax.errors import InputError
+from diffusion_jax.runtime import packages
 from diffusion_jax.runtime.patience import progress
 
 NAME = re.compile(r'[a-z]\w*(/[\w.-]+)?(:\d+\.\d+\.\d+)?')
@@ -72,7 +73,13 @@ def matches(source: str) -> bool:
 
 
 def build(source: str) -> TFDS:
-  """Raises: InputError if there is no such data set, or it is not prepared, or not of images."""
+  """Raises: InputError without TFDS, or if the data set does not exist, is not prepared, or has no images."""
+  packages.require(
+    'tensorflow_datasets',
+    'tf',
+    f'config.data.source: {source!r} is no path that exists; as a TFDS data set it',
+    'give a path',
+  )
   logging.getLogger('absl').setLevel(logging.ERROR)  # TFDS warns of its own deprecations.
   import tensorflow as tf
 
