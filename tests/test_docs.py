@@ -1,5 +1,6 @@
 """The examples of the documentation run as they stand."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from diffusion_jax.command import run_mode
 from diffusion_jax.config.fields import updated
 from diffusion_jax.config.schema import Config
+from scripts.run_notebook import executed
 from tests.conftest import tiny_mapping
 from tests.support.samples import load_samples
 
@@ -73,3 +75,16 @@ def test_the_objective_outside_trains_and_samples(there):
   assert '"accuracy"' in (there / 'runs' / 'classified' / 'metrics.jsonl').read_text()
   run('sample', there, 'classified', name)
   assert (there / 'runs' / 'classified' / 'samples' / 'ddim3-cfg1' / 'grid.png').exists()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_the_file_keeps_its_outputs(tmp_path):
+  stored = json.loads((DOCS / 'tutorial.ipynb').read_text())
+  made, names = executed(stored, tmp_path)
+  kinds, kept = (
+    [[output['output_type'] for output in cell.get('outputs', [])] for cell in notebook['cells']]
+    for notebook in (made, stored)
+  )
+  assert kinds == kept and sum(kind.count('display_data') for kind in kinds) == 7
+  assert names['trained'].step == 500 and np.mean(names['losses'][-20:]) < 0.4
+  assert np.abs(names['trained'].to_images(names['x']).astype(int) - names['same']).max() <= 1
