@@ -26,7 +26,10 @@ def random_params(abstract: PyTree, gain: float = 1.0) -> PyTree:
       return 1 + np.float32(0.02) * values
     if names[-1] != 'kernel':
       return np.float32(0.02) * values
-    fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim == 4 else leaf.shape[-2]
+    if names[-2] == 'qkv':
+      fan_in = leaf.shape[-4]  # (..., d, 3, heads, head width)
+    else:
+      fan_in = math.prod(leaf.shape[:-1]) if leaf.ndim == 4 else leaf.shape[-2]
     small = 0.1 if any('adaln' in name for name in names) else 1.0  # Dozens of residual branches.
     return np.float32(small * math.sqrt(gain / fan_in)) * values
 
