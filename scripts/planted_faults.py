@@ -453,8 +453,8 @@ PRETRAINED = _faults(
   (
     'diffusers’ time frequencies are the published DiT’s',
     'diffusers.py',
-    'frequency_shift=1,',
-    'frequency_shift=0,',
+    "'frequency_shift': 1,",
+    "'frequency_shift': 0,",
   ),
   (
     'other positions than ours are accepted',

@@ -65,8 +65,23 @@ def choice(
 def _chosen(package: str, name: str | tuple[str, ...]) -> Choice | tuple[Choice, ...]:
   if isinstance(name, tuple):
     return tuple(_chosen(package, each) for each in name)
-  options = options_of(load_plugin(package, name))
-  return Choice(package, name, {n: f.default for n, f in options.items()}, f'config.{package}')
+  return Choice(package, name, _defaults_of(load_plugin(package, name)), f'config.{package}')
+
+
+def options_from(module: str, name: str) -> Any:
+  """A field that holds the options of the class `name` of diffusion_jax.`module`.
+
+  They are fields of the section, beside its own.
+  """
+
+  def load() -> type:
+    return getattr(importlib.import_module(f'diffusion_jax.{module}'), name)
+
+  return dataclasses.field(default_factory=lambda: _defaults_of(load()), metadata={'load': load})
+
+
+def _defaults_of(cls: type) -> dict[str, Any]:
+  return {name: field.default for name, field in options_of(cls).items()}
 
 
 def plugin_names(package: str) -> list[str]:
@@ -174,6 +189,8 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
       written = isinstance(field.type, str)  # By `from __future__ import annotations`.
       hint = typing.get_type_hints(cls)[field.name] if written else field.type
       items[field.name] = Leaf(field.default, metadata['comment'], metadata['check'], own, hint)
+    elif 'load' in metadata:
+      items |= section_of(metadata['load'](), own).items
     elif 'change' in metadata:
       items[field.name] = section_of(field.type, own)
   return Section((cls.__doc__ or '').split('\n')[0], change, items, chooser)
@@ -320,6 +337,8 @@ def _read(cls: type, section: Section, mapping: Any, path: str, problems: list[s
     name, where = field.name, f'{path}.{field.name}'
     if key := field.metadata.get('key'):
       values[name] = _read_choice(key, section, mapping, path, problems)
+    elif load := field.metadata.get('load'):
+      values[name] = {option: values.pop(option, None) for option in options_of(load())}
     elif isinstance(inner := section.items[name], Section):
       given = _get(mapping, name, {})
       if 'package' in field.metadata:

@@ -65,6 +65,11 @@ def options_of(cls: type) -> dict[str, dataclasses.Field]:
   return {field.name: field for field in dataclasses.fields(cls) if 'comment' in field.metadata}
 
 
+def fixed_options(cls: type) -> list[str]:
+  """Names the options that parameters depend on: a trained run cannot change them."""
+  return [n for n, field in options_of(cls).items() if field.metadata['change'] in ('', NEVER)]
+
+
 def require_options(instance: Any) -> None:
   """Raises: ValueError for an option of a plug-in that its check does not allow."""
   for name, field in options_of(type(instance)).items():

@@ -6,9 +6,10 @@ its own file. --mode=describe --fields prints them all.
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.config.fields import Choice, choice
+from diffusion_jax.config.fields import Choice, choice, options_from
 from diffusion_jax.config.options import (
   BY_COMMAND,
   COUNT,
@@ -134,15 +135,7 @@ class Process:
 class Vae:
   """The KL autoencoder; the defaults are KL-f4."""
 
-  channels: int = option(128, 'Channels of the first level, a multiple of 32.', COUNT)
-  channel_mult: tuple[int, ...] = option(
-    (1, 2, 4),
-    'Channels of each level in units of `channels`; each further level halves the image, '
-    'here f = 4.',
-  )
-  num_res_blocks: int = option(2, 'Residual blocks per level.', COUNT)
-  z_channels: int = option(3, "Channels of the encoder's output and the decoder's input.", COUNT)
-  embed_channels: int = option(3, 'Channels of the latents.', COUNT)
+  sizes: Mapping[str, Any] = options_from('models.vae', 'AutoencoderKL')
   checkpoint: str = option(
     '',
     'Trained autoencoder of a latent system: a work directory (its newest step is read), '
@@ -169,11 +162,6 @@ class Vae:
   batch_size: int = option(
     16, 'Images that a device encodes or decodes at a time.', COUNT, BY_COMMAND
   )
-
-  def sizes(self) -> dict[str, Any]:
-    """The arguments of models.vae.AutoencoderKL."""
-    names = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels')
-    return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,6 @@ from diffusion_jax.models.vae import AutoencoderKL
 def module_of(config: Config, dtype: jnp.dtype) -> AutoencoderKL:
   """Builds the module. Raises: InputError for sizes that do not fit each other."""
   try:
-    return AutoencoderKL(**config.vae.sizes(), image_channels=config.data.channels, dtype=dtype)
+    return AutoencoderKL(**config.vae.sizes, image_channels=config.data.channels, dtype=dtype)
   except ValueError as error:
     raise InputError(f'config.vae.{error}') from error

@@ -147,7 +147,7 @@ def _objective_problems(config: Config, objective: Objective) -> list[str]:
     if module is not None and config.data.image_size % module.factor:
       problems.append(
         f'config.data.image_size: got {config.data.image_size}, allowed multiples of '
-        f'{module.factor}: config.vae.channel_mult {config.vae.channel_mult} halves it that often'
+        f'{module.factor}: config.vae.channel_mult {module.channel_mult} halves it that often'
       )
   return problems
 
@@ -225,7 +225,9 @@ def _label_problems(experiment: Experiment) -> list[str]:
       f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 (no guidance), because the '
       'model is unconditional (num_classes 0)'
     )
-  channels = config.vae.embed_channels if config.space == 'latent' else config.data.channels
+  channels = (
+    config.vae.sizes['embed_channels'] if config.space == 'latent' else config.data.channels
+  )
   if config.sample.guide_channels > channels:
     problems.append(
       f'config.sample.guide_channels: got {config.sample.guide_channels}, allowed 0 (all) to the '

@@ -109,7 +109,7 @@ class Experiment:
     if not self.is_latent:
       return self.image_shape
     side = self.config.data.image_size // self.autoencoder.factor
-    return side, side, self.config.vae.embed_channels
+    return side, side, self.autoencoder.embed_channels
 
   @property
   def autoencoder(self) -> AutoencoderKL:
@@ -129,12 +129,12 @@ class Experiment:
     """
     if not self.is_latent:
       return None
-    vae = self.config.vae
+    vae, unshifted = self.config.vae, np.zeros(self.x0_shape[-1], np.float32)
     if vae.scale and vae.shift == 'none':
-      return Scaling(np.zeros(vae.embed_channels, np.float32), np.float32(vae.scale))
+      return Scaling(unshifted, np.float32(vae.scale))
     measured = self.datasets.latents_meta['statistics']
     if vae.shift == 'none':
-      return Scaling(np.zeros(vae.embed_channels, np.float32), np.float32(1 / measured['std']))
+      return Scaling(unshifted, np.float32(1 / measured['std']))
     scale = vae.scale or 1 / measured['std_centred']
     return Scaling(np.asarray(measured['mean'], np.float32), np.float32(scale))
 
@@ -298,7 +298,7 @@ class Experiment:
     """Shapes and dtypes of a scaling; None in pixel space."""
     if not self.is_latent:
       return None
-    channels = self.config.vae.embed_channels
+    channels = self.x0_shape[-1]
     return Scaling(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((channels,), ())))
 
   @functools.cached_property

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffusion_jax.config.options import options_of
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.experiment import stored
@@ -24,7 +25,7 @@ from diffusion_jax.runtime.patience import alive
 from diffusion_jax.types import PyTree
 
 KIND = 'diffusion_jax autoencoder'
-SIZES = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels')
+SIZES = (*options_of(AutoencoderKL), 'image_channels')
 ADVICE = (
   'a work directory that trained one (configs/vae.py), a .ckpt or .safetensors of CompVis, or a '
   'diffusers AutoencoderKL directory'
@@ -88,7 +89,7 @@ def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
     raise InputError(
       f'config.vae.checkpoint: {folder}: trained with config.objective.name {name!r}; give {ADVICE}'
     )
-  sizes = {name: mapping['vae'][name] for name in SIZES}
+  sizes = {name: mapping['vae'][name] for name in options_of(AutoencoderKL)}
   module = AutoencoderKL(**sizes, image_channels=mapping['data']['channels'])
   abstract = compvis.autoencoder_params(module)
   return module, averaged_params(folder, abstract)
@@ -128,8 +129,7 @@ def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree
 def _require_sizes(
   path: Path, found: AutoencoderKL, wanted: AutoencoderKL, image_size: int
 ) -> None:
-  names = (*SIZES, 'image_channels')
-  different = [name for name in names if getattr(found, name) != getattr(wanted, name)]
+  different = [name for name in SIZES if getattr(found, name) != getattr(wanted, name)]
   if different:
     fields = [
       f'  config.{"data.channels" if name == "image_channels" else f"vae.{name}"}: '
@@ -171,7 +171,7 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
   path = workdir / stored.AUTOENCODER
   if not replace and path.exists() and _is_whole(path):
     return
-  sizes = {name: getattr(first.module, name) for name in (*SIZES, 'image_channels')}
+  sizes = {name: getattr(first.module, name) for name in SIZES}
   metadata = {
     'kind': KIND,
     'sizes': json.dumps(sizes),

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.fields import key_of, with_values
+from diffusion_jax.config.fields import key_of, load_plugin, with_values
+from diffusion_jax.config.options import fixed_options, options_of
 from diffusion_jax.errors import Stop
 from diffusion_jax.experiment import stored
-from diffusion_jax.pretrained import weights
-from diffusion_jax.pretrained.diffusers import DIT_SIZES
-from diffusion_jax.pretrained.dit import depth_of, heads_of
-
-VAE = ('channels', 'channel_mult', 'num_res_blocks', 'z_channels', 'embed_channels', 'shift')
-FREE = {'attention', 'dropout', 'remat'}  # The weights do not depend on them.
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.models.vae import AutoencoderKL
+from diffusion_jax.pretrained import diffusers, dit, weights
 
 
 def adopt(
@@ -44,14 +42,17 @@ def of_workdir(folder: Path, space: str) -> dict[str, Any]:
   trained = stored.load(folder)
   name = trained['model']['name']
   key = key_of(name)
-  options = {k: v for k, v in trained['model'].get(key, {}).items() if k not in FREE}
   sizes = {
     'model.name': name,
-    **{f'model.{key}.{option}': value for option, value in options.items()},
+    **{
+      f'model.{key}.{option}': trained['model'][key][option]
+      for option in fixed_options(load_plugin('models', name))
+    },
     **{f'process.{field}': value for field, value in trained['process'].items()},
   }
   if space == trained['space'] == 'latent':
-    sizes |= {f'vae.{field}': trained['vae'][field] for field in VAE}
+    fields = (*options_of(AutoencoderKL), 'shift')
+    sizes |= {f'vae.{field}': trained['vae'][field] for field in fields}
   return sizes
 
 
@@ -71,30 +72,21 @@ def _sizes(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_diffusers(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the sizes of a DiTTransformer2DModel by its config.json."""
-  heads, width, depth, _, patch, channels, _ = (config[name] for name in DIT_SIZES)
-  outputs = config.get('out_channels') or channels
-  return _of_dit(patch, heads * width, depth, heads, 4.0, 1, outputs == 2 * channels)
+  return _of_dit(diffusers.dit_sizes_of(config), config['in_channels'])
 
 
 def _of_published(path: Path, mapping: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the sizes of a published DiT by its arrays; the file does not give the number of heads."""
   shapes = weights.read_shapes(path, allow_pickle=mapping['allow_pickle'])
-  width, channels, patch, _ = shapes['x_embedder.proj.weight']
-  outputs = shapes['final_layer.linear.weight'][0] // patch**2
-  ratio = shapes['blocks.0.mlp.fc1.bias'][0] / width
+  width, channels, _, _ = shapes['x_embedder.proj.weight']
   given = mapping['model']['dit']
-  heads = given['num_heads'] if given['hidden_size'] == width else heads_of(width)
-  return _of_dit(patch, width, depth_of(shapes), heads, ratio, 0, outputs == 2 * channels)
+  heads = given['num_heads'] if given['hidden_size'] == width else 0
+  return _of_dit(dit.sizes_of(shapes, heads), channels)
 
 
-def _of_dit(patch, width, depth, heads, ratio, shift, learned) -> dict[str, Any]:
+def _of_dit(sizes: Mapping[str, Any], in_channels: int) -> dict[str, Any]:
   return {
     'model.name': 'dit',
-    'model.dit.patch_size': patch,
-    'model.dit.hidden_size': width,
-    'model.dit.depth': depth,
-    'model.dit.num_heads': heads,
-    'model.dit.mlp_ratio': ratio,
-    'model.dit.frequency_shift': shift,
-    'process.learned_variance': learned,
+    **{f'model.dit.{name}': sizes[name] for name in options_of(DiT) if name in sizes},
+    'process.learned_variance': sizes['out_channels'] == 2 * in_channels,
   }

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from diffusion_jax.config.options import fixed_options
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import first_stage, stored
 from diffusion_jax.experiment.checks import create
@@ -25,8 +26,6 @@ ADVICE = (
 )
 PUBLISHED_SCALE = 0.18215  # Scale of the latents of the published DiTs.
 LABELS = ('condition', 'label', 'embedding')
-# Fields of a module that the weights do not depend on; rows of the label table may differ.
-FREE = {'attention', 'dropout', 'dtype', 'name', 'num_classes', 'parent', 'remat'}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,16 +197,16 @@ def _require_same_module(
     kind = type(found).__name__
     _refuse(path, [f'config.model.name: got {model.name!r}, the weights are those of a {kind}'])
   problems = []
-  for field in dataclasses.fields(wanted):
-    got, has = getattr(wanted, field.name), getattr(found, field.name)
-    if field.name in FREE | free or got == has:
+  for name in (*fixed_options(type(wanted)), 'out_channels'):
+    got, has = getattr(wanted, name), getattr(found, name)
+    if name in free or got == has:
       continue
-    if field.name == 'out_channels':
+    if name == 'out_channels':
       problems.append(_of_outputs(got, has, experiment))
       continue
     hint = ' (1 in files of diffusers, 0 in those of the authors)'
-    hint = hint if field.name == 'frequency_shift' else ''
-    problems.append(f'{model.section}.{field.name}: got {got}, the file has {has}{hint}')
+    hint = hint if name == 'frequency_shift' else ''
+    problems.append(f'{model.section}.{name}: got {got}, the file has {has}{hint}')
   _refuse(path, problems)
 
 

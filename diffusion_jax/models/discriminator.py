@@ -23,8 +23,8 @@ def group_norm(dtype, name: str) -> nn.GroupNorm:
 class PatchDiscriminator(nn.Module):
   """Images (B, H, W, C) in [-1, 1] -> logits (B, h, w, 1) float32, higher for real ones."""
 
-  channels: int
-  num_layers: int
+  channels: int = 64
+  num_layers: int = 3
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact

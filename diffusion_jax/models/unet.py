@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.config.options import (
   IF_GIVEN,
+  IN_TRAINING,
   NOT_NEGATIVE,
   SHARE,
   one_of,
@@ -58,7 +59,7 @@ class UNet(nn.Module):
   head_channels: int = option(
     0, 'Width of an attention head, which then gives their number; 0 uses num_heads.', NOT_NEGATIVE
   )
-  dropout: float = option(0.1, 'Dropout rate in residual blocks.', SHARE)
+  dropout: float = option(0.1, 'Dropout rate in residual blocks.', SHARE, IN_TRAINING)
   scale_shift_norm: bool = option(
     True, 'Let the condition scale and shift the norms (ADM); False adds it to the features (DDPM).'
   )

@@ -156,11 +156,14 @@ class AutoencoderKL(nn.Module):
 
   channels: int = option(128, 'Channels of the first level, a multiple of 32.', SIZE)
   channel_mult: tuple[int, ...] = option(
-    (1, 2, 4), 'Channels of each level in units of `channels`.', LEVELS
+    (1, 2, 4),
+    'Channels of each level in units of `channels`; each further level halves the image, '
+    'here f = 4.',
+    LEVELS,
   )
   num_res_blocks: int = option(2, 'Residual blocks per level.', SIZE)
   z_channels: int = option(3, "Channels of the encoder's output and the decoder's input.", SIZE)
-  embed_channels: int = option(3, 'Of the latents between them.', SIZE)
+  embed_channels: int = option(3, 'Channels of the latents.', SIZE)
   image_channels: int = 3
   dtype: jnp.dtype = jnp.float32
 

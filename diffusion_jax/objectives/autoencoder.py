@@ -56,11 +56,13 @@ class Autoencoder:
   )
   discriminator_weight: float = option(0.5, 'Weight of the adversarial loss.', NOT_NEGATIVE)
   discriminator_channels: int = option(
-    64,
+    PatchDiscriminator.channels,
     "Channels of the discriminator's first layer.",
     Check(lambda n: n > 0 and n % 8 == 0, 'positive multiples of 8'),
   )
-  discriminator_layers: int = option(3, 'Layers of the discriminator that halve the image.', COUNT)
+  discriminator_layers: int = option(
+    PatchDiscriminator.num_layers, 'Layers of the discriminator that halve the image.', COUNT
+  )
 
   def __post_init__(self):
     require_options(self)

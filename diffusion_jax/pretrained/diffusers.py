@@ -7,6 +7,7 @@ answered with the name of the part to give.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ from diffusion_jax.types import PyTree
 
 FILES = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
 # Of config.json of a DiT.
-DIT_SIZES = (
+DIT_FIELDS = (
   *('num_attention_heads', 'attention_head_dim', 'num_layers', 'num_embeds_ada_norm'),
   *('patch_size', 'in_channels', 'sample_size'),
 )
@@ -117,28 +118,14 @@ def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
 
   Raises: InputError that names what config.json lacks, or what does not fit.
   """
-  missing = [name for name in DIT_SIZES if name not in config]
+  missing = [name for name in DIT_FIELDS if name not in config]
   if missing:
     raise InputError(f'{Path(origin).parent}/config.json: it lacks {", ".join(missing)}')
-  heads, head = config['num_attention_heads'], config['attention_head_dim']
-  depth, classes = config['num_layers'], config['num_embeds_ada_norm']
   try:
-    module = dit.DiT(
-      patch_size=config['patch_size'],
-      hidden_size=heads * head,
-      depth=depth,
-      num_heads=heads,
-      mlp_ratio=4.0,
-      frequency_shift=1,  # Theirs; the published DiT has 0.
-      remat=False,
-      attention='xla',
-      out_channels=config.get('out_channels') or config['in_channels'],
-      num_classes=classes,
-      dtype=dtype,
-    )
+    module = dit.DiT(**dit_sizes_of(config), dtype=dtype)
   except ValueError as error:
     raise InputError(f'{origin}: {error}') from error
-  state = _one_embedder(state, depth, origin)
+  state = _one_embedder(state, module.depth, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed.pos_embed'}
   side = config['sample_size']
   abstract = weights.abstract_params(
@@ -148,8 +135,24 @@ def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
     {'label': jnp.zeros(1, jnp.int32)},
   )
   convert = weights.convert
-  params = convert(abstract, state, _dit_source_of(depth), origin=origin, transform=patches_to_flax)
+  source_of = _dit_source_of(module.depth)
+  params = convert(abstract, state, source_of, origin=origin, transform=patches_to_flax)
   return module, params
+
+
+def dit_sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the arguments of DiT for a config.json."""
+  heads = config['num_attention_heads']
+  return {
+    'patch_size': config['patch_size'],
+    'hidden_size': heads * config['attention_head_dim'],
+    'depth': config['num_layers'],
+    'num_heads': heads,
+    'mlp_ratio': 4.0,
+    'frequency_shift': 1,  # Theirs; the published DiT has 0.
+    'out_channels': config.get('out_channels') or config['in_channels'],
+    'num_classes': config['num_embeds_ada_norm'],
+  }
 
 
 def _one_embedder(state: Mapping[str, np.ndarray], depth: int, origin: str) -> dict:

@@ -1,8 +1,9 @@
 """DiTs as published by their authors (Peebles & Xie 2023): DiT-XL-2-256x256.pt, or as .safetensors."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -59,41 +60,38 @@ def from_state(
       f'{origin}: x_embedder.proj.weight is {state["x_embedder.proj.weight"].shape}, a published '
       'DiT has (width, channels, patch, patch)'
     )
-  width, in_channels, patch, _ = state['x_embedder.proj.weight'].shape
-  depth = depth_of(state)
-  mlp = state.get('blocks.0.mlp.fc1.bias', np.zeros(4 * width))
+  shapes = {name: array.shape for name, array in state.items()}
   try:
-    module = dit.DiT(
-      patch_size=patch,
-      hidden_size=width,
-      depth=depth,
-      num_heads=num_heads or heads_of(width),
-      mlp_ratio=len(mlp) / width,
-      frequency_shift=0,
-      remat=False,
-      attention='xla',
-      out_channels=len(state['final_layer.linear.weight']) // patch**2,
-      num_classes=len(state['y_embedder.embedding_table.weight']) - 1,
-      dtype=dtype,
-    )
+    num_classes = len(state['y_embedder.embedding_table.weight']) - 1
+    module = dit.DiT(**sizes_of(shapes, num_heads), num_classes=num_classes, dtype=dtype)
   except ValueError as error:
     raise InputError(f'{origin}: {error}') from error
-  _require_our_positions(state, width, origin)
+  _require_our_positions(state, module.hidden_size, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed'}
-  images = jnp.zeros((1, 2 * patch, 2 * patch, in_channels))
+  side, in_channels = 2 * module.patch_size, shapes['x_embedder.proj.weight'][1]
+  images = jnp.zeros((1, side, side, in_channels))
   abstract = weights.abstract_params(
     module, images, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
   )
-  source_of = dit_source(NAMES, 'blocks.{}.', depth)
+  source_of = dit_source(NAMES, 'blocks.{}.', module.depth)
   return module, weights.convert(
     abstract, state, source_of, origin=origin, transform=patches_to_flax
   )
 
 
-def depth_of(names: Iterable[str]) -> int:
-  """How many blocks these arrays make."""
-  blocks = (re.match(r'blocks\.(\d+)\.', name) for name in names)
-  return 1 + max((int(found[1]) for found in blocks if found), default=-1)
+def sizes_of(shapes: Mapping[str, tuple[int, ...]], num_heads: int = 0) -> dict[str, Any]:
+  """Returns the arguments of DiT for a file's arrays, but num_classes. num_heads: as of load."""
+  width, _, patch, _ = shapes['x_embedder.proj.weight']
+  blocks = (re.match(r'blocks\.(\d+)\.', name) for name in shapes)
+  return {
+    'patch_size': patch,
+    'hidden_size': width,
+    'depth': 1 + max((int(found[1]) for found in blocks if found), default=-1),
+    'num_heads': num_heads or heads_of(width),
+    'mlp_ratio': shapes.get('blocks.0.mlp.fc1.bias', (4 * width,))[0] / width,
+    'frequency_shift': 0,
+    'out_channels': shapes['final_layer.linear.weight'][0] // patch**2,
+  }
 
 
 def heads_of(width: int) -> int:

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import save_file
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.experiment import datasets, initial, preparation, stored
+from diffusion_jax.experiment import datasets, given_sizes, initial, preparation, stored
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.models.latents import Scaling
@@ -193,6 +193,24 @@ def test_as_many_classes_that_are_others(tmp_path):
     np.testing.assert_array_equal(
       flatten_dict(given.params)[LABELS], flatten_dict(params)[LABELS][-rows:]
     )
+
+
+@pytest.mark.parametrize(
+  'model, changes',
+  [
+    ('dit', {'model.dit.remat': True}),
+    ('unet', {'model.unet.remat': True, 'model.unet.dropout': 0.5}),
+  ],
+)
+def test_options_that_parameters_do_not_depend_on_may_differ(tmp_path, model, changes):
+  there = make(tmp_path, **{'model.name': model})
+  params = write_workdir(tmp_path / 'there', there)
+  given = initial.load(make(tmp_path, tmp_path / 'there', **{'model.name': model}, **changes))
+  assert_same(given.params, params)
+  sizes = given_sizes.of_workdir(tmp_path / 'there', 'pixel')
+  own = {p for p in sizes if p.startswith(f'model.{model}.')}
+  everything = {f'model.{model}.{name}' for name in there.config.model.options}
+  assert own == everything - {f'model.{model}.attention', *changes}
 
 
 def test_with_and_without_labels(tmp_path):
