@@ -1,6 +1,7 @@
 """What --help prints, and the field that a user may have meant. Nothing heavy is imported."""
 
 import ast
+import dataclasses
 import os
 import sys
 import textwrap
@@ -9,37 +10,12 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from diffusion_jax.config import shipped
+from diffusion_jax.config.fields import plugin_names
+from diffusion_jax.config.schema import Config
 
 STAGES = Path(__file__).parent / 'stages'
-# Of sections with a field of the same name, the one that is meant most often first.
-SECTIONS = (
-  'train',
-  'optimizer',
-  'model',
-  'sample',
-  'data',
-  'objective',
-  'eval',
-  'vae',
-  'checkpoint',
-)
 ALIKE = 0.72  # Below, a name is no suggestion.
 MAX_SUGGESTIONS = 3
-FIELDS = {
-  'train.num_steps': 'optimizer steps; raise it to train on',
-  'train.batch_size': 'images a step, over all devices',
-  'optimizer.learning_rate': 'of AdamW',
-  'model.name': 'dit or unet; sizes in model.dit.hidden_size, depth, ...',
-  'num_classes': 'labels of the data; 0 is unconditional',
-  'data.source': 'a folder or archive of images, or a TFDS name, for --mode=prepare',
-  'data.dir': 'where prepared images are kept, for every run',
-  'init_from': 'weights to begin with: a work directory or a published DiT',
-  'sample.num_samples': 'images that --mode=sample makes',
-  'sample.num_steps': 'steps of the sampler',
-  'sample.cfg_scale': 'classifier-free guidance; 1 is none',
-  'sampler.name': 'ddim or ddpm',
-  'dtype': 'float32, bfloat16, or auto',
-}
 EXAMPLES = (
   '--config=quickstart --workdir=runs/quickstart',
   '--workdir=runs/quickstart --mode=sample --config.sample.cfg_scale=2',
@@ -73,10 +49,28 @@ def summary(mode: str) -> str:
   return text.split('\n')[0].removeprefix(f'--mode={mode}: ').rstrip('.')
 
 
+def common_fields(cls: type = Config, prefix: str = '') -> dict[str, str]:
+  """Path -> comment of the fields that are set most often, read without loading any plug-in."""
+  found: dict[str, str] = {}
+  for field in dataclasses.fields(cls):
+    metadata, path = field.metadata, f'{prefix}{field.name}'
+    if metadata.get('common') and 'package' in metadata:
+      names = ', '.join(plugin_names(metadata['package']))
+      found[f'{path}.name'] = f'{metadata["about"]} Allowed: {names}.'
+    elif metadata.get('common'):
+      found[path] = metadata['comment']
+    elif dataclasses.is_dataclass(field.type):
+      found |= common_fields(field.type, f'{path}.')
+  return found
+
+
 def help_text() -> str:
   """The whole of --help."""
   rows = [f'  {mode:<11}{summary(mode)}' for mode in modes()]
-  fields = [f'  --config.{f"{name}=":<26}{text}' for name, text in FIELDS.items()]
+  fields = [
+    textwrap.fill(f'  --config.{f"{name}=":<26}{text}', 110, subsequent_indent=' ' * 37)
+    for name, text in common_fields().items()
+  ]
   return '\n'.join(
     [
       usage(),
@@ -108,7 +102,12 @@ def nearest_fields(got: str, paths: Iterable[str]) -> list[str]:
   scored = [(_resemblance(got, path), path) for path in paths]
   close = [(score, path) for score, path in scored if score >= ALIKE]
   best = max((score for score, _ in close), default=0)
-  near = sorted((-score, *_place(path), path) for score, path in close if score > best - 0.1)
+  common = list(common_fields())
+  near = sorted(
+    (-score, path.count('.'), path not in common, path)
+    for score, path in close
+    if score > best - 0.1
+  )
   return [entry[-1] for entry in near[:MAX_SUGGESTIONS]]
 
 
@@ -124,10 +123,3 @@ def _resemblance(got: str, path: str) -> float:
     alike = max(alike, 0.7 + 0.2 / len(words))  # steps for num_steps.
   shared = len({*above} & {*sections}) / max(len(above), 1)
   return alike + 0.1 * shared
-
-
-def _place(path: str) -> tuple[int, int]:
-  """How deep a field lies, and how common its section is."""
-  section, *_ = path.split('.')
-  order = SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
-  return path.count('.'), order

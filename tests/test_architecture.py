@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from diffusion_jax.config.fields import Leaf, schema, walk
+from diffusion_jax.config.schema import Config
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'diffusion_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -144,3 +147,20 @@ def test_files_import_in_no_circle():
     for name in leaves:
       del graph[name]
   assert not graph
+
+
+def test_fields_are_listed_where_they_are_declared_alone():
+  """No tuple, list, set or dict outside a plug-in's file names several fields of a config by their paths."""
+  paths = {
+    path.removeprefix('config.')
+    for path, item in walk(schema(Config))
+    if isinstance(item, Leaf) and path.count('.') > 1
+  }
+  lists = []
+  for path in FILES:
+    for node in ast.walk(ast.parse(path.read_text())):
+      entries = node.keys if isinstance(node, ast.Dict) else getattr(node, 'elts', [])
+      named = {e.value for e in entries if isinstance(e, ast.Constant)} & paths
+      if len(named) > 2:
+        lists.append(f'{path.relative_to(ROOT)}:{node.lineno}: {sorted(named)}')
+  assert not lists

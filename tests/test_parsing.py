@@ -189,7 +189,10 @@ def test_help_names_modes_fields_and_examples_and_loads_nothing_heavy():
   assert out.endswith('set() 0\n')
   for mode in usage.modes():
     assert f'{mode} ' in out and len(usage.summary(mode)) > 10
-  assert {*usage.FIELDS} <= {*FIELDS}
+  common = usage.common_fields()
+  assert {*common} <= {*FIELDS} and {'train.num_steps', 'model.name', 'dtype'} <= {*common}
+  for field, comment in common.items():
+    assert f'--config.{field}=' in out and comment in ' '.join(out.split())
 
 
 @pytest.mark.parametrize('value', [float('inf'), float('nan')])

@@ -51,14 +51,20 @@ class Choice:
 
 
 def choice(
-  package: str, default: str | tuple[str, ...], comment: str, change: str = '', key: str = ''
+  package: str,
+  default: str | tuple[str, ...],
+  comment: str,
+  change: str = '',
+  key: str = '',
+  common: bool = False,
 ) -> Any:
   """A field that is one of the plug-ins in diffusion_jax.`package`, or several if the default is a tuple.
 
   key: what holds the name, or the names, beside the section's other fields, and so do the options; ''
-  makes a section of its own, with the key `name`.
+  makes a section of its own, with the key `name`. common: whether --help lists it.
   """
   metadata = {'package': package, 'name': default, 'about': comment, 'change': change, 'key': key}
+  metadata['common'] = common
   return dataclasses.field(default_factory=lambda: _chosen(package, default), metadata=metadata)
 
 
@@ -151,7 +157,10 @@ def _plain(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-  """A field of a config that holds a value. package: of the plug-ins that it names, '' if it names none."""
+  """A field of a config that holds a value.
+
+  package: of the plug-ins that it names, '' if it names none. from_data: as option().
+  """
 
   default: Any
   comment: str
@@ -159,6 +168,7 @@ class Leaf:
   change: str
   hint: Any = Any
   package: str = ''
+  from_data: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +198,9 @@ def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
     elif 'comment' in metadata:
       written = isinstance(field.type, str)  # By `from __future__ import annotations`.
       hint = typing.get_type_hints(cls)[field.name] if written else field.type
-      items[field.name] = Leaf(field.default, metadata['comment'], metadata['check'], own, hint)
+      items[field.name] = Leaf(
+        field.default, metadata['comment'], metadata['check'], own, hint, '', metadata['from_data']
+      )
     elif 'load' in metadata:
       items |= section_of(metadata['load'](), own).items
     elif 'change' in metadata:

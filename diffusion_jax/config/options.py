@@ -53,10 +53,23 @@ SHARE = Check(lambda x: 0 <= x < 1, '0 <= x < 1')
 SEED = Check(lambda n: 0 <= n < 2**63, '0..2^63 - 1')  # What a random key can hold.
 
 
-def option(default: Any, comment: str, check: Check = ANY, change: str = '') -> Any:
-  """A field of a section or of a plug-in. change: '' is as the section says."""
+def option(
+  default: Any,
+  comment: str,
+  check: Check = ANY,
+  change: str = '',
+  *,
+  common: bool = False,
+  from_data: Any = None,
+) -> Any:
+  """A field of a section or of a plug-in.
+
+  change: '' is as the section says. common: whether --help lists it. from_data: the value that leaves the
+  field to the data, or None if there is no such value.
+  """
+  metadata = {'comment': comment, 'check': check, 'change': change}
   return dataclasses.field(
-    default=default, metadata={'comment': comment, 'check': check, 'change': change}
+    default=default, metadata={**metadata, 'common': common, 'from_data': from_data}
   )
 
 

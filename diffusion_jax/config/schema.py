@@ -40,20 +40,26 @@ class Data:
     "Name of the prepared set; its folder is DIR/NAME-SIZE-FINGERPRINT. '' names it after "
     'the class list or the source.',
     Check(lambda n: bool(NAME.fullmatch(n)), 'letters, digits, _ and -'),
+    from_data='',
   )
   dir: str = option(
     'data',
     'Folder of prepared sets and evaluation classifiers.',
     Check(bool, 'a folder'),
     IF_GIVEN,
+    common=True,
   )
   image_size: int = option(
     8,
     'Side of the images in pixels; 0 takes the largest of 32, 64 and 128 that fits the source.',
     Check(lambda n: 1 <= n <= 4096, '1..4096, or 0: as suits the data'),
+    from_data=0,
   )
   channels: int = option(
-    1, 'Channels of the images: 3 is RGB, 1 is luma, 0 takes what the source has.', one_of(1, 3)
+    1,
+    'Channels of the images: 3 is RGB, 1 is luma, 0 takes what the source has.',
+    one_of(1, 3),
+    from_data=0,
   )
   class_list: str = option(
     'all',
@@ -104,6 +110,7 @@ class Data:
     'Source for --mode=prepare: a folder or archive of images, the archives of '
     "ILSVRC2012, a TFDS name, or 'digits'.",
     change=IF_GIVEN,
+    common=True,
   )
   max_bad_fraction: float = option(
     1e-3,
@@ -168,7 +175,7 @@ class Vae:
 class Optimizer:
   """AdamW."""
 
-  learning_rate: float = option(1e-4, 'Learning rate after the warm-up.', POSITIVE)
+  learning_rate: float = option(1e-4, 'Learning rate after the warm-up.', POSITIVE, common=True)
   warmup_steps: int = option(
     100, 'Steps over which the learning rate rises linearly.', NOT_NEGATIVE
   )
@@ -192,8 +199,10 @@ class Optimizer:
 class Train:
   """Length and batch size of training, and how often it reports."""
 
-  num_steps: int = option(1000, 'Optimizer steps; raise it to train on.', COUNT)
-  batch_size: int = option(128, 'Images per step, over all devices and hosts.', COUNT, NEVER)
+  num_steps: int = option(1000, 'Optimizer steps; raise it to train on.', COUNT, common=True)
+  batch_size: int = option(
+    128, 'Images per step, over all devices and hosts.', COUNT, NEVER, common=True
+  )
   ema_decay: float = option(
     0.9999, 'Largest decay of the averaged parameters; early updates use less.', SHARE
   )
@@ -253,15 +262,17 @@ class Sample:
     'Checkpoint to sample from.',
     Check(lambda c: c in ('latest', 'best') or c.isdigit(), "'latest', 'best' or a step"),
   )
-  num_samples: int = option(1000, 'Number of images.', COUNT)
+  num_samples: int = option(1000, 'Number of images.', COUNT, common=True)
   batch_size: int = option(250, 'Largest batch; the images do not depend on it.', COUNT)
   num_steps: int = option(
-    50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT
+    50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT, common=True
   )
   spacing: Choice = choice(
     'diffusion.spacings', 'trailing', 'Spacing of the sampling times.', key='spacing'
   )
-  cfg_scale: float = option(1.0, 'Scale of classifier-free guidance; 1 is none.', NOT_NEGATIVE)
+  cfg_scale: float = option(
+    1.0, 'Scale of classifier-free guidance; 1 is none.', NOT_NEGATIVE, common=True
+  )
   guide_channels: int = option(
     0, 'Guide only this many of the first channels; 0 guides all.', NOT_NEGATIVE
   )
@@ -406,6 +417,7 @@ class Config:
     'Weights to start from: a published DiT (.pt, .safetensors), a diffusers directory, '
     'or a work directory.',
     change=IF_GIVEN,
+    common=True,
   )
   allow_pickle: bool = option(
     False,
@@ -425,12 +437,15 @@ class Config:
     'Number of classes; 0 trains an unconditional model, -1 takes the number that the data have.',
     Check(lambda n: n >= 0, '>= 0, or -1: as many as the data have'),
     NEVER,
+    common=True,
+    from_data=-1,
   )
   dtype: str = option(
     'auto',
     "Type of activations; 'auto' is float32 on CPU and bfloat16 elsewhere.",
     one_of('auto', 'float32', 'bfloat16'),
     BY_COMMAND,
+    common=True,
   )
   data: Data = section(Data, NEVER)
   schedule: Choice = choice('diffusion.schedules', 'cosine', 'The noise schedule.', NEVER)
@@ -440,12 +455,16 @@ class Config:
   )
   objective: Choice = choice('objectives', 'denoising', 'The training objective.', NEVER)
   vae: Vae = section(Vae, NEVER)
-  model: Choice = choice('models', 'dit', 'The backbone.', NEVER)
+  model: Choice = choice('models', 'dit', 'The backbone.', NEVER, common=True)
   optimizer: Optimizer = section(Optimizer)
   train: Train = section(Train)
   checkpoint: Checkpoint = section(Checkpoint)
   sampler: Choice = choice(
-    'diffusion.samplers', 'ddim', 'The sampler, which steps from noise to data.', SETTING
+    'diffusion.samplers',
+    'ddim',
+    'The sampler, which steps from noise to data.',
+    SETTING,
+    common=True,
   )
   sample: Sample = section(Sample, SETTING)
   eval: Eval = section(Eval, SETTING)

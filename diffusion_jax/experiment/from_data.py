@@ -13,20 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.fields import with_values
+from diffusion_jax.config.fields import Leaf, schema, walk, with_values
+from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_lists, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.survey import survey
 from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.stored import value_at
 
-OPEN = {
-  'num_classes': -1,
-  'data.name': '',
-  'data.image_size': 0,
-  'data.channels': 0,
-  'model.dit.patch_size': 0,
-}
 SUFFIXES = re.compile(r'(\.tar)?\.(tar|tgz|gz|bz2|xz|zip)$', re.IGNORECASE)
 PATCHES = 16  # Per side.
 IMAGENET100 = 'imagenet100'
@@ -34,7 +28,14 @@ IMAGENET100 = 'imagenet100'
 
 def open_fields(mapping: Mapping[str, Any]) -> list[str]:
   """Lists the fields that the mapping leaves to the data."""
-  return [path for path in OPEN if value_at(mapping, path) == OPEN[path]]
+  paths = ((path.removeprefix('config.'), item) for path, item in walk(schema(Config, mapping)))
+  return [
+    path
+    for path, item in paths
+    if isinstance(item, Leaf)
+    and item.from_data is not None
+    and value_at(mapping, path) == item.from_data
+  ]
 
 
 def as_stored(mapping: Mapping[str, Any], workdir: Path | None) -> dict[str, Any]:

@@ -109,7 +109,10 @@ class DiT(nn.Module):
   """
 
   patch_size: int = option(
-    2, 'Side of a patch; 0 takes the smallest that gives at most 16 x 16 patches.', SIZE
+    2,
+    'Side of a patch; 0 takes the smallest that gives at most 16 x 16 patches.',
+    SIZE,
+    from_data=0,
   )
   hidden_size: int = option(
     384, 'Width of the transformer, a multiple of num_heads and of 4.', SIZE
