@@ -15,15 +15,12 @@ from diffusion_jax.reporting.plots import Axes, Curve
 Series = Mapping[str, tuple[np.ndarray, np.ndarray]]  # Name -> steps and values, (n,) each.
 Trained = tuple[str, int, Mapping[str, Any], Series]  # Model, number of its look, config, series.
 LOSS, HOLDOUT, PSNR = 'loss', 'holdout_loss', 'holdout_psnr'
-DATA = ('name', 'fingerprint', 'image_size')  # What tells data apart.
-UNPREFIXED = ('psnr', 'reconstruction', 'kl')  # As runs called them in training and held out alike.
 
 
 def read_series(path: Path) -> tuple[Series, int]:
   """The finite numbers of metrics.jsonl by name, in the order of steps; how many lines are unreadable.
 
-  Nothing if there is no file. Held-out numbers of an autoencoder carry their prefix also where the run
-  wrote none. A step that is there twice counts as written last.
+  Nothing if there is no file. A step that is there twice counts as written last.
   """
   if not path.is_file():
     return {}, 0
@@ -36,9 +33,7 @@ def read_series(path: Path) -> tuple[Series, int]:
     except (ValueError, TypeError, AttributeError, KeyError):
       unreadable += 1
       continue
-    held_out = LOSS not in content  # Training's numbers stand beside its loss, in one line.
     for name, value in content.items():
-      name = f'holdout_{name}' if held_out and name in UNPREFIXED else name
       if of.is_number(value) and math.isfinite(value):
         found.setdefault(name, {})[step] = value
   return {
@@ -57,8 +52,7 @@ def loss_plots(runs: Sequence[Trained]) -> list[Axes]:
       for name in (LOSS, HOLDOUT)
       if name in series
     ]
-    config = group[0][2]
-    plots.append(Axes(_loss_title(config), _loss_quantity(config), -1, tuple(drawn)))
+    plots.append(Axes(*_loss_words(group[0][2]), -1, tuple(drawn)))
   return plots
 
 
@@ -80,15 +74,12 @@ def metric_plots(runs: Sequence[Trained]) -> dict[str, list[Axes]]:
 def _metric_axes(name: str, group: Sequence[Trained]) -> Axes:
   metric, _, count = name.partition('@')
   config = group[0][2]
-  features, data = (
-    of.part_of(config, 'eval', 'features', 'name'),
-    of.part_of(config, 'data', 'name'),
-  )
+  features, data = config['eval']['features']['name'], config['data']['name']
   if name == PSNR:
     title, quantity = f'reconstructions of held-out images of {data}', 'PSNR (dB)'
   else:
     title = f'{data}: {count} samples, {features} features'
-    quantity = of.metric_title(metric, str(features))
+    quantity = of.metric_title(metric, features)
   drawn = []
   for model, look, _, series in group:
     spread = series.get(f'{metric}{of.STD}@{count}')
@@ -106,48 +97,41 @@ def _together(runs: Sequence[Trained], kind: Callable[[Mapping], Any]) -> list[l
 
 
 def _loss_kind(config: Mapping[str, Any]) -> list:
-  """What decides of what a loss is the loss."""
-  data = _parts(config, 'data', *DATA)
-  objective = of.part_of(config, 'objective')
+  """The settings that decide which quantity a loss is."""
   if of.is_autoencoder(config):
+    options = config['objective']['autoencoder']
     weights = ('kl_weight', 'perceptual_weight', 'discriminator_weight')
-    return ['autoencoder', data, _parts(objective, 'autoencoder', *weights)]
-  latent = config.get('space') == 'latent'
-  vae = _parts(config, 'vae', 'fingerprint', 'scale') if latent else []
-  choices = [
-    _choice(of.part_of(config, name)) for name in ('schedule', 'time_sampling', 'objective')
-  ]
-  return [data, of.part_of(config, 'process'), choices, vae]
+    return ['autoencoder', _data(config), [options[name] for name in weights]]
+  choices = [_choice(config[name]) for name in ('schedule', 'time_sampling', 'objective')]
+  vae = config['vae']
+  latents = [vae['fingerprint'], vae['scale']] if config['space'] == 'latent' else []
+  return [_data(config), config['process'], choices, latents]
 
 
-def _loss_title(config: Mapping[str, Any]) -> str:
-  data = of.part_of(config, 'data', 'name')
+def _loss_words(config: Mapping[str, Any]) -> tuple[str, str]:
+  """The title of a loss's plot and the name of the quantity."""
+  data, process = config['data']['name'], config['process']
   if of.is_autoencoder(config):
-    return f'autoencoder of {data}'
-  where = 'latents' if config.get('space') == 'latent' else 'pixels'
-  return f'{of.part_of(config, "schedule", "name")} schedule, {where} of {data}'
-
-
-def _loss_quantity(config: Mapping[str, Any]) -> str:
-  if of.is_autoencoder(config):
-    return 'autoencoder loss'
-  process = of.section_of(config, 'process')
-  weighting = of.part_of(config, 'objective', 'denoising', 'weighting')
-  plain = weighting in ('none', {}) and not process.get('learned_variance')
-  return f'mean squared error of {process.get("prediction_type")}' if plain else 'denoising loss'
+    return f'autoencoder of {data}', 'autoencoder loss'
+  where = 'latents' if config['space'] == 'latent' else 'pixels'
+  title = f'{config["schedule"]["name"]} schedule, {where} of {data}'
+  if config['objective']['denoising']['weighting'] != 'none' or process['learned_variance']:
+    return title, 'denoising loss'
+  return title, f'mean squared error of {process["prediction_type"]}'
 
 
 def _metric_kind(config: Mapping[str, Any]) -> list:
-  """What decides of what a metric measured in training is the metric."""
-  features = _choice(of.part_of(config, 'eval', 'features'))
-  return [_parts(config, 'data', *DATA), features, _parts(config, 'eval', 'reference', 'backend')]
+  """The settings that decide which quantity a metric measured in training is."""
+  evaluation = config['eval']
+  measured_by = [evaluation['reference'], evaluation['backend']]
+  return [_data(config), _choice(evaluation['features']), measured_by]
 
 
-def _parts(config: Mapping[str, Any], section: str, *names: str) -> list:
-  return [of.part_of(config, section, name) for name in names]
+def _data(config: Mapping[str, Any]) -> list:
+  """The fields that tell data apart."""
+  return [config['data'][name] for name in ('name', 'fingerprint', 'image_size')]
 
 
 def _choice(section: Mapping[str, Any]) -> list:
   """The name of a plug-in and its options."""
-  name = of.part_of(section, 'name')
-  return [name, of.part_of(section, str(name))]
+  return [section['name'], section.get(section['name'], {})]

@@ -9,11 +9,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 FRECHET, SCORE = 'frechet_distance', 'inception_score'
-STD = '_std'  # Of the splits or subsets of one sample set, as in 'inception_score_std'.
-# What carries its usual name only with Inception features, and its name otherwise.
+STD = '_std'  # The suffix of a deviation over splits or subsets of one sample set.
+# Metrics with a usual name that only Inception features earn, and their name with other features.
 NAMES = {
   FRECHET: ('FID', 'Frechet distance'),
   SCORE: ('IS', 'score'),
@@ -31,70 +32,72 @@ PUBLISHED_SAMPLES = 5000
 UNCONDITIONAL = 'unconditional'
 
 
-@dataclasses.dataclass(frozen=True)
-class Published:
-  """config.published of a run: 0 is not published."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A work directory.
 
-  name: str = ''
-  fid: float = 0.0
-  inception_score: float = 0.0
-  inception_score_std: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-  """One result of a run.
-
-  model: how the run is called. run: its folder below the report's. name: of the result, with
-  `several` where the run has more than one. num_seeds: sample sets that metrics are the mean of, and
-  deviation is over. real: the metrics of real images, of real_count of them.
+  name: its name in the report. path: its path below the report's folder. config, data: config.json and
+  data.json, which may be absent. results: the contents of eval/*.json, by the stem of their names.
   """
 
-  model: str
-  run: str
   name: str
-  protocol: Mapping[str, Any]
-  metrics: Mapping[str, float]
-  several: bool = False
-  data: str = ''
-  backbone: str = ''
-  latent: bool = False
-  num_classes: int = 0
-  is_reconstruction: bool = False
-  deviation: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  num_seeds: int = 1
-  samples: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  parameters: int | None = None
-  images_per_s: float | None = None
-  published: Published = Published()
-  real: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  real_count: int | None = None
-  warnings: tuple[str, ...] = ()
-  time: str = ''
+  folder: Path
+  path: str
+  config: Mapping[str, Any]
+  data: Mapping[str, Any]
+  results: Mapping[str, Mapping[str, Any]]
+
+  @property
+  def data_name(self) -> str:
+    return self.data.get('name') or self.config['data']['name']
+
+  @property
+  def published(self) -> Mapping[str, Any]:
+    """Published numbers of the same system; 0 is not published."""
+    return self.config['published']
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+  """One result of a run; name tells it from the run's other results."""
+
+  run: Run
+  name: str
+  result: Mapping[str, Any]
 
   @property
   def label(self) -> str:
-    """The model, and which of its results."""
-    return f'{self.model}, {self.name}' if self.several else self.model
+    """The name of the run, with that of the result if the run has several."""
+    return f'{self.run.name}, {self.name}' if len(self.run.results) > 1 else self.run.name
+
+  @property
+  def protocol(self) -> Mapping[str, Any]:
+    return self.result['protocol']
+
+  @property
+  def metrics(self) -> Mapping[str, Any]:
+    return self.result['metrics']
+
+  @property
+  def samples(self) -> Mapping[str, Any]:
+    return self.result['samples']
 
   @property
   def features(self) -> str:
     return str(self.protocol.get('features', 'unknown features'))
 
   @property
-  def guided(self) -> bool:
-    """Whether classifier-free guidance made the samples."""
-    return self.cfg_scale != 1
+  def is_reconstruction(self) -> bool:
+    return is_autoencoder(self.run.config)
 
   @property
   def cfg_scale(self) -> float:
-    """Of the guidance; 1 is none."""
-    scale = self.samples.get('cfg_scale')
-    return scale if is_number(scale) else 1.0
+    """The scale of classifier-free guidance; 1 is none."""
+    return self.samples.get('cfg_scale', 1.0)
 
   def spread(self, metric: str) -> float:
     """The deviation of a metric over splits, else that over seeds, else 0."""
-    found = (self.metrics.get(metric + STD), self.deviation.get(metric))
+    found = (self.metrics.get(metric + STD), self.result['deviation'].get(metric))
     return next((v for v in found if is_number(v) and math.isfinite(v) and v >= 0), 0.0)
 
   def value(self, metric: str) -> float | None:
@@ -103,27 +106,13 @@ class Record:
     return value if is_number(value) and math.isfinite(value) else None
 
 
-def part_of(mapping: Any, *names: str) -> Any:
-  """mapping[name][name]..., or an empty mapping where there is none."""
-  for name in names:
-    mapping = mapping.get(name, {}) if isinstance(mapping, Mapping) else {}
-  return mapping
-
-
-def section_of(mapping: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-  """mapping[name] if it is a mapping, else an empty one."""
-  found = part_of(mapping, name)
-  return found if isinstance(found, Mapping) else {}
-
-
 def is_number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_autoencoder(config: Mapping[str, Any]) -> bool:
-  """Whether a run's config.json trains an autoencoder, which makes no samples."""
-  objective = config.get('objective')
-  return isinstance(objective, Mapping) and objective.get('name') == 'autoencoder'
+  """Whether the config trains an autoencoder, which makes no samples."""
+  return config['objective']['name'] == 'autoencoder'
 
 
 def canonical(value: Any) -> str:
@@ -138,7 +127,7 @@ def natural(text: str) -> list[tuple[int, int | str]]:
 
 
 def comparable(protocol: Mapping[str, Any]) -> dict[str, Any]:
-  """What must be equal: a model without classes stands beside class-balanced ones, which is said."""
+  """The protocol with the classes of an unconditional model as if balanced: the two stand in one table."""
   balance = protocol.get('class_balance')
   return {**protocol, 'class_balance': 'balanced' if balance == UNCONDITIONAL else balance}
 
@@ -181,7 +170,8 @@ def direction(metric: str) -> int:
 
 
 def has_published(record: Record) -> bool:
-  return record.published.fid > 0 or record.published.inception_score > 0
+  published = record.run.published
+  return published['fid'] > 0 or published['inception_score'] > 0
 
 
 def is_like_published(protocol: Mapping[str, Any]) -> bool:
@@ -192,32 +182,29 @@ def is_like_published(protocol: Mapping[str, Any]) -> bool:
 
 
 def headline(group: Sequence[Record]) -> str:
-  """What was compared with what, short."""
+  """Names the data, the samples, the reference and the features in one line."""
   first = group[0]
-  names = sorted({record.data for record in group if record.data}, key=natural)
-  data = f'{", ".join(names)}: ' if names else ''
+  names = sorted({record.run.data_name for record in group}, key=natural)
   kinds = {'balanced': 'class-balanced ', UNCONDITIONAL: 'unconditional '}
   chosen = 'or '.join(kinds.get(balance, '') for balance in balances(group))
   what = 'reconstructions' if first.is_reconstruction else f'{chosen}samples'
-  made = f'{count(first.protocol.get("num_samples"))} {what}'
-  return f'{data}{made} against {_references(first.protocol)}, {first.features} features'
+  made = f'{", ".join(names)}: {count(first.protocol.get("num_samples"))} {what}'
+  return f'{made} against {_references(first.protocol)}, {first.features} features'
 
 
 def _references(protocol: Mapping[str, Any]) -> str:
   """'297 reference images'; given statistics may not say of how many."""
-  return f'{count(protocol.get("reference_size") or None, "unknown")} reference images'
+  return f'{count(protocol.get("reference_size") or None)} reference images'
 
 
 def protocol_words(group: Sequence[Record]) -> str:
   """Every entry of the protocol in one sentence."""
   protocol, found = group[0].protocol, ' or '.join(balances(group))
   made = 'reconstructions' if group[0].is_reconstruction else 'samples'
-  words = f'{count(protocol.get("num_samples"))} {made}'
-  words += f' (classes: {found})' if found else ''
-  words += (
-    f' against {_references(protocol)} of {_plain(protocol.get("reference", "unknown origin"))}'
-  )
-  words += f'; {_plain(protocol.get("features", "unknown"))} features'
+  classes = f' (classes: {found})' if found else ''
+  origin = _plain(protocol.get('reference', 'unknown origin'))
+  words = f'{count(protocol.get("num_samples"))} {made}{classes} against {_references(protocol)}'
+  words += f' of {origin}; {_plain(protocol.get("features", "unknown"))} features'
   for name, form in WORDS.items():
     words += form.format(_plain(protocol[name])) if protocol.get(name) else ''
   others = [name for name in protocol if name not in (*WORDED, *WORDS)]

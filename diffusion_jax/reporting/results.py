@@ -11,10 +11,17 @@ from diffusion_jax.reporting.records import Record
 from diffusion_jax.reporting.runs import read_result
 from diffusion_jax.reporting.tables import NOTHING, Table, cell, escaped, setting, speed, table
 
-# Of a result's `samples`: what has a column of its own, and what says nothing to a reader.
+# Entries of a result's `samples` that have a column of their own, and those that say nothing to a reader.
 SHOWN = ('sampler', 'num_steps', 'cfg_scale')
 INTERNAL = ('parameters', 'data', 'autoencoder', 'latent_shift', 'latent_scale')
 REAL = 'real training images'
+BACKBONES = {'dit': 'DiT', 'unet': 'UNet'}
+# The kind of model that made samples: title of a column -> its cell.
+KIND = {
+  'VAE?': lambda r: 'yes' if r.run.config['space'] == 'latent' else 'no',
+  'CFG?': lambda r: 'no' if r.cfg_scale == 1 else 'yes',
+  'Backbone': lambda r: BACKBONES.get(r.run.config['model']['name'], r.run.config['model']['name']),
+}
 
 
 def evaluation_table(folder: Path, result: Mapping[str, Any]) -> str:
@@ -22,7 +29,7 @@ def evaluation_table(folder: Path, result: Mapping[str, Any]) -> str:
   protocol, names = result['protocol'], [n for n in result['metrics'] if not n.endswith(of.STD)]
   found = [read_result(path, print) for path in sorted(folder.glob('*.json'))]
   lines = [
-    (str(other.get('name')), other, speed(other.get('images_per_s')))
+    (other['name'], other, speed(other['images_per_s']))
     for other in found
     if other and other['protocol'] == protocol
   ]
@@ -38,7 +45,7 @@ def evaluation_table(folder: Path, result: Mapping[str, Any]) -> str:
     f'features: {protocol["features"]} {protocol["features_digest"][:8]}, {protocol["backend"]}'
   )
   header = ['samples', *(name.replace('_', ' ') for name in names), 'images/s']
-  warnings = ''.join(f'\nwarning: {text}' for text in result.get('warnings', ()))
+  warnings = ''.join(f'\nwarning: {text}' for text in result['warnings'])
   return f'\n{title}\n\n{table(header, rows)}\n{warnings}'
 
 
@@ -80,36 +87,32 @@ def _columns(group: Sequence[Record]) -> list[tuple[str, Callable[[Record], str]
   """Titles, and what each says of a record."""
   first, metrics = group[0], of.metric_names(group)
   measured = [
-    (title, lambda r, m=metric: cell(r.metrics, m, r.deviation))
+    (title, lambda r, m=metric: cell(r.metrics, m, r.result['deviation']))
     for metric, title in zip(metrics, _metric_titles(group))
   ]
   head = [('Model', lambda r: r.label)]
   tail = [('N', lambda r: of.count(r.protocol.get('num_samples')))]
   if not first.is_reconstruction:
-    head += [
-      ('VAE?', lambda r: 'yes' if r.latent else 'no'),
-      ('CFG?', lambda r: 'yes' if r.guided else 'no'),
-      ('Backbone', lambda r: r.backbone),
-    ]
+    head += KIND.items()
     tail += [
       ('Sampler', lambda r: sampler(r.samples)),
       ('Steps', lambda r: of.count(r.samples.get('num_steps'), NOTHING)),
-      ('cfg_scale', lambda r: setting(r.samples.get('cfg_scale') if r.num_classes else None)),
+      ('cfg_scale', lambda r: setting(_guidance(r))),
     ]
   tail += [
-    ('Parameters', lambda r: of.count(r.parameters, NOTHING)),
-    ('Images/s', lambda r: speed(r.images_per_s)),
+    ('Parameters', lambda r: of.count(r.result['parameters'], NOTHING)),
+    ('Images/s', lambda r: speed(r.result['images_per_s'])),
   ]
-  if any(record.num_seeds > 1 for record in group):
-    tail.append(('Seeds', lambda r: str(r.num_seeds)))
+  if any(len(record.result['seeds']) > 1 for record in group):
+    tail.append(('Seeds', lambda r: str(len(r.result['seeds']))))
   tail += [(name, lambda r, n=name: setting(r.samples.get(n))) for name in _settings(group)[1]]
   # FID and IS, the published ones beside them, then the other metrics.
   usual = sum(name in (of.FRECHET, of.SCORE) for name in metrics)
   published = []
   if any(map(of.has_published, group)):
     published = [
-      ('published FID', lambda r: f'{r.published.fid:.1f}' if r.published.fid else NOTHING),
-      ('published IS', lambda r: _published_score(r.published)),
+      ('published FID', lambda r: _published_fid(r.run.published['fid'])),
+      ('published IS', lambda r: _published_score(r.run.published)),
     ]
   return head + measured[:usual] + published + measured[usual:] + tail
 
@@ -124,10 +127,13 @@ def _real_rows(group: Sequence[Record], titles: Sequence[str]) -> list[list[str]
   """What real images get, once."""
   names, rows = list(zip(_metric_titles(group), of.metric_names(group))), []
   for record in group:
-    cells = {title: cell(record.real, name, {}) for title, name in names}
-    cells |= {'Model': REAL, 'N': of.count(record.real_count)}
+    real = record.result.get('real_baseline')
+    if not real:
+      continue
+    cells = {title: cell(real['metrics'], name, {}) for title, name in names}
+    cells |= {'Model': REAL, 'N': of.count(real['num_images'])}
     row = [cells.get(title, '') for title in titles]
-    if record.real and row not in rows:
+    if row not in rows:
       rows.append(row)
   return rows
 
@@ -146,14 +152,14 @@ def _notes(group: Sequence[Record]) -> list[str]:
   notes = [f'All rows: {common}.'] if common else []
   if any(name + of.STD in record.metrics for record in group for name in metrics):
     notes.append('±: over the splits or subsets of one sample set.')
-  if any(record.deviation for record in group):
+  if any(record.result['deviation'] for record in group):
     notes.append('Mean over sample sets of different seeds; in brackets the deviation over these.')
-  if not first.is_reconstruction and not all(record.num_classes for record in group):
+  if not first.is_reconstruction and not all(record.run.config['num_classes'] for record in group):
     notes.append(f'cfg_scale {NOTHING}: the model has no classes.')
   if any(map(of.has_published, group)):
     notes.append(published_note(first.protocol))
-  for warning in dict.fromkeys(w for record in group for w in record.warnings):
-    models = [record.label for record in group if warning in record.warnings]
+  for warning in dict.fromkeys(w for record in group for w in record.result['warnings']):
+    models = [record.label for record in group if warning in record.result['warnings']]
     notes.append(f'{warning} ({"all rows" if len(models) == len(group) else ", ".join(models)})')
   return notes
 
@@ -181,9 +187,18 @@ def sampler(samples: Mapping[str, Any]) -> str:
   return ', '.join([str(samples['sampler']), *options]) if 'sampler' in samples else NOTHING
 
 
-def _published_score(found: of.Published) -> str:
-  text = f'{found.inception_score:.2f} ± {found.inception_score_std:.2f}'
-  return text if found.inception_score else NOTHING
+def _published_fid(fid: float) -> str:
+  return f'{fid:.1f}' if fid else NOTHING
+
+
+def _published_score(published: Mapping[str, Any]) -> str:
+  score = published['inception_score']
+  return f'{score:.2f} ± {published["inception_score_std"]:.2f}' if score else NOTHING
+
+
+def _guidance(record: Record) -> float | None:
+  """The guidance scale of a model with classes."""
+  return record.samples.get('cfg_scale') if record.run.config['num_classes'] else None
 
 
 def csv_text(results: Sequence[Record]) -> str:
@@ -205,36 +220,36 @@ def csv_text(results: Sequence[Record]) -> str:
 
 def _csv_line(number: int, record: Record) -> list[dict[str, Any]]:
   """The parts of a row: what it is, metrics, settings, published numbers, protocol, samples."""
-  of_samples, published = not record.is_reconstruction, record.published
+  run, result, published = record.run, record.result, record.run.published
+  made = 'reconstructions' if record.is_reconstruction else 'samples'
+  real = result.get('real_baseline', {}).get('metrics', {})
   return [
     {
       'table': number,
-      'kind': 'samples' if of_samples else 'reconstructions',
-      'Model': record.model,
+      'kind': made,
+      'Model': run.name,
       'result': record.name,
-      'run': record.run,
-      'VAE?': ('yes' if record.latent else 'no') if of_samples else None,
-      'CFG?': ('yes' if record.guided else 'no') if of_samples else None,
-      'Backbone': record.backbone if of_samples else None,
+      'run': run.path,
+      **{title: None if record.is_reconstruction else text(record) for title, text in KIND.items()},
     },
     record.metrics,
-    {f'{name} over seeds': value for name, value in record.deviation.items()},
+    {f'{name} over seeds': value for name, value in result['deviation'].items()},
     {
-      'seeds': record.num_seeds,
+      'seeds': len(result['seeds']),
       'N': record.protocol.get('num_samples'),
       'steps': record.samples.get('num_steps'),
-      'cfg_scale': record.samples.get('cfg_scale') if record.num_classes else None,
-      'parameters': record.parameters,
-      'images/s': record.images_per_s,
-      'published FID': published.fid or None,
-      'published IS': published.inception_score or None,
-      'published IS std': published.inception_score_std or None,
-      'time': record.time,
+      'cfg_scale': _guidance(record),
+      'parameters': result['parameters'],
+      'images/s': result['images_per_s'],
+      'published FID': published['fid'] or None,
+      'published IS': published['inception_score'] or None,
+      'published IS std': published['inception_score_std'] or None,
+      'time': result['time'],
     },
-    {f'real.{name}': value for name, value in record.real.items()},
+    {f'real.{name}': value for name, value in real.items()},
     {f'protocol.{name}': value for name, value in record.protocol.items()},
     {f'samples.{name}': value for name, value in record.samples.items()},
-    {'warnings': ' '.join(record.warnings) or None},
+    {'warnings': ' '.join(result['warnings']) or None},
   ]
 
 

@@ -18,17 +18,17 @@ def scatter(group: Sequence[Record], looks: Mapping[str, int]):
   Published numbers are hollow and joined to ours; they are drawn only for Inception features, because
   with others the axes are other quantities.
   """
-  shown = [r for r in group if None not in (r.value(of.FRECHET), r.value(of.SCORE))]
+  shown = [record for record in group if None not in _point(record)]
   if not shown:
     return None
   runs: dict[str, list[Record]] = {}
   for record in sorted(shown, key=lambda r: r.cfg_scale):
-    runs.setdefault(record.run, []).append(record)
+    runs.setdefault(record.run.path, []).append(record)
   runs = {run: runs[run] for run in sorted(runs, key=lambda run: looks[run])}
   published = _published(runs) if shown[0].features == 'inception' else {}
   several = any(len(results) > 1 for results in runs.values())
   handles, labels = plots.model_handles(
-    {looks[run]: rs[0].model for run, rs in runs.items()}, False
+    {looks[run]: results[0].run.name for run, results in runs.items()}, lines=False
   )
   if published:
     handles.append(
@@ -47,23 +47,26 @@ def scatter(group: Sequence[Record], looks: Mapping[str, int]):
   lines = [plain(made, 60), plain(f'{against}{reference}'.strip(), 60)]
   axes.set_title('\n'.join(lines), fontsize=SMALL)
   axes.margins(0.1)
-  everything = [*shown, *published.values()]
-  plots.finish(axes, x=[_point(r)[0] for r in everything], y=[_point(r)[1] for r in everything])
+  points = [*map(_point, shown), *(numbers[:2] for numbers in published.values())]
+  plots.finish(axes, x=[x for x, _ in points], y=[y for _, y in points])
   if several:
     _annotate(figure, axes, list(runs.values()))
   return figure
 
 
-def _published(runs: Mapping[str, Sequence[Record]]) -> dict[str, of.Published]:
-  found = {run: results[0].published for run, results in runs.items()}
-  return {run: p for run, p in found.items() if p.fid and p.inception_score}
+def _published(runs: Mapping[str, Sequence[Record]]) -> dict[str, tuple[float, float, float]]:
+  """FID, IS and its deviation as published, for the runs with both numbers."""
+  found = {run: results[0].run.published for run, results in runs.items()}
+  return {
+    run: (numbers['fid'], numbers['inception_score'], numbers['inception_score_std'])
+    for run, numbers in found.items()
+    if numbers['fid'] and numbers['inception_score']
+  }
 
 
-def _point(result) -> tuple[float, float]:
-  """(Frechet distance, score) of a record or of published numbers."""
-  if isinstance(result, of.Published):
-    return result.fid, result.inception_score
-  return result.value(of.FRECHET), result.value(of.SCORE)
+def _point(record: Record) -> tuple[float | None, float | None]:
+  """(Frechet distance, score) of a record."""
+  return record.value(of.FRECHET), record.value(of.SCORE)
 
 
 def _is_sweep(results: Sequence[Record]) -> bool:
@@ -87,8 +90,8 @@ def _draw_results(axes, results: Sequence[Record], own: dict, published) -> None
   line = {} if _is_sweep(results) else {'linestyle': ''}
   axes.plot(*points.T, **{**own, 'linewidth': 0.9, **line}, markersize=6, zorder=3)
   if published:
-    there = _point(published)
-    axes.errorbar(*there, yerr=published.inception_score_std, **{**bars, 'elinewidth': 0.6})
+    *there, deviation = published
+    axes.errorbar(*there, yerr=deviation, **{**bars, 'elinewidth': 0.6})
     hollow = {'markerfacecolor': 'white', 'linestyle': '', 'zorder': 3}
     axes.plot(*there, **{**own, **hollow}, markersize=6)
     joined = np.array([points[-1], there])

@@ -1,21 +1,26 @@
 """--mode=report: puts all runs below a folder into tables, plots and a panel, from the files they wrote."""
 
+import dataclasses
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from diffusion_jax.config.schema import Report
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import DamagedError, InputError, Stop
+from diffusion_jax.experiment import stored
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images, panel, plots, records, scatter
 from diffusion_jax.reporting import results as tables
 from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
 from diffusion_jax.reporting.panel import Denoising
-from diffusion_jax.reporting.records import Record
-from diffusion_jax.reporting.runs import REPORT, Run, collect, denoising_of, records_of
+from diffusion_jax.reporting.records import Record, Run, natural
+from diffusion_jax.reporting.runs import denoising_of, read_json, read_result, records_of
 from diffusion_jax.runtime import files
+from diffusion_jax.usage import program
 
+REPORT = 'report'  # The folder below the given one that is written, not searched.
+INSIDE = {'checkpoints', 'samples', 'eval', 'previews', 'logs'}  # Folders of a run, not searched.
 OUTPUTS = ('table.*', 'scatter*.*', 'curves-*.*', 'panel*.*')
 
 
@@ -51,6 +56,64 @@ def run(experiment: Experiment, workdir: Path) -> None:
   print('written:')
   for path in written:
     print(f'  {path}')
+
+
+def collect(workdir: Path, remark: Callable[[str], None]) -> list[Run]:
+  """Reads every run with a readable result, by path; remarks what cannot be read.
+
+  Raises: InputError if nothing below it is a run, DamagedError if no result can be read.
+  """
+  found, trained = [], []
+  for folder in folders(workdir):
+    if any((folder / 'eval').glob('*.json')):
+      found.append(folder)
+    elif (folder / 'metrics.jsonl').exists() or (folder / 'checkpoints').is_dir():
+      trained.append(folder)
+      remark(f'{folder}: not evaluated (no eval/*.json), so left out; --mode=evaluate does it')
+  if not found:
+    example = f'{program()} --workdir={trained[0] if trained else workdir / "quickstart"}'
+    train = '' if trained else f'  {example} --config=quickstart\n'
+    state = f'only trained, not evaluated: {", ".join(map(str, trained))}. ' if trained else ''
+    raise InputError(
+      f'--workdir={workdir}: no run below it. {state}A run is a folder, at any depth, with config.json '
+      f'and eval/*.json; for example this makes one:\n{train}  {example} --mode=evaluate'
+    )
+  runs = [run for run in (read_run(folder, workdir, remark) for folder in found) if run]
+  if not runs:
+    raise DamagedError(
+      f'{workdir}: no result can be read in {len(found)} runs; measure again with --mode=evaluate, or '
+      f'see the files: {", ".join(map(str, found))}'
+    )
+  names = [run.name for run in runs]
+  for number, run in enumerate(runs):
+    if not run.name or names.count(run.name) > 1:
+      name = f'{run.name} ({run.path})' if run.name else run.path
+      runs[number] = dataclasses.replace(run, name=name)
+  return sorted(runs, key=lambda run: natural(run.path))
+
+
+def folders(workdir: Path) -> Iterator[Path]:
+  """The folders with a config.json, through links, each once; those inside of a run are not searched."""
+  for folder, below, _ in files.walk(workdir):
+    is_run = (folder / 'config.json').is_file()
+    skipped = (INSIDE if is_run else set()) | ({REPORT} if folder == workdir else set())
+    below[:] = sorted(b for b in below if b not in skipped and not b.startswith('.'))
+    if is_run:
+      yield folder
+
+
+def read_run(folder: Path, workdir: Path, remark: Callable[[str], None]) -> Run | None:
+  """Reads a run, named as published; returns None with a remark if its config or no result can be read."""
+  try:
+    config = stored.load(folder)
+  except (Stop, OSError) as error:
+    remark(f'{error}; left out')
+    return None
+  results = {path.stem: read_result(path, remark) for path in (folder / 'eval').glob('*.json')}
+  results = {stem: results[stem] for stem in sorted(results, key=natural) if results[stem]}
+  data = read_json(folder / 'data.json', remark) or {}
+  path = workdir.name if folder == workdir else folder.relative_to(workdir).as_posix()
+  return Run(config['published']['name'], folder, path, config, data, results) if results else None
 
 
 def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, int]) -> list[Path]:

@@ -2,28 +2,32 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import cbook
 from PIL import Image
 
+from configs import quickstart
 from diffusion_jax.reporting import plots
 from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
-from diffusion_jax.reporting.records import Published, Record
+from diffusion_jax.reporting.records import Record, Run
 from diffusion_jax.reporting.scatter import scatter
+from tests.support.run_folders import PUBLISHED
 
 
-def record(run, fid, score, features='inception', **changes):
-  fields = {
-    'model': run.upper(),
-    'run': run,
-    'name': 'ddim50',
+def record(path, fid, score, features='inception', *, model='', published=(), samples=()):
+  config = quickstart.get_config().to_dict()
+  config['published'] |= dict(published)
+  result = {
     'protocol': {'num_samples': 5000, 'reference_size': 5000, 'features': features},
     'metrics': {'frechet_distance': fid, 'inception_score': score, 'inception_score_std': 0.1},
-    'num_classes': 10,
+    'deviation': {},
+    'samples': dict(samples),
   }
-  return Record(**{**fields, **changes})
+  run = Run(model or path.upper(), Path(path), path, config, {}, {'ddim50': result})
+  return Record(run, 'ddim50', result)
 
 
 def points(axes):
@@ -40,8 +44,7 @@ LOOKS = {'a': 0, 'b': 1, 'c': 2}
 
 
 def test_scatter_holds_every_result_and_published_numbers_hollow():
-  published = Published('DDPM', 150.0, 4.45, 0.1)
-  group = [record('a', 20.0, 7.0, published=published), record('b', 30.0, 6.0)]
+  group = [record('a', 20.0, 7.0, published=PUBLISHED), record('b', 30.0, 6.0)]
   axes = scatter(group, LOOKS).axes[0]
   assert points(axes) == {
     (20.0, 7.0): ('o', False),
@@ -54,8 +57,7 @@ def test_scatter_holds_every_result_and_published_numbers_hollow():
 
 
 def test_scatter_of_other_features_is_not_called_fid_and_has_no_published_numbers():
-  published = Published('DDPM', 150.0, 4.45, 0.1)
-  group = [record('a', 20.0, 7.0, 'pixels', published=published)]
+  group = [record('a', 20.0, 7.0, 'pixels', published=PUBLISHED)]
   axes = scatter(group, LOOKS).axes[0]
   assert list(points(axes)) == [(20.0, 7.0)]
   assert axes.get_xlabel() == 'Frechet distance (pixels)  (← better)'
@@ -64,7 +66,7 @@ def test_scatter_of_other_features_is_not_called_fid_and_has_no_published_number
 
 def test_scatter_joins_the_results_of_a_run_by_guidance_and_says_which():
   sweep = [
-    record('a', fid, score, several=True, samples={'cfg_scale': scale})
+    record('a', fid, score, samples={'cfg_scale': scale})
     for fid, score, scale in ((9.0, 9.5, 4.0), (2.0, 9.0, 1.0), (5.0, 9.3, 2.0))
   ]
   axes = scatter(sweep, LOOKS).axes[0]
@@ -79,7 +81,7 @@ def test_scatter_joins_the_results_of_a_run_by_guidance_and_says_which():
 def test_annotations_do_not_overlap_each_other_or_points():
   rng = np.random.default_rng(0)
   crowd = [
-    record('a', 5 + rng.random(), 9 + rng.random(), several=True, samples={'cfg_scale': float(i)})
+    record('a', 5 + rng.random(), 9 + rng.random(), samples={'cfg_scale': float(i)})
     for i in range(40)
   ]
   figure = scatter(crowd, LOOKS)
@@ -118,8 +120,8 @@ def test_nothing_of_two_plots_side_by_side_is_cut_off():
   runs = []
   for i in range(4):
     data = {'name': f'photographs-of-many-kinds-{i}', 'fingerprint': str(i), 'image_size': 8}
-    features = {'features': {'name': 'dataset_classifier', 'dataset_classifier': {}}}
-    config = {**CONFIG, 'data': data, 'eval': features, 'space': 'latent'}
+    evaluation = {**CONFIG['eval'], 'features': {'name': 'dataset_classifier'}}
+    config = {**CONFIG, 'data': data, 'eval': evaluation, 'space': 'latent'}
     runs.append(
       (f'model {i}', i, config, series(**{'inception_score@50000': [2, 3], 'loss': [2, 1]}))
     )
@@ -147,11 +149,12 @@ def test_models_look_different_in_colour_and_in_shape():
 CONFIG = {
   'objective': {'name': 'denoising', 'denoising': {'weighting': 'none'}},
   'space': 'pixel',
+  'vae': {'fingerprint': 'e' * 16, 'scale': 0.0},
   'data': {'name': 'digits', 'fingerprint': 'f' * 16, 'image_size': 8},
   'process': {'prediction_type': 'v', 'learned_variance': False},
   'schedule': {'name': 'cosine', 'cosine': {'num_timesteps': 1000}},
-  'loss': {'weighting': 'none'},
-  'eval': {'features': {'name': 'inception', 'inception': {}}, 'reference': 'holdout'},
+  'time_sampling': {'name': 'uniform'},
+  'eval': {'features': {'name': 'inception'}, 'reference': 'holdout', 'backend': 'jax'},
 }
 
 
@@ -197,15 +200,13 @@ def test_losses_share_a_plot_only_where_they_are_the_same_quantity():
   assert texts == ['A', 'B', 'C', 'training', 'held out']
 
 
-@pytest.mark.parametrize('prefix', ['holdout_', ''])
-def test_held_out_psnr_is_drawn_without_training_s(tmp_path, prefix):
-  """Runs without the prefix have both under one name: held-out ones stand in lines without a loss."""
+def test_held_out_psnr_is_drawn_without_training_s(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   lines = [
     {'step': 10, 'loss': 2.0, 'psnr': 30.0, 'kl': 5.0},
-    {'step': 10, f'{prefix}psnr': 20.0, f'{prefix}kl': 6.0},
+    {'step': 10, 'holdout_psnr': 20.0, 'holdout_kl': 6.0},
     {'step': 15, 'loss': None, 'psnr': 40.0},
-    {'step': 20, f'{prefix}psnr': 22.0},
+    {'step': 20, 'holdout_psnr': 22.0},
   ]
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   found, _ = read_series(path)

@@ -32,6 +32,7 @@ def test_what_is_no_result_is_left_out_of_the_table(tmp_path, capsys):
   names = ('reference_size', 'num_samples', 'reference', 'features', 'features_digest', 'backend')
   protocol = dict.fromkeys(names, 'x') | {'reference_size': 2, 'num_samples': 3}
   good = {'name': 'mine', 'protocol': protocol, 'metrics': {'kid': 1.5}, 'images_per_s': None}
+  good |= {'deviation': {}, 'samples': {}, 'seeds': [], 'warnings': [], 'parameters': 1, 'time': ''}
   (tmp_path / 'mine.json').write_text(json.dumps(good))
   others = ['', '[]', '3', '{}', json.dumps({**good, 'metrics': []}), '{"protocol": {}}']
   for number_, content in enumerate(others):

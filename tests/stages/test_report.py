@@ -39,7 +39,7 @@ def test_damage_is_named_and_the_rest_reported(tmp_path, capsys):
   out = capsys.readouterr().out
   for path, reason in {
     'b/eval/ddim50-cfg2.json': 'damaged',
-    'c/config.json': 'not a JSON object',
+    'c/config.json': 'not the config of a run',
     'd/eval/ddim50-cfg2.json': "'protocol' is None",
     'g/eval/ddim50-cfg2.json': "'samples' is 'ddim'",
     'e/samples/ddim50-cfg2/frames.npz': 'damaged',

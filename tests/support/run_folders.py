@@ -9,6 +9,7 @@ import numpy as np
 
 from configs import quickstart
 from diffusion_jax.config.schema import Report
+from diffusion_jax.experiment import stored
 from diffusion_jax.stages import report
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -54,12 +55,9 @@ def make_run(
   config = quickstart.get_config()
   config.update_from_flattened_dict(dict(changes))
   config = config.to_dict()
-  if published is None:
-    del config['published']
-  else:
-    config['published'] = published
+  config['published'] |= published or {}
   (folder / 'eval').mkdir(parents=True, exist_ok=True)
-  write(folder / 'config.json', config)
+  stored.save(folder, config)
   data = {'name': config['data']['name'], 'label_names': label_names, 'image_shape': [8, 8, 1]}
   write(folder / 'data.json', {**data, 'fingerprint': '0' * 16})
   made = {'step': 1000, 'parameters': '0badf00d', 'average': 'ema', 'seed': 0, 'sampler': 'ddim'}
