@@ -73,19 +73,20 @@ def run_stage(
   mode: str, stage: ModuleType, folder: Path | None, config: Mapping, overrides: Mapping, **options
 ) -> None:
   """Runs the stage on what the work directory holds."""
+  from diffusion_jax.run import Run
+  from diffusion_jax.sampling import samples
+
   begins = mode in resolve.FROM_WEIGHTS and config.get('init_from') and not stored.is_begun(folder)
+  given = meta = None
   if begins:
     require_writable(folder)
-    restored = importlib.import_module('diffusion_jax.sampling.samples').begin(
-      create(config), folder
-    )
+    restored = samples.begin(create(config), folder)
     if mode == 'sample':
-      options['restored'] = restored  # They are read once.
+      given = restored.state, restored.step  # They are read once.
     del restored
-  meta = None
   if mode not in (*BEFORE_TRAINING, *OF_RUNS):
     config, meta = resolve.trained(mode, folder, config, overrides)
-  stage.run(create(config, meta), folder, **options)
+  stage.main(Run(create(config, meta), folder, given), **options)
 
 
 def require_writable(folder: Path) -> None:

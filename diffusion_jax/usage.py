@@ -121,5 +121,4 @@ def _resemblance(got: str, path: str) -> float:
     alike = 0.95  # lr for learning_rate.
   elif {*last.split('_')} <= {*words}:
     alike = max(alike, 0.7 + 0.2 / len(words))  # steps for num_steps.
-  shared = len({*above} & {*sections}) / max(len(above), 1)
-  return alike + 0.1 * shared
+  return alike + 0.1 * SequenceMatcher(None, '.'.join(above), '.'.join(sections)).ratio()

@@ -22,7 +22,8 @@ TIERS = [
   {'experiment'},
   {'sampling'},
   {'benchmarks'},
-  {'stages', 'command', 'parsing', 'run'},
+  {'run'},
+  {'stages', 'command', 'parsing'},
   {'cli'},
 ]
 # What these may enter of the rooms that describe data and networks.

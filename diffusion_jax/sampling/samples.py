@@ -29,10 +29,12 @@ from diffusion_jax.sampling.pictures import draw_grid, is_animated
 from diffusion_jax.training.state import Weights
 
 
-def complete(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
+def complete(
+  experiment: Experiment, workdir: Path, given: tuple[Weights, int] | None = None
+) -> Path:
   """Makes what is missing of the sample set, its pictures and exports. Returns: its folder.
 
-  restored: what load_checkpoint gives, where it has been read.
+  given: the weights and their step, if they have been read already.
   """
   require_diffusion(experiment)
   check_devices(experiment)
@@ -42,7 +44,7 @@ def complete(experiment: Experiment, workdir: Path, restored: Restored | None = 
   if folder and hosts.from_first(lambda: is_complete(experiment, folder) and has_pictures(folder)):
     hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
   else:
-    folder = make(experiment, workdir, restored)
+    folder = make(experiment, workdir, given)
   hosts.from_first(lambda: export(experiment, folder))
   hosts.say(f'done: grid.png, denoising.gif and {wanted:,} samples in {folder}')
   return folder
@@ -77,15 +79,17 @@ def begin(experiment: Experiment, workdir: Path) -> Restored:
   return restored
 
 
-def make(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> Path:
+def make(experiment: Experiment, workdir: Path, given: tuple[Weights, int] | None = None) -> Path:
   """Samples what is missing, and draws. Returns: the folder of the set.
 
   Raises: InputError if there is no such checkpoint, or the folder holds a set of other settings.
   """
-  restored = restored or load_checkpoint(experiment, workdir)
-  sample, weights = experiment.config.sample, restored.state
+  if given is None:
+    restored = load_checkpoint(experiment, workdir)
+    given = restored.state, restored.step
+  (weights, step), sample = given, experiment.config.sample
   _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
-  wanted, base = identity(experiment, restored.step, weights), base_folder(experiment, workdir)
+  wanted, base = identity(experiment, step, weights), base_folder(experiment, workdir)
   folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
   if folder != base and not (folder / 'meta.json').exists():
     hosts.say(f'{base} holds samples of other parameters, so these go beside it')

@@ -12,12 +12,13 @@ import jax
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
-from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.run import Run
 from diffusion_jax.runtime import files, provenance
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Measures, writes DIR/bench-NAME.json and prints tables."""
+  experiment, workdir = run.experiment, run.workdir
   check_devices(experiment)
   preparation.ensure_images(experiment, workdir)
   bench = experiment.config.bench

@@ -1,14 +1,13 @@
 """--mode=describe: prints parameters, FLOPs, memory, data and steps of a config without training it."""
 
 import json
-from pathlib import Path
 
 import jax
 
 from diffusion_jax.experiment.checks import check_data, check_devices
-from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.facts import PARTS, facts, memory_warnings, meta_if_prepared
 from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.run import Run
 from diffusion_jax.runtime.patience import alive
 
 
@@ -34,8 +33,9 @@ def latent_row(f: dict) -> dict[str, str]:
   }
 
 
-def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) -> None:
+def main(run: Run, *, as_json: bool = False) -> None:
   """Prints the facts, for a person or (as_json) as one JSON object."""
+  experiment = run.experiment
   check_devices(experiment)
   if meta_if_prepared(experiment):
     check_data(experiment)
@@ -62,7 +62,7 @@ def run(experiment: Experiment, workdir: Path | None, *, as_json: bool = False) 
     + (f', {quantity(memory[3], "B")} data' if memory[3] else ''),
     'devices': f'{f["devices"]} {jax.devices()[0].device_kind}',
   }
-  if workdir:
-    rows['workdir'] = str(workdir)
+  if run.workdir:
+    rows['workdir'] = str(run.workdir)
   lines = [*rows.items(), *(('warning', text) for text in warnings)]
   print('\n'.join(f'{name:<9} {text}' for name, text in lines))

@@ -24,6 +24,7 @@ from diffusion_jax.experiment.weights import load_checkpoint
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.results import evaluation_table
 from diffusion_jax.reporting.runs import read_result
+from diffusion_jax.run import Run
 from diffusion_jax.runtime import cost, files, hosts, provenance
 from diffusion_jax.sampling import sample_set, samples
 from diffusion_jax.sampling.previews import Previews
@@ -32,12 +33,13 @@ from diffusion_jax.types import DataSource
 NEIGHBOURS_SHOWN = 8  # Training images beside each sample.
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Makes the sample set if it is absent, measures it, writes DIR/eval/NAME.json and prints a table.
 
   Raises: InputError for a set that is incomplete or has other settings, and for metrics that need more
   images.
   """
+  experiment, workdir = run.experiment, run.workdir
   check_devices(experiment)
   check_data(experiment)
   experiment = with_num_samples(experiment)

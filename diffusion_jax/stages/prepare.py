@@ -3,15 +3,14 @@
 A latent system's images are then encoded, once for every run with the same autoencoder.
 """
 
-from pathlib import Path
-
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
-from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.run import Run
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Prepares what is missing; writes DIR/data.json, DIR/data.png and, for latents, DIR/latents.png."""
+  experiment, workdir = run.experiment, run.workdir
   if experiment.is_latent:
     check_devices(experiment)
     _ = experiment.first_stage  # Fails on a bad autoencoder before hours of work.

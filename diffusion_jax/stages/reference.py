@@ -4,8 +4,6 @@ Features are kept under config.data.dir, keyed by the content of the images and 
 evaluations find them. DIR/reference-FINGERPRINT.npz holds mu and sigma for other tools and hosts.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from diffusion_jax.config.schema import SPLITS
@@ -14,12 +12,13 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.experiment.evaluator import Evaluator
-from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.run import Run
 from diffusion_jax.runtime import hosts
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Computes the features, or finds them; writes the statistics. Raises: InputError without images."""
+  experiment, workdir = run.experiment, run.workdir
   check_devices(experiment)
   if experiment.config.eval.reference in SPLITS:
     preparation.ensure_images(experiment, workdir)

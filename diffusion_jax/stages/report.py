@@ -9,13 +9,14 @@ from pathlib import Path
 from diffusion_jax.config.schema import Report
 from diffusion_jax.errors import DamagedError, InputError, Stop
 from diffusion_jax.experiment import stored
-from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting import images, panel, plots, records, scatter
 from diffusion_jax.reporting import results as tables
 from diffusion_jax.reporting.curves import loss_plots, metric_plots, read_series
 from diffusion_jax.reporting.panel import Denoising
-from diffusion_jax.reporting.records import Record, Run, natural
+from diffusion_jax.reporting.records import Record, natural
+from diffusion_jax.reporting.records import Run as Found
 from diffusion_jax.reporting.runs import denoising_of, read_json, read_result, records_of
+from diffusion_jax.run import Run
 from diffusion_jax.runtime import files
 from diffusion_jax.usage import program
 
@@ -24,11 +25,12 @@ INSIDE = {'checkpoints', 'samples', 'eval', 'previews', 'logs'}  # Folders of a 
 OUTPUTS = ('table.*', 'scatter*.*', 'curves-*.*', 'panel*.*')
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Writes DIR/report/ and prints the tables.
 
   Raises: InputError if nothing below DIR is a run, DamagedError if no result can be read.
   """
+  workdir = run.workdir
   if not workdir.is_dir():
     raise InputError(f'--workdir={workdir}: no such folder; give the folder that holds the runs')
   remarks: list[str] = []
@@ -45,7 +47,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     *(folder / name for name in texts),
     *draw_scatter(folder, results, looks),
     *draw_curves(folder, runs, looks, remarks.append),
-    *draw_panels(folder, runs, experiment.config.report, remarks.append),
+    *draw_panels(folder, runs, run.config.report, remarks.append),
   ]
   older = {path for pattern in OUTPUTS for path in folder.glob(pattern)} - set(written)
   remarks += [f'{path}: from an earlier report' for path in sorted(older)]
@@ -58,7 +60,7 @@ def run(experiment: Experiment, workdir: Path) -> None:
     print(f'  {path}')
 
 
-def collect(workdir: Path, remark: Callable[[str], None]) -> list[Run]:
+def collect(workdir: Path, remark: Callable[[str], None]) -> list[Found]:
   """Reads every run with a readable result, by path; remarks what cannot be read.
 
   Raises: InputError if nothing below it is a run, DamagedError if no result can be read.
@@ -102,7 +104,7 @@ def folders(workdir: Path) -> Iterator[Path]:
       yield folder
 
 
-def read_run(folder: Path, workdir: Path, remark: Callable[[str], None]) -> Run | None:
+def read_run(folder: Path, workdir: Path, remark: Callable[[str], None]) -> Found | None:
   """Reads a run, named as published; returns None with a remark if its config or no result can be read."""
   try:
     config = stored.load(folder)
@@ -113,7 +115,9 @@ def read_run(folder: Path, workdir: Path, remark: Callable[[str], None]) -> Run 
   results = {stem: results[stem] for stem in sorted(results, key=natural) if results[stem]}
   data = read_json(folder / 'data.json', remark) or {}
   path = workdir.name if folder == workdir else folder.relative_to(workdir).as_posix()
-  return Run(config['published']['name'], folder, path, config, data, results) if results else None
+  return (
+    Found(config['published']['name'], folder, path, config, data, results) if results else None
+  )
 
 
 def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, int]) -> list[Path]:
@@ -128,7 +132,7 @@ def draw_scatter(folder: Path, results: Sequence[Record], looks: Mapping[str, in
 
 
 def draw_curves(
-  folder: Path, runs: Sequence[Run], looks: Mapping[str, int], remark: Callable[[str], None]
+  folder: Path, runs: Sequence[Found], looks: Mapping[str, int], remark: Callable[[str], None]
 ) -> list[Path]:
   """Draws curves-*.png for every metric measured in training. Returns: the files."""
   trained = []
@@ -149,7 +153,7 @@ def draw_curves(
 
 
 def draw_panels(
-  folder: Path, runs: Sequence[Run], sizes: Report, remark: Callable[[str], None]
+  folder: Path, runs: Sequence[Found], sizes: Report, remark: Callable[[str], None]
 ) -> list[Path]:
   """Draws panel*.png and panel*.gif, one pair for all models of the same data. Returns: the files."""
   groups: dict[tuple, list[tuple[str, Denoising]]] = {}

@@ -10,16 +10,10 @@ Several processes, one a host, share a file system. Each writes parts with the r
 the first process alone claims the folder, draws, exports and reports progress.
 """
 
-from pathlib import Path
-
-from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.runtime.checkpoint import Restored
+from diffusion_jax.run import Run
 from diffusion_jax.sampling import samples
 
 
-def run(experiment: Experiment, workdir: Path, restored: Restored | None = None) -> None:
-  """Makes the missing parts of the sample set, its pictures and its exports.
-
-  restored: the weights, if they have been read already.
-  """
-  samples.complete(experiment, workdir, restored)
+def main(run: Run) -> None:
+  """Makes the missing parts of the sample set, its pictures and its exports."""
+  samples.complete(run.experiment, run.workdir, run.given)

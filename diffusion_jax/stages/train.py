@@ -21,6 +21,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.run import Run
 from diffusion_jax.runtime import files, hosts, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
@@ -33,11 +34,12 @@ from diffusion_jax.types import PyTree
 NEXT = '--mode=sample or evaluate'
 
 
-def run(experiment: Experiment, workdir: Path) -> None:
+def main(run: Run) -> None:
   """Trains or resumes.
 
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
+  experiment, workdir = run.experiment, run.workdir
   check_devices(experiment)
   facts.require_state_fits(experiment)
   _ = experiment.frozen  # Fails on missing weights before anything is prepared or written.

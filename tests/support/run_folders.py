@@ -103,7 +103,7 @@ def write(path, content):
 def report_of(folder, num_classes=6, snapshots=5):
   """Writes the report of the runs below a folder. Returns: where it is."""
   sections = Report(num_classes=num_classes, num_snapshots=snapshots)
-  report.run(SimpleNamespace(config=SimpleNamespace(report=sections)), folder)
+  report.main(SimpleNamespace(config=SimpleNamespace(report=sections), workdir=folder))
   return folder / 'report'
 
 
