@@ -14,6 +14,13 @@ from diffusion_jax.evaluation.fid import distance, feature_stats
 from tests.support.samples import load_samples
 
 ROOT = Path(__file__).parents[1]
+UNET = ('--config.model.name=unet',)
+EDM = (
+  '--config.schedule.name=variance_exploding',
+  '--config.process.prediction_type=edm',
+  '--config.time_sampling.name=log_normal',
+  '--config.sample.spacing=karras',
+)
 
 
 def main(workdir, *flags):
@@ -43,10 +50,10 @@ def judge(real):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model, label_accuracy', [('dit', 0.97), ('unet', 0.95)])
-def test_quickstart(tmp_path, real, judge, model, label_accuracy):
+@pytest.mark.parametrize('flags, label_accuracy', [((), 0.97), (UNET, 0.95), (EDM, 0.97)])
+def test_quickstart(tmp_path, real, judge, flags, label_accuracy):
   workdir = tmp_path / 'run'
-  main(workdir, f'--config.model.name={model}')
+  main(workdir, *flags)
   main(workdir, '--mode=evaluate', '--config.sample.cfg_scale=2')
   images, labels = load_samples(workdir / 'samples' / 'ddim50-cfg2', 1000)
   np.testing.assert_array_equal(np.bincount(labels), 100)
