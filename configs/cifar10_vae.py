@@ -15,7 +15,7 @@ def get_config():
   config.objective.name = 'autoencoder'
   config.objective.autoencoder.perceptual_weight = 0.0
   config.objective.autoencoder.discriminator_start = 2000  # Never.
-  config.optimizer.clip_norm = 0.0  # As in configs/vae.py.
+  config.optimizer.clip_norm = 0.0  # Like configs/vae.py.
   config.train.num_steps = 2000
   config.train.batch_size = 16
   config.train.ema_decay = 0.995

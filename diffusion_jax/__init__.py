@@ -15,7 +15,7 @@ __all__ = ['Run', 'load_run', 'new_run']
 
 
 def __getattr__(name: str) -> Any:
-  """The public names, of a module that loads JAX only when one of them is asked for."""
+  """Returns a public name; the first one that is used loads JAX."""
   if name not in __all__:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   return getattr(importlib.import_module(f'{__name__}.run'), name)

@@ -14,7 +14,7 @@ def main() -> int:
   interruption.answer()  # Before anything else is imported.
   try:
     return run()
-  except BrokenPipeError:  # As by `| head`: nobody reads on.
+  except BrokenPipeError:  # `| head` stopped reading.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except KeyboardInterrupt as interrupt:
     interruption.end(*interrupt.args)

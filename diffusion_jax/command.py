@@ -32,7 +32,7 @@ def run_mode(
 
   as_json, fields: what --mode=describe prints instead of its page.
 
-  Raises: errors.Stop with what the user is told and the exit code.
+  Raises: errors.Stop with the message and the exit code.
   """
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -44,7 +44,7 @@ def run_mode(
   if fields:
     print(all_fields(config), end='')
     return
-  if not config['objective']['name']:  # As configs/report.py.
+  if not config['objective']['name']:  # configs/report.py has none.
     if mode not in OF_RUNS:
       raise InputError(
         f'--mode={mode}: this config describes a report, not a run; use --mode=report, or give the '

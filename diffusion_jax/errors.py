@@ -1,4 +1,4 @@
-"""What a run can stop with, each with the exit code that the command returns."""
+"""The exceptions that stop a run, each with the exit code that the command returns."""
 
 
 def listed(lines: list[str], most: int) -> str:

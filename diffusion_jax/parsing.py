@@ -115,7 +115,7 @@ class ConfigReader:
 
   def __init__(self, python, argv: list[str]):
     self.python, self.argv = python, argv
-    self.config, self.lost = None, []  # What was read, and its fields that no longer exist.
+    self.config, self.lost = None, []  # The config, and its fields that no longer exist.
 
   def flag_type(self) -> str:
     return self.python.flag_type()

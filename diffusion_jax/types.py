@@ -18,7 +18,7 @@ class NoiseLevel(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a network's output says about x_t: all (B,H,W,C) float32.
+  """A network's output as estimates of the parts of x_t, all (B,H,W,C) float32.
 
   variance: where the network places the variance of the reverse step, 0 at the posterior's and 1 at
   that of the forward step, on a logarithmic scale and not bounded by them; None if it does not say.

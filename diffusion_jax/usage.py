@@ -1,4 +1,4 @@
-"""What --help prints, and the field that a user may have meant. Nothing heavy is imported."""
+"""The text of --help, and suggestions for misspelt fields. Imports nothing heavy."""
 
 import ast
 import dataclasses

@@ -30,7 +30,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def error_of(image: np.ndarray, factor: int) -> np.ndarray:
-  """What is lost of one image (H, W, C) uint8, in units of half its range."""
+  """Returns the error of one image (H, W, C) uint8, in units of half its range."""
   height, width, _ = image.shape
   image = image.astype(np.float32)
   kept = resize(image, height // factor, width // factor)

@@ -1,4 +1,4 @@
-"""What two checkouts wrote, compared: the numbers, arrays and samples of same_as.py's two folders.
+"""Compares what two checkouts wrote: the numbers, arrays and samples of same_as.py's two folders.
 
 The tables say what has another name here than in the commit that is compared with.
 """
@@ -41,7 +41,7 @@ VALUES = {  # Fields here whose values have other names: REF's value -> the valu
   'objective.name': {'diffusion': 'denoising'},
   'sample.average': {True: 'ema', False: ''},
 }
-FORMAT = {'format_version': 1}  # Of the config.json here.
+FORMAT = {'format_version': 1}  # What config.json has here.
 HOLDOUT_METRICS = {  # Held-out metrics: REF's name -> the name here.
   'psnr': 'holdout_psnr',
   'reconstruction': 'holdout_reconstruction',

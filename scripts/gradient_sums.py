@@ -23,13 +23,13 @@ def error(found: jax.Array, exact: np.ndarray) -> float:
 
 
 def plain(values: jax.Array, like: jax.Array) -> jax.Array:
-  """What adding `values` (d,) or (B, d) to `like` (B, N, d) broadcasts it to."""
+  """Broadcasts `values` (d,) or (B, d) as adding them to `like` (B, N, d) does."""
   values = values.astype(like.dtype)
   return jnp.broadcast_to(values if values.ndim == 1 else values[:, None], like.shape)
 
 
 def gradient(broadcast, values: jax.Array, arriving: jax.Array) -> jax.Array:
-  """Of `values`, with the gradient `arriving` at every position."""
+  """Returns the gradient of `values`, given the gradient `arriving` at every position."""
 
   def loss(values, arriving):
     return jnp.vdot(broadcast(values, arriving), arriving)

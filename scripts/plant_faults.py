@@ -29,7 +29,7 @@ from diffusion_jax.reporting.tables import markdown_table
 
 ROOT = Path(__file__).parents[1]
 CAUGHT, MISSED, VOID, BROKEN = 'caught', 'missed', 'does not apply', 'tests fail without it'
-LIMIT_S = 900  # Of one fault's tests.
+LIMIT_S = 900  # For the tests of one fault.
 BEGIN, END = '<!-- planted faults -->', '<!-- end of planted faults -->'
 
 

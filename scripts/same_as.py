@@ -46,7 +46,7 @@ SYSTEMS = (
   *('dit_cfg:8', 'dit_cfg'),
 )
 LATENT = ('ddpm_vae', 'ddpm_vae_cfg', 'ddim_vae_cfg', 'dit_cfg:8', 'dit_cfg')
-PIXEL_UNET = {'model.unet.attention_resolutions': (8,)}  # Of 16 px; latents have 4.
+PIXEL_UNET = {'model.unet.attention_resolutions': (8,)}  # Sides of 16 px images; latents have 4.
 UNCONDITIONAL = ('ddpm', 'ddpm_vae', 'ddim')
 NAMES = ('quickstart', 'vae', *SYSTEMS)
 SMALL = {

@@ -43,7 +43,7 @@ class Choice:
     return f'{self.path}.{key_of(self.name)}'
 
   def build(self, **derived: Any) -> Any:
-    """As make_plugin. Raises: InputError for options that the plug-in refuses with a ValueError."""
+    """Builds the plug-in. Raises: InputError for options that it refuses with a ValueError."""
     try:
       return make_plugin(self.package, self.name, **self.options, **derived)
     except ValueError as error:
@@ -183,7 +183,7 @@ class Section:
 
 @functools.cache
 def section_of(cls: type, change: str = '', chooser: str = '') -> Section:
-  """What a dataclass declares: the schema, a section of it, or a plug-in."""
+  """Returns the tree that a dataclass declares: the schema, a section of it, or a plug-in."""
   items: dict[str, Leaf | Section] = {}
   for field in dataclasses.fields(cls):
     metadata, own = field.metadata, field.metadata.get('change') or change
@@ -235,7 +235,7 @@ def _with_dotted(section: Section, mapping: Any, path: str) -> Section:
 
 
 def _names(value: Any) -> list[str]:
-  """What the key of a choice holds: one name, or several."""
+  """Lists the names that a choice holds: one, or several."""
   return [n for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, str)]
 
 

@@ -50,7 +50,7 @@ COUNT = at_least(1)
 NOT_NEGATIVE = at_least(0)
 POSITIVE = Check(lambda x: x > 0, '> 0')
 SHARE = Check(lambda x: 0 <= x < 1, '0 <= x < 1')
-SEED = Check(lambda n: 0 <= n < 2**63, '0..2^63 - 1')  # What a random key can hold.
+SEED = Check(lambda n: 0 <= n < 2**63, '0..2^63 - 1')  # The range of a random key.
 
 
 def option(

@@ -28,7 +28,7 @@ from diffusion_jax.config.options import (
 
 NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = Check(lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")
-SPLITS = ('holdout', 'train')  # Of prepared images.
+SPLITS = ('holdout', 'train')  # Parts of a prepared set.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +395,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Logging:
-  """Where metrics are written besides metrics.jsonl and TensorBoard."""
+  """Destinations of metrics besides metrics.jsonl and TensorBoard."""
 
   wandb_project: str = option(
     '', "Project of Weights & Biases, which needs `pip install wandb`; '' turns it off."

@@ -132,7 +132,7 @@ class Process:
     return n.alpha * x0 + n.sigma * eps
 
   def start(self, noise: Array, t: Array) -> Array:
-    """Where sampling starts at t: unit noise, scaled where the process alone exceeds it."""
+    """Scales unit noise to the start of sampling at t, where the process exceeds unit variance."""
     return jnp.maximum(self.level(t, noise).sigma, 1) * noise
 
   def apply(self, network: Network, x_t: Array, t: Array, condition: Condition) -> Array:
@@ -141,7 +141,7 @@ class Process:
     return network(self._type.scale_input(self.level(t, x_t), x_t), time, condition)
 
   def target(self, x0: Array, eps: Array, t: Array) -> Array:
-    """What the network's output at (x_t, t) is trained on."""
+    """Returns the training target of the network's output at (x_t, t)."""
     return self._type.target(self.level(t, x0), x0, eps)
 
   def split(self, output: Array) -> tuple[Array, Array | None]:
@@ -152,7 +152,7 @@ class Process:
     return prediction, (v + 1) / 2
 
   def to_prediction(self, output: Array, x_t: Array, t: Array) -> Prediction:
-    """What the network's output means. eps is undefined at alpha = 0, x0 at sigma = 0."""
+    """Converts the network's output. eps is undefined at alpha = 0, x0 at sigma = 0."""
     output, fraction = self.split(output)
     found = self._type.invert(self.level(t, x_t), x_t, output)
     return found._replace(variance=fraction)

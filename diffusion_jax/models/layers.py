@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.config.options import Check
 from diffusion_jax.types import Array, Condition
 
-MAX_SIZE = 65_536  # Of a width, a depth, a number of heads: beyond it even shapes take for ever.
+MAX_SIZE = 65_536  # Largest width, depth or number of heads: beyond it even shapes take for ever.
 SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
 LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a level')
 EMBEDDING_INIT = nn.initializers.normal(0.02)
@@ -47,7 +47,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 class Dense(nn.Dense):
   """nn.Dense with a bias that is spread: the same parameters and values."""
 
-  use_bias: bool = False  # Of nn.Dense.
+  use_bias: bool = False  # nn.Dense adds none: `spread` does.
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
@@ -58,7 +58,7 @@ class Dense(nn.Dense):
 class Conv(nn.Conv):
   """nn.Conv with a bias that is spread: the same parameters and values."""
 
-  use_bias: bool = False  # Of nn.Conv.
+  use_bias: bool = False  # nn.Conv adds none: `spread` does.
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:

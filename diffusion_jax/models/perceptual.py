@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.types import Array
 
 CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Of images in [-1, 1]: ImageNet's mean and deviation, as the published weights expect them.
+# ImageNet's mean and deviation for images in [-1, 1], as the published weights expect them.
 SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)
 SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 

@@ -200,7 +200,7 @@ class AutoencoderKL(nn.Module):
     return self.decoder(self.post_quant_conv(z))
 
   def features(self, images: Array, noise: Array) -> tuple[Array, Posterior]:
-    """As __call__, up to the decoder's last convolution."""
+    """Runs __call__ up to the decoder's last convolution."""
     posterior = self.encode(images)
     z = self.post_quant_conv(posterior.sample(noise))
     return self.decoder(z, head=False), posterior

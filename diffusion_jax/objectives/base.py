@@ -1,4 +1,4 @@
-"""What objectives are built from, and what they share.
+"""The context that objectives are built from, and functions that they share.
 
 An objective is a file with a class of its name, whose options are the config's and whose method
 `build(context)` returns a training.objective.Objective. A variant of another objective builds that one
@@ -34,7 +34,7 @@ def _adamw(num_steps: int = 1000) -> Callable[..., optax.GradientTransformation]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-  """What an objective may build on. What costs time is a function: only who needs it calls it.
+  """Everything an objective may build on. Parts that take time are functions, called only if needed.
 
   x0_shape: (H, W, C) of what diffuses. make_optimizer: that of config.optimizer; first_step is the step
   of the run at which it takes its first. dtype: of activations. ema_decay: late in training.
@@ -61,7 +61,7 @@ class Context:
 
 
 def x0_of(batch: Batch, scaling: Scaling | None, keys: Array, *, flip: bool) -> Array:
-  """What diffuses, (B,H,W,C) float32: images in [-1, 1], or fresh samples of normalised latents.
+  """Returns x0 of a batch, (B,H,W,C) float32: images in [-1, 1], or fresh samples of normalised latents.
 
   keys: (B,). flip mirrors half of the images; the latents of mirrored images are examples of
   their own.

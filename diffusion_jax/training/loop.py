@@ -28,7 +28,7 @@ class Action(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Where the loop ended, with the last line of the log."""
+  """The step at which the loop ended, with the last line of the log."""
 
   state: Any
   step: int
@@ -112,7 +112,7 @@ def run_loop(
       bar.update()
       due = [action for action in actions if action.due(step, stop)]
       if due:
-        jax.block_until_ready(state.step)  # What was asked for before is not the actions' time.
+        jax.block_until_ready(state.step)  # Steps that still run do not count as the actions' time.
         if pending:
           report(pending)
           pending = None

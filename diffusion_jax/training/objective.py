@@ -1,4 +1,4 @@
-"""What an objective is: a record of functions that the step, the loop and sampling call."""
+"""Objective: a record of functions that the step, the loop and sampling call."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """What is minimised, by which parts, and what comes of it.
+  """A loss, the parts that it trains, and the network that comes of it.
 
   init: () -> the parts at step 0, functions of the seed.
   gradients: (state, frozen, batch, draws, phase) -> gradients of the parts that this phase trains, and

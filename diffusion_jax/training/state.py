@@ -13,13 +13,13 @@ from diffusion_jax.types import Array, PyTree
 
 
 class Weights(NamedTuple):
-  """What sampling and measuring take of a state: parameters by part, and the scaling of latents."""
+  """The part of a state that sampling and measuring need: parameters, and the scaling of latents."""
 
   parts: dict[str, PyTree]
   scaling: Scaling | None = None
 
   def only(self, parts: Iterable[str]) -> 'Weights':
-    """Of these parts."""
+    """Keeps these parts alone."""
     return Weights({part: self.parts[part] for part in parts}, self.scaling)
 
 

@@ -179,7 +179,7 @@ def float32(sizes: Sizes) -> Rows:
 
 
 def condition(sizes: Sizes) -> Rows:
-  """What stays float32 inside a bfloat16 network, as the network itself computes it on this device."""
+  """Checks the float32 parts of a bfloat16 network, as the network computes them on this device."""
   module = systems.make_dit(sizes, sizes.check_dit, 'xla', jnp.bfloat16)
   args = backbone_inputs(module, sizes.latent_shape, sizes.check_batch, NUM_CLASSES['dit'])
 

@@ -70,7 +70,7 @@ def peak_bytes() -> int | None:
 
 
 def median_seconds(call: Callable[[], PyTree], repeats: int) -> tuple[float, list[float]]:
-  """Of calls that return arrays, after two to warm up."""
+  """Times calls that return arrays, after two to warm up."""
   for _ in range(2):
     jax.block_until_ready(call())
   times = []
@@ -134,7 +134,7 @@ def measure_sampling(
 def facts(
   program, compile_s: float, images: int, batch_size: int, flops: int, seconds: float, times: list
 ) -> dict[str, Any]:
-  """What every measurement has; flops: of one image."""
+  """Returns the entries that every measurement has. flops: those of one image."""
   return {
     'batch_size': batch_size,
     'compile_s': compile_s,

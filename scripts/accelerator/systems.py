@@ -1,4 +1,4 @@
-"""What the report measures, built directly from the package's parts, at full size and tiny.
+"""The systems that the report measures, built from the package's parts, at full size and tiny.
 
 Full sizes are those of the published DiTs on 32x32x4 latents, of configs/ddpm_cfg.py and of
 configs/vae.py; a config cannot be read here, because that needs ml-collections.
@@ -66,7 +66,7 @@ class Sizes:
   repeats: int
   steps: int  # A repeat.
   matmul: int  # Side of the matrices.
-  # Of the checks that also run in float64 on the CPU.
+  # Sizes of the checks that also run in float64 on the CPU.
   check_dit: str
   check_batch: int
   check_unet: Mapping[str, Any]

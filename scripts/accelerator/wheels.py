@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# What flax, optax and orbax-checkpoint import beside jax, as far as it has no compiled code.
+# Packages without compiled code that flax, optax and orbax-checkpoint import beside jax.
 PACKAGES = (
   *('absl-py', 'aiofiles', 'cloudpickle', 'etils', 'flax', 'fsspec', 'humanize'),
   *('importlib_resources', 'nest_asyncio', 'optax', 'orbax-checkpoint', 'rich', 'pygments'),

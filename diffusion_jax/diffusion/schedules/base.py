@@ -17,7 +17,7 @@ from diffusion_jax.config.options import Check
 from diffusion_jax.types import Array, NoiseLevel
 
 MAX_TIMESTEPS = 100_000  # Publications have 1,000 to 4,000.
-TIMESTEPS = Check(lambda n: 1 <= n <= MAX_TIMESTEPS, f'1..{MAX_TIMESTEPS}')  # Of a table.
+TIMESTEPS = Check(lambda n: 1 <= n <= MAX_TIMESTEPS, f'1..{MAX_TIMESTEPS}')  # In a table.
 
 
 def require_beta_range(beta_start: float, beta_end: float) -> None:

@@ -1,4 +1,4 @@
-"""What spacings of sampling times share. A spacing: (schedule, num_steps) -> times, noise first."""
+"""Shared by the spacings of sampling times. A spacing: (schedule, num_steps) -> times, noise first."""
 
 import numpy as np
 
