@@ -23,7 +23,6 @@ from diffusion_jax.config.fields import (
 )
 from diffusion_jax.config.options import IF_GIVEN, SETTING
 from diffusion_jax.config.schema import Config
-from diffusion_jax.diffusion.samplers.base import run_sampler
 from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import given_sizes, stored
@@ -31,6 +30,7 @@ from diffusion_jax.experiment.checks import create
 from diffusion_jax.experiment.resolve import remembered, trained
 from diffusion_jax.types import Prediction
 from tests.conftest import tiny_mapping
+from tests.support.samplers import run_sampler
 from tests.test_parsing import begun, parsed
 
 ROOT = Path(__file__).parents[1]

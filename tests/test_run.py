@@ -11,9 +11,9 @@ import pytest
 
 import diffusion_jax as dj
 from diffusion_jax.command import run_mode
-from diffusion_jax.diffusion.samplers.base import run_sampler
 from diffusion_jax.errors import InputError
 from tests.conftest import tiny_mapping
+from tests.support.samplers import run_sampler
 from tests.support.samples import load_samples
 
 

@@ -18,11 +18,12 @@ from configs import base
 from diffusion_jax.config.fields import make_plugin, plugin_names
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim, ddpm
-from diffusion_jax.diffusion.samplers.base import frame_slots, run_sampler
+from diffusion_jax.diffusion.samplers.base import frame_slots
 from diffusion_jax.randomness import example_keys, purpose_key
 from diffusion_jax.types import Prediction
 from tests.diffusion.test_schedules import build
 from tests.diffusion.test_schedules import times as times_of
+from tests.support.samplers import run_sampler
 
 MU, C = 0.7, 0.4
 SAMPLERS = plugin_names('diffusion.samplers')

@@ -1,0 +1,26 @@
+"""A whole run of a sampler, in one call."""
+
+import numpy as np
+
+from diffusion_jax.diffusion.samplers.base import continue_sampling, start_sampling, steps_along
+from diffusion_jax.types import Array, Denoiser, Sampler
+
+
+def run_sampler(
+  sampler: Sampler,
+  denoise: Denoiser,
+  x_T: Array,
+  keys: Array,
+  times: np.ndarray,
+  *,
+  num_frames: int = 0,
+  frame_examples: int = 0,
+) -> tuple[Array, Array]:
+  """From noise x_T (B,H,W,C) along times (N+1,), noise first; keys (B,), one an example.
+
+  Returns: (x_0, frames) with frames (num_frames, frame_examples, H,W,C): evenly spaced states of
+  the batch's first examples.
+  """
+  state = start_sampling(sampler, x_T, num_frames=num_frames, frame_examples=frame_examples)
+  state = continue_sampling(sampler, denoise, keys, state, steps_along(times, num_frames))
+  return state.x_t, state.frames
