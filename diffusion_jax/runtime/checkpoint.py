@@ -271,9 +271,6 @@ class Checkpoints:
 
 
 def _value(metrics: Mapping[str, object], name: str) -> float | None:
-  """Returns a measured value; None for NaN, infinity and anything else that cannot be the best.
-
-  Older checkpoints name their held-out metrics without the prefix holdout_.
-  """
-  value = metrics.get(name, metrics.get(name.removeprefix('holdout_')))
+  """Returns a measured value; None for NaN, infinity and anything else that cannot be the best."""
+  value = metrics.get(name)
   return value if isinstance(value, int | float) and math.isfinite(value) else None
