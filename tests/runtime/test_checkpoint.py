@@ -206,21 +206,6 @@ def test_the_highest_is_kept_where_higher_is_better(tmp_path):
   assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
 
 
-def test_a_best_step_without_the_prefix_stays_the_best(tmp_path):
-  """Saved as 'psnr', before held-out metrics were called so; training goes on with the new name."""
-  options = {'keep_newest': 1, 'keep_best': 1, 'best_mode': 'max'}
-  saved(tmp_path, {1: 9.0}, metrics=lambda step: {'psnr': 9.0}, best_metric='psnr', **options)
-  values = {2: 3.0, 3: 4.0}
-  checkpoints = saved(
-    tmp_path,
-    values,
-    metrics=lambda step: {'holdout_psnr': values[step], 'psnr': 99.0},
-    best_metric='holdout_psnr',
-    **options,
-  )
-  assert checkpoints.steps() == [1, 3] and checkpoints.best_step() == 1
-
-
 def test_checksums_see_any_single_change():
   base = state(0)
   before = checksums(base)
