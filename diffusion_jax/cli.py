@@ -34,17 +34,22 @@ def run() -> int:
   from diffusion_jax.command import run_mode
   from diffusion_jax.errors import Stop
   from diffusion_jax.parsing import parse
+  from diffusion_jax.runtime import cluster
 
   config_flags.DEFINE_config_file('config', None, 'A file, a name in configs/, or DIR/config.json.')
   workdir = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
   mode = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
   as_json = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
   fields = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
+  where = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if there are several.')
+  size = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+  rank = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
     page = {'as_json': as_json.value, 'fields': fields.value}
-    run_mode(mode.value, config, overrides, workdir.value, **page)
+    joining = cluster.Flags(where.value, size.value, rank.value)
+    run_mode(mode.value, config, overrides, workdir.value, joining=joining, **page)
   except Stop as reason:
-    print(f'{os.path.basename(sys.argv[0])}: {reason}', file=sys.stderr)
+    cluster.complain(f'{os.path.basename(sys.argv[0])}: {reason}', reason)
     return reason.exit_code
   return 0

@@ -12,10 +12,11 @@ from diffusion_jax.config.options import unknown
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data, resolve, stored
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import cluster, files, hosts
 from diffusion_jax.usage import modes, usage
 
 BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
+ALONE = cluster.Flags()
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 
 
@@ -27,10 +28,11 @@ def run_mode(
   *,
   as_json: bool = False,
   fields: bool = False,
+  joining: cluster.Flags = ALONE,
 ) -> None:
   """Checks the mode, the work directory and the config, then runs the stage.
 
-  as_json, fields: what --mode=describe prints instead of its page.
+  as_json, fields: what --mode=describe prints instead of its page. joining: the other processes.
 
   Raises: errors.Stop with the message and the exit code.
   """
@@ -56,9 +58,13 @@ def run_mode(
   if folder is None and mode != 'describe':
     raise InputError(f'--workdir is missing\n{usage()}')
   try:
-    config = from_data.as_stored(config, folder)
+    cluster.join(joining)
     if mode in BEFORE_TRAINING:
       require_writable(folder)
+    if folder is not None and folder.is_dir():
+      cluster.keep_logs(folder)
+      hosts.require_shared(folder)
+    config = from_data.as_stored(config, folder)
     if mode not in OF_RUNS:
       config = resolve.remembered(folder, config, overrides)
     run_stage(mode, stage, folder, config, overrides, **({'as_json': True} if as_json else {}))

@@ -19,7 +19,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity, table
-from diffusion_jax.runtime import files, mesh
+from diffusion_jax.runtime import files, hosts, mesh
 
 MAX_CELLS = 100  # Images in data.png.
 NUM_RECONSTRUCTED = 64
@@ -89,6 +89,10 @@ def ensure(experiment: Experiment, workdir: Path) -> None:
 
 def ensure_images(experiment: Experiment, workdir: Path) -> None:
   """Prepares the images if necessary; otherwise prints what they were prepared from."""
+  hosts.from_first(lambda: _ensure_images(experiment, workdir))
+
+
+def _ensure_images(experiment: Experiment, workdir: Path) -> None:
   data, datasets = experiment.config.data, experiment.datasets
   if data.fingerprint or not data.source:
     return
@@ -96,7 +100,7 @@ def ensure_images(experiment: Experiment, workdir: Path) -> None:
   if datasets.from_source() or (datasets.is_prepared() and not is_there):
     folder, meta = datasets.prepared
     print(f'data: {folder}, prepared from {", ".join(sorted(sets.sources(meta)))}')
-  elif jax.process_count() == 1:
+  else:
     others = sets.what_is_there(datasets.folder, datasets.recipe.mapping())
     print(others or f'no prepared data in {datasets.folder} yet')
     print(f'preparing them from {data.source} first', flush=True)

@@ -4,7 +4,9 @@ All processes share a file system and make the same calls in the same order.
 """
 
 import json
+import secrets
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,11 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax import errors
 from diffusion_jax.types import Array
+
+
+def number() -> int:
+  """Returns the number of this process, from 0."""
+  return jax.process_index()
 
 
 def is_first() -> bool:
@@ -46,8 +53,10 @@ def from_first(work: Callable[[], Any]) -> Any:
   if 'error' in answer:
     kind = getattr(errors, answer['error'], None)
     if kind is None:
-      raise errors.InputError(f'the first process stopped: {answer["error"]}: {answer["text"]}')
-    raise kind(answer['text'])
+      kind, answer = errors.InputError, {'text': f'process 0: {answer["error"]}: {answer["text"]}'}
+    error = kind(answer['text'])
+    error.on_all = True  # The first process reports it.
+    raise error
   return answer['value']
 
 
@@ -58,6 +67,33 @@ def _broadcast(content: bytes) -> bytes:
   if is_first():
     buffer[:] = np.frombuffer(content, np.uint8)
   return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+
+
+def require_shared(workdir: Path) -> None:
+  """Checks that DIR is one folder for all processes: process 0 writes a file there, and all look for it.
+
+  Raises: InputError on all of them.
+  """
+  if jax.process_count() == 1:
+    return
+  name = from_first(lambda: _token(workdir))
+  seen = np.asarray(multihost_utils.process_allgather(np.bool_((workdir / name).is_file())))
+  if is_first():
+    (workdir / name).unlink()
+  if not seen.all():
+    blind = ', '.join(map(str, np.flatnonzero(~seen.reshape(-1))))
+    error = errors.InputError(
+      f'--workdir={workdir}: not the folder of process 0 on process {blind}; all processes need one shared '
+      'folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
+    )
+    error.on_all = True
+    raise error
+
+
+def _token(workdir: Path) -> str:
+  name = f'.shared-{secrets.token_hex(8)}'
+  (workdir / name).touch()
+  return name
 
 
 def own_rows(x: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """Where metrics and preview images go: metrics.jsonl, TensorBoard if installed, Weights & Biases if asked."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 from diffusion_jax.errors import InputError
 from diffusion_jax.runtime import files, hosts, packages
 
+HOST_LOGS = 'host-*.log'  # Files in logs/ that are not of one run: runtime/cluster.py writes them.
 KEPT_RUNS = 3  # Former runs of a work directory whose metrics stay.
 RECORD_HEADER, CHECKSUM = 12, 4  # Bytes around each event: its length with a checksum, and its own.
 
@@ -153,20 +155,32 @@ def _set_aside(path: Path, logs: Path) -> None:
 
   Of former runs the KEPT_RUNS longest stay; one that wrote no line leaves nothing.
   """
+  events = [file for file in logs.glob('*') if not file.match(HOST_LOGS)]
   if not path.exists() or not path.stat().st_size:
-    shutil.rmtree(logs, ignore_errors=True)
+    for file in events:
+      file.unlink()
     path.unlink(missing_ok=True)
+    _remove_if_empty(logs)
     return
   time = int(path.stat().st_mtime)
-  while _aside(path, time).exists() or (logs.exists() and _aside(logs, time).exists()):
+  while _aside(path, time).exists():
     time += 1
-  if logs.exists():  # First: killed in between, the next start finds the metrics and the same TIME.
-    logs.rename(_aside(logs, time))
+  for (
+    file
+  ) in events:  # First: killed in between, the next start finds the metrics and the same TIME.
+    _aside(logs, time).mkdir(exist_ok=True)
+    file.rename(_aside(logs, time) / file.name)
+  _remove_if_empty(logs)
   path.rename(_aside(path, time))
   former = path.parent.glob(_aside(path, '*').name)
   for old in sorted(former, key=lambda old: old.stat().st_size)[:-KEPT_RUNS]:
     shutil.rmtree(_aside(logs, old.stem.rsplit('-', 1)[-1]), ignore_errors=True)
     old.unlink()
+
+
+def _remove_if_empty(folder: Path) -> None:
+  with contextlib.suppress(OSError):
+    folder.rmdir()
 
 
 def _aside(path: Path, time: int | str) -> Path:

@@ -13,7 +13,7 @@ from diffusion_jax.data.prepare import cores
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.run import Run
-from diffusion_jax.runtime import files, provenance
+from diffusion_jax.runtime import files, hosts, provenance
 
 
 def main(run: Run) -> None:
@@ -35,6 +35,6 @@ def main(run: Run) -> None:
     'data_bytes': experiment.meta['images_bytes'],
   }
   path = workdir / f'bench-{bench.subject.name}.json'
-  files.write_json(path, {**settings, **results})
+  hosts.from_first(lambda: files.write_json(path, {**settings, **results}))
   print(benchmark.report(results))
   print(f'written to {path}')

@@ -6,6 +6,7 @@ A latent system's images are then encoded, once for every run with the same auto
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.run import Run
+from diffusion_jax.runtime import hosts
 
 
 def main(run: Run) -> None:
@@ -21,4 +22,4 @@ def main(run: Run) -> None:
       preparation.prepare_images(experiment, workdir)
     preparation.prepare_latents(experiment, workdir)
   else:
-    preparation.prepare_images(experiment, workdir)
+    hosts.from_first(lambda: preparation.prepare_images(experiment, workdir))

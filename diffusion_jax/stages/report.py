@@ -17,7 +17,7 @@ from diffusion_jax.reporting.records import Record, natural
 from diffusion_jax.reporting.records import Run as Found
 from diffusion_jax.reporting.runs import denoising_of, read_json, read_result, records_of
 from diffusion_jax.run import Run
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, hosts
 from diffusion_jax.usage import program
 
 REPORT = 'report'  # The folder below the given one that is written, not searched.
@@ -33,6 +33,8 @@ def main(run: Run) -> None:
   workdir = run.workdir
   if not workdir.is_dir():
     raise InputError(f'--workdir={workdir}: no such folder; give the folder that holds the runs')
+  if not hosts.is_first():
+    return
   remarks: list[str] = []
   runs = collect(workdir, remarks.append)
   results = [record for found in runs for record in records_of(found)]

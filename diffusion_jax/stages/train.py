@@ -63,11 +63,7 @@ def main(run: Run) -> None:
     if start >= config.train.num_steps:
       print(f'already trained to step {start} of {config.train.num_steps}: nothing to do')
       return
-    stored.save(workdir, experiment.mapping)
-    stored.save_meta(workdir, experiment.meta)
-    if experiment.is_latent:
-      first_stage.save_copy(workdir, experiment.first_stage, replace=start == 0)
-    hosts.from_first(lambda: logging.keep_until(workdir, start))
+    hosts.from_first(lambda: write_records(experiment, workdir, start))
     writer = logging.create_writer(
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
     )
@@ -79,6 +75,15 @@ def main(run: Run) -> None:
     f'done: {config.train.num_steps:,} steps in {workdir}; loss {values["loss"]:.4f}, '
     f'{values["images_per_s"]:,.0f} images/s, {took} in all; next: {after}'
   )
+
+
+def write_records(experiment: Experiment, workdir: Path, start: int) -> None:
+  """Writes what describes the run, and drops the metrics of steps after `start`."""
+  stored.save(workdir, experiment.mapping)
+  stored.save_meta(workdir, experiment.meta)
+  if experiment.is_latent:
+    first_stage.save_copy(workdir, experiment.first_stage, replace=start == 0)
+  logging.keep_until(workdir, start)
 
 
 def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[str]]:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.errors import DivergedError
+from diffusion_jax.runtime import hosts
 from diffusion_jax.runtime.interruption import Interruption
 
 
@@ -64,6 +65,7 @@ def run_loop(
     initial=start,
     unit='step',
     dynamic_ncols=True,
+    disable=not hosts.is_first(),
     mininterval=0.5 if sys.stderr.isatty() else 20,
   )
 
