@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from diffusion_jax.experiment.weights import (
   open_checkpoints,
   paths_of,
 )
-from diffusion_jax.runtime import files, hosts
+from diffusion_jax.runtime import files, hosts, lease
 from diffusion_jax.runtime.checkpoint import Restored, checksums
 from diffusion_jax.sampling import sample_set
 from diffusion_jax.sampling.generation import generate_parts
@@ -87,12 +87,23 @@ def make(experiment: Experiment, workdir: Path, given: tuple[Weights, int] | Non
   if given is None:
     restored = load_checkpoint(experiment, workdir)
     given = restored.state, restored.step
-  (weights, step), sample = given, experiment.config.sample
+  weights, step = given
   _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
   wanted, base = identity(experiment, step, weights), base_folder(experiment, workdir)
   folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
   if folder != base and not (folder / 'meta.json').exists():
     hosts.say(f'{base} holds samples of other parameters, so these go beside it')
+  with lease.held(folder / 'sample.lease', f'sampling {folder}'):
+    fill(experiment, folder, weights, wanted)
+  return folder
+
+
+def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping[str, Any]) -> None:
+  """Makes the samples that the folder lacks, and draws them.
+
+  wanted: the identity of the set. Raises: InputError if the folder holds another.
+  """
+  sample = experiment.config.sample
 
   def begin():
     sample_set.claim(folder, wanted)
@@ -117,7 +128,6 @@ def make(experiment: Experiment, workdir: Path, given: tuple[Weights, int] | Non
     files.write_json(folder / 'meta.json', meta)
 
   hosts.from_first(finish)
-  return folder
 
 
 def require_diffusion(experiment: Experiment) -> None:

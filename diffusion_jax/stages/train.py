@@ -22,7 +22,7 @@ from diffusion_jax.experiment.initial import Initial
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.run import Run
-from diffusion_jax.runtime import files, hosts, logging, mesh
+from diffusion_jax.runtime import files, hosts, lease, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
@@ -39,7 +39,11 @@ def main(run: Run) -> None:
 
   Raises: Interrupted after a signal, with a checkpoint written; DivergedError; InputError.
   """
-  experiment, workdir = run.experiment, run.workdir
+  with lease.held(run.workdir / 'train.lease', f'training in {run.workdir}'):
+    _train(run.experiment, run.workdir)
+
+
+def _train(experiment: Experiment, workdir: Path) -> None:
   check_devices(experiment)
   facts.require_state_fits(experiment)
   _ = experiment.frozen  # Fails on missing weights before anything is prepared or written.
