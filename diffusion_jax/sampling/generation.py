@@ -92,8 +92,7 @@ def batches_to_make(
   others = np.setdiff1d(np.arange(len(wanted), dtype=np.uint32), picture)
   order = np.concatenate([picture, others])
   batches = np.split(order, range(size, len(order), size))
-  first = not animated
-  return [b for k, b in enumerate(batches) if wanted[b].any() or (first and k == 0)]
+  return [b for k, b in enumerate(batches) if wanted[b].any() or (k == 0 and not animated)]
 
 
 def compile_generate(experiment: Experiment, generator: Generator, size: int) -> Callable:
@@ -115,22 +114,14 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
   def advance(parts, indices, labels, state, steps):
     return generator.advance(objective.network(parts), indices, labels, state, steps)
 
-  def finish(decoder, scaling, x_0):
-    return experiment.to_images(decoder, scaling, x_0)
-
   with alive('compiling the sampler'):
     draw = jax.jit(generator.noise, out_shardings=cut)
     noise = jax.ShapeDtypeStruct((size, *generator.shape), np.float32, sharding=cut)
     start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
-    shapes = jax.eval_shape(generator.start, noise)
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      start.output_shardings,
-    )
+    state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
     advance = advance.lower(abstract.parts, indices, labels, state, runs[0]).compile()
-    finish = jax.jit(finish, out_shardings=cut)
+    finish = jax.jit(experiment.to_images, out_shardings=cut)
     finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
 
   def generate(weights, indices, labels, progress=None, noise=None):

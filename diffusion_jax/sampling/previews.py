@@ -1,4 +1,4 @@
-"""What is looked at and measured during training: samples, or reconstructions where nothing is sampled."""
+"""Makes the pictures and features of training: samples, or reconstructions where nothing is sampled."""
 
 import dataclasses
 import functools
@@ -103,10 +103,9 @@ class Previews:
     """Held-out images, each with its reconstruction at its right."""
     source = self.experiment.holdout_data
     count = min(ROWS * COLUMNS, source.num_examples)
-    rows, columns = max(count // COLUMNS, 1), min(COLUMNS, count)
-    real = source.read(_spread(source, rows * columns))['image']
-    pairs = np.stack([real, self.reconstruct(weights, real)], axis=1)  # (N, 2, H, W, C)
-    return images.grid(pairs.reshape(rows, 2 * columns, *real.shape[1:]))
+    columns = min(COLUMNS, count)
+    real = source.read(_spread(source, count // columns * columns))['image']
+    return images.pairs(real, self.reconstruct(weights, real), columns)
 
 
 def _spread(source: DataSource, count: int) -> np.ndarray:

@@ -22,8 +22,7 @@ from diffusion_jax.types import element_of
 
 AT_ONCE = 64  # Images, when all are read.
 KEPT_PARTS = 2  # The picture's, which holds samples of many places, and the most recent one.
-FORMER = {'guide_channels': 0}  # How sets were made before their identity said so.
-# What a set takes from the checkpoint, so that sets of two checkpoints differ there alone.
+# Entries of an identity that come from the checkpoint: sets of two checkpoints differ in these alone.
 OF_CHECKPOINT = ('step', 'parameters', 'latent_shift', 'latent_scale')
 
 
@@ -150,8 +149,8 @@ def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndar
   files.write_npz(path, images=made, labels=labels, index=index)
 
 
-def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-  """The folder's meta.json, written if it is new.
+def claim(folder: Path, wanted: dict[str, Any]) -> None:
+  """Writes the folder's meta.json if it is new.
 
   Raises: InputError if the folder holds another set, DamagedError if meta.json is not readable, or is
   missing beside parts.
@@ -162,9 +161,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     if _parts(folder):
       raise DamagedError(f'{path}: missing, but there are parts of a set; delete {folder}')
     files.write_json(path, {'identity': wanted})
-  meta = read_meta(folder)
-  require_same(folder, meta['identity'], wanted)
-  return meta
+  require_same(folder, read_meta(folder)['identity'], wanted)
 
 
 def place(base: Path, wanted: dict[str, Any]) -> Path:
@@ -173,53 +170,40 @@ def place(base: Path, wanted: dict[str, Any]) -> Path:
   Beside it is BASE-stepSTEP or, where the same step was reached twice, BASE-stepSTEP-PARAMETERS.
   Raises: InputError if a set on the way differs in more than the parameters.
   """
-  folders = [folder for folder in places(base, wanted) if (folder / 'meta.json').exists()]
-  for folder in folders:
+  beside = base.with_name(f'{base.name}-step{wanted["step"]}')
+  folders = [base, beside, beside.with_name(f'{beside.name}-{wanted["parameters"]}')]
+  taken = [folder for folder in folders if (folder / 'meta.json').exists()]
+  settings = {key: value for key, value in wanted.items() if key not in OF_CHECKPOINT}
+  for folder in taken:
     found = read_meta(folder)['identity']
-    require_same(folder, found, settings_of(wanted))
+    require_same(folder, found, settings)
     if all(found.get(key) == wanted[key] for key in OF_CHECKPOINT if key in wanted):
       return folder
-  free = [folder for folder in places(base, wanted) if folder not in folders]
-  if not free:
+  if taken == folders:
     raise InputError(f'{folders[-1]}: holds another set than its name says; delete it')
-  return free[0]
-
-
-def places(base: Path, wanted: dict[str, Any]) -> tuple[Path, Path, Path]:
-  """The folders that a set of these parameters may have, the preferred one first."""
-  beside = base.with_name(f'{base.name}-step{wanted["step"]}')
-  return base, beside, beside.with_name(f'{beside.name}-{wanted["parameters"]}')
+  return next(folder for folder in folders if folder not in taken)
 
 
 def of_step(base: Path, step: int) -> list[Path]:
-  """The sets that `place` gave this step, whatever their parameters."""
+  """Lists the sets that `place` gave this step, whatever their parameters."""
   beside = f'{base.name}-step{step}'
   paths = [base, *sorted(base.parent.glob(beside)), *sorted(base.parent.glob(f'{beside}-*'))]
   found = [path for path in paths if (path / 'meta.json').exists()]
   return [path for path in found if read_meta(path)['identity'].get('step') == step]
 
 
-def settings_of(identity: dict[str, Any]) -> dict[str, Any]:
-  """What a set depends on besides the parameters."""
-  return {key: value for key, value in identity.items() if key not in OF_CHECKPOINT}
-
-
 def origin(identity: dict[str, Any]) -> str:
-  """'step 500 (averaged parameters 1a2b3c4d)'; older sets do not say which parameters."""
-  kind = 'averaged' if identity.get('average', 'ema') else 'raw'
-  digest = identity.get('parameters', 'of unknown digest')
-  return f'step {identity.get("step", "unknown")} ({kind} parameters {digest})'
+  """'step 500 (averaged parameters 1a2b3c4d)'"""
+  kind = 'averaged' if identity['average'] else 'raw'
+  return f'step {identity["step"]} ({kind} parameters {identity["parameters"]})'
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-  """meta.json of a sample set, its identity with the FORMER fields that it is older than.
-
-  Raises: DamagedError if it is not readable.
-  """
+  """Reads meta.json of a sample set. Raises: DamagedError if it is not readable."""
   path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
-    return {**meta, 'identity': {**FORMER, **meta['identity']}}
+    return {**meta, 'identity': {**meta['identity']}}  # Both must be objects.
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error
 

@@ -21,6 +21,7 @@ from diffusion_jax.experiment.weights import (
   open_checkpoints,
   paths_of,
 )
+from diffusion_jax.models.latents import Scaling
 from diffusion_jax.runtime import files, hosts, lease
 from diffusion_jax.runtime.checkpoint import Restored, checksums
 from diffusion_jax.sampling import sample_set
@@ -41,7 +42,7 @@ def complete(
   check_data(experiment)
   wanted = experiment.config.sample.num_samples
   folder = find(experiment, workdir)
-  if folder and hosts.from_first(lambda: is_complete(experiment, folder) and has_pictures(folder)):
+  if folder and hosts.from_first(lambda: is_finished(experiment, folder)):
     hosts.say(f'{folder}: 0 of {wanted:,} samples to make')
   else:
     folder = make(experiment, workdir, given)
@@ -88,8 +89,9 @@ def make(experiment: Experiment, workdir: Path, given: tuple[Weights, int] | Non
     restored = load_checkpoint(experiment, workdir)
     given = restored.state, restored.step
   weights, step = given
-  _ = experiment.decoder  # What is wrong with it is told before a folder is begun.
-  wanted, base = identity(experiment, step, weights), base_folder(experiment, workdir)
+  _ = experiment.decoder  # Fails on a bad autoencoder before a folder is made.
+  wanted = identity(experiment, step, checksums(weights.parts).values(), weights.scaling)
+  base = base_folder(experiment, workdir)
   folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
   if folder != base and not (folder / 'meta.json').exists():
     hosts.say(f'{base} holds samples of other parameters, so these go beside it')
@@ -151,23 +153,16 @@ def base_folder(experiment: Experiment, workdir: Path) -> Path:
   return workdir / 'samples' / set_name(experiment)
 
 
-def identity(experiment: Experiment, step: int, weights: Weights) -> dict[str, Any]:
-  """All that the images depend on."""
-  latents = {}
-  if experiment.is_latent:
-    shift, scale = jax.device_get(weights.scaling)
-    latents = {
-      'autoencoder': experiment.config.vae.fingerprint,
-      'latent_shift': shift.tolist(),
-      'latent_scale': float(scale),
-    }
-  parameters = digest_of(checksums(weights.parts).values())
+def identity(
+  experiment: Experiment, step: int, sums: Iterable[int], scaling: Scaling | None = None
+) -> dict[str, Any]:
+  """Returns all that the images depend on. sums: the checksums of all parameters."""
+  latents = {'autoencoder': experiment.config.vae.fingerprint} if experiment.is_latent else {}
+  if scaling is not None:
+    shift, scale = jax.device_get(scaling)
+    latents |= {'latent_shift': shift.tolist(), 'latent_scale': float(scale)}
+  parameters = f'{sum(sums) % 2**32:08x}'
   return {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
-
-
-def digest_of(sums: Iterable[int]) -> str:
-  """Of the checksums of all parameters."""
-  return f'{sum(sums) % 2**32:08x}'
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -192,7 +187,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 
 def is_complete(experiment: Experiment, folder: Path) -> bool:
-  """Whether all samples are stored. Raises: InputError if the folder's set has other settings."""
+  """Returns whether all samples are stored. Raises: InputError if the folder's set has other settings."""
   if not (folder / 'meta.json').exists():
     return False
   found = sample_set.read_meta(folder)['identity']
@@ -201,87 +196,58 @@ def is_complete(experiment: Experiment, folder: Path) -> bool:
   return bool(np.isin(wanted, sample_set.stored_indices(folder)).all())
 
 
-def has_pictures(folder: Path) -> bool:
-  """Whether the grid and the animation are there."""
-  return is_animated(folder) and (folder / 'grid.png').exists()
+def is_finished(experiment: Experiment, folder: Path) -> bool:
+  """Returns whether all samples and pictures are there. Raises: as is_complete."""
+  return is_complete(experiment, folder) and is_animated(folder) and (folder / 'grid.png').exists()
 
 
 def find(experiment: Experiment, workdir: Path) -> Path | None:
-  """The folder of the set of the checkpoint that is asked for, whether or not it is there yet.
+  """Returns the folder of the set of config.sample.checkpoint, whether or not it exists yet.
 
-  No parameters are read: the checkpoint's own checksums tell which set is of them. A set of
-  config.sample.checkpoint=STEP is found after the checkpoint is gone, too.
+  Reads no parameters: the checkpoint's own checksums tell which set belongs to it. Finds a set of
+  config.sample.checkpoint=STEP after the checkpoint is gone, too.
   Returns: None where only the parameters themselves can tell, as those of config.init_from.
-  Raises: InputError if there is no such checkpoint, or several sets may be meant.
+  Raises: InputError if several sets may be meant.
   """
-  if not stored.has_checkpoint(workdir):
-    return None
-  checkpoints = open_checkpoints(experiment, workdir, read_only=True)
-  try:
-    steps, asked = checkpoints.steps(), experiment.config.sample.checkpoint
-    gone = asked.isdigit() and int(asked) not in steps
-    step = int(asked) if gone else chosen_step(experiment, checkpoints)
-  except InputError:
-    return None  # Restoring says so.
-  finally:
-    checkpoints.close()
-  base = base_folder(experiment, workdir)
-  wanted = stored_identity(experiment, checkpoints.directory / str(step), step)
+  asked, base = experiment.config.sample.checkpoint, base_folder(experiment, workdir)
+  gone = stored.has_checkpoint(workdir) and asked.isdigit()
+  gone = gone and not (workdir / 'checkpoints' / str(int(asked))).exists()
+  wanted = stored_identity(experiment, workdir)
 
   def look() -> str | None:
-    kept = of_step(experiment, base, step) if asked.isdigit() else []
-    if gone and len(kept) > 1:
+    if not gone:
+      return str(sample_set.place(base, wanted)) if wanted else None
+    sets = sample_set.of_step(base, int(asked))
+    kept = [path for path in sets if is_complete(experiment, path)]
+    if len(kept) > 1:
       raise InputError(
-        f'config.sample.checkpoint: got {step}, which is stored no longer; {len(kept)} sets are of that '
+        f'config.sample.checkpoint: got {asked}, which is stored no longer; {len(kept)} sets are of that '
         f'step, choose one by config.sample.name: {", ".join(path.name for path in kept)}'
       )
-    if gone or not wanted:
-      return str(kept[0]) if gone and kept else None
-    folder = sample_set.place(base, wanted)
-    undigested = [
-      path for path in kept if 'parameters' not in sample_set.read_meta(path)['identity']
-    ]
-    if undigested and not (folder / 'meta.json').exists():
-      folder = undigested[0]  # Made before sets carried a digest: its step is what was asked for.
-    return str(folder)
+    return str(kept[0]) if kept else None
 
   found = hosts.from_first(look)
   return Path(found) if found else None
 
 
-def newest_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | None:
-  """`stored_identity` of the newest checkpoint; None if there is none."""
+def stored_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | None:
+  """Returns the `identity` of config.sample.checkpoint without the latents' scaling.
+
+  Returns: None if there is no such checkpoint or its checksums are unreadable, which restoring reports.
+  """
   if not stored.has_checkpoint(workdir):
     return None
   checkpoints = open_checkpoints(experiment, workdir, read_only=True)
   try:
-    step = max(checkpoints.steps(), default=0)
+    step = chosen_step(experiment, checkpoints)
+    sums = json.loads((checkpoints.directory / str(step) / 'checksums' / 'metadata').read_text())
+    paths = tuple(f'{"/".join(path)}/' for path in paths_of(experiment).values())
+    sums = [value for name, value in sums.items() if name.startswith(paths)]
+  except (InputError, OSError, ValueError, AttributeError):
+    return None
   finally:
     checkpoints.close()
-  return stored_identity(experiment, checkpoints.directory / str(step), step)
-
-
-def of_step(experiment: Experiment, base: Path, step: int) -> list[Path]:
-  """The complete sets of a step with these settings."""
-  return [path for path in sample_set.of_step(base, step) if is_complete(experiment, path)]
-
-
-def stored_identity(experiment: Experiment, folder: Path, step: int) -> dict[str, Any] | None:
-  """What `identity` gives of a checkpoint, without the latents' scaling; None if it is unreadable."""
-  sums = _stored_checksums(folder)
-  paths = tuple(f'{"/".join(path)}/' for path in paths_of(experiment).values())
-  parameters = digest_of(value for name, value in sums.items() if name.startswith(paths))
-  latents = {'autoencoder': experiment.config.vae.fingerprint} if experiment.is_latent else {}
-  wanted = {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
-  return wanted if sums else None
-
-
-def _stored_checksums(folder: Path) -> dict[str, int]:
-  """Of the arrays of a checkpoint, or none if they cannot be read, which restoring will tell."""
-  try:
-    return dict(json.loads((folder / 'checksums' / 'metadata').read_text()))
-  except (OSError, ValueError, TypeError):
-    return {}
+  return identity(experiment, step, sums) if sums else None
 
 
 def export(experiment: Experiment, folder: Path) -> None:

@@ -128,7 +128,6 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Path, dict[str, Any],
     folder = samples.find(experiment, workdir)
   if folder and hosts.from_first((folder / 'meta.json').exists):
     hosts.from_first(lambda: samples.is_complete(experiment, folder))
-    sample_set.open_parts(folder, count)
   else:
     folder = samples.complete(experiment, workdir)
   return folder, sample_set.read_meta(folder), sample_set.open_set(folder, count)
@@ -147,7 +146,7 @@ def of_other_parameters(
   experiment: Experiment, workdir: Path, found: Mapping[str, Any]
 ) -> list[str]:
   """Warns, on the screen too, if a set chosen by name does not belong to the newest checkpoint."""
-  newest = samples.newest_identity(experiment, workdir)
+  newest = samples.stored_identity(experiment, workdir)
   if not newest or all(found.get(key) == newest[key] for key in ('step', 'parameters')):
     return []
   warning = (

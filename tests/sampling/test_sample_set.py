@@ -207,13 +207,6 @@ def test_a_set_of_other_parameters_has_a_place_beside(tmp_path):
     sample_set.place(base, {**wanted, 'seed': 1})
 
 
-def test_a_set_without_a_digest_is_of_unknown_parameters(tmp_path):
-  described(tmp_path / 'old', step=8, seed=0)
-  wanted = {'step': 8, 'parameters': 'bb', 'seed': 0}
-  assert sample_set.place(tmp_path / 'old', wanted).name == 'old-step8'
-  assert sample_set.of_step(tmp_path / 'old', 8) == [tmp_path / 'old']
-
-
 def test_parts_without_a_description_are_not_mixed_with_another_set(tmp_path):
   folder = tmp_path / 'lost'
   folder.mkdir()
