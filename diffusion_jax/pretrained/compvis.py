@@ -57,8 +57,7 @@ def sizes_of(state: Mapping[str, np.ndarray], origin: str) -> dict:
   if missing:
     raise InputError(f'{origin}: no KL autoencoder of CompVis, it lacks {", ".join(missing)}')
   channels, image_channels = state['encoder.conv_in.weight'].shape[:2]
-  blocks: dict[int, int] = {}
-  mult: dict[int, int] = {}
+  blocks, mult = {}, {}
   for name, array in state.items():
     found = re.fullmatch(r'encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight', name)
     if found:
@@ -76,32 +75,23 @@ def sizes_of(state: Mapping[str, np.ndarray], origin: str) -> dict:
   }
 
 
-def from_state(
-  state: Mapping[str, np.ndarray], origin: str, dtype=jnp.float32
-) -> tuple[AutoencoderKL, PyTree]:
-  """Raises: InputError that names what does not fit."""
-  unused = ('loss.', 'model_ema.')  # The training's networks and averages.
-  state = {name: array for name, array in state.items() if not name.startswith(unused)}
-  try:
-    module = AutoencoderKL(**sizes_of(state, origin), dtype=dtype)
-  except ValueError as error:
-    raise InputError(f'{origin}: {error}') from error
-  return module, weights.convert(autoencoder_params(module), state, source_of, origin=origin)
-
-
 def autoencoder_params(module: AutoencoderKL) -> PyTree:
-  """ShapeDtypeStructs of its parameters."""
+  """Returns ShapeDtypeStructs of its parameters."""
   side = 2 * module.factor
   images = jnp.zeros((1, side, side, module.image_channels))
   return weights.abstract_params(module, images, jnp.zeros((1, 2, 2, module.embed_channels)))
 
 
-def load(
-  path: str | Path, *, allow_pickle: bool = False, dtype=jnp.float32
-) -> tuple[AutoencoderKL, PyTree]:
+def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[AutoencoderKL, PyTree]:
   """path: model.ckpt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
 
   Raises: InputError, DamagedError; see weights.read_state and weights.convert.
   """
-  path = Path(path)
-  return from_state(weights.read_state(path, allow_pickle=allow_pickle), str(path), dtype)
+  origin, state = str(path), weights.read_state(Path(path), allow_pickle=allow_pickle)
+  unused = ('loss.', 'model_ema.')  # The training's networks and averages.
+  state = {name: array for name, array in state.items() if not name.startswith(unused)}
+  try:
+    module = AutoencoderKL(**sizes_of(state, origin))
+  except ValueError as error:
+    raise InputError(f'{origin}: {error}') from error
+  return module, weights.convert(autoencoder_params(module), state, source_of, origin=origin)

@@ -27,13 +27,25 @@ DIT_FIELDS = (
   *('num_attention_heads', 'attention_head_dim', 'num_layers', 'num_embeds_ada_norm'),
   *('patch_size', 'in_channels', 'sample_size'),
 )
+EMBEDDER = 'transformer_blocks.0.norm1.emb'
+NAMES = {
+  ('patch_in',): ('pos_embed.proj',),
+  ('condition', 'time_in'): (f'{EMBEDDER}.timestep_embedder.linear_1',),
+  ('condition', 'time_out'): (f'{EMBEDDER}.timestep_embedder.linear_2',),
+  ('condition', 'label'): (f'{EMBEDDER}.class_embedder.embedding_table',),
+  ('blocks', 'adaln', 'modulation'): ('norm1.linear',),
+  ('blocks', 'qkv'): ('attn1.to_q', 'attn1.to_k', 'attn1.to_v'),
+  ('blocks', 'attention_out'): ('attn1.to_out.0',),
+  ('blocks', 'mlp_in'): ('ff.net.0.proj',),
+  ('blocks', 'mlp_out'): ('ff.net.2',),
+  ('final_adaln', 'modulation'): ('proj_out_1',),
+  ('patch_out',): ('proj_out_2',),
+}
 # Attention layers of files written before 2023.
 OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
-def load(
-  path: str | Path, *, allow_pickle: bool = False, dtype=jnp.float32
-) -> tuple[Module, PyTree]:
+def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[Module, PyTree]:
   """A directory -> (module, params), params float32 NumPy.
 
   Raises: InputError for another kind of model or arrays that do not fit; DamagedError.
@@ -53,21 +65,20 @@ def load(
   if file is None:
     raise InputError(f'{folder}: neither {FILES[0]} nor {FILES[1]} in it')
   state = weights.read_state(file, allow_pickle=allow_pickle)
-  return kinds[kind](config, state, str(file), dtype)
+  return kinds[kind](config, state, str(file))
 
 
-def autoencoder(config: Mapping, state: Mapping[str, np.ndarray], origin: str, dtype):
+def autoencoder(config: Mapping, state: Mapping[str, np.ndarray], origin: str):
   """An AutoencoderKL. Raises: InputError for options that the published ones do not use."""
   channels = config['block_out_channels']
-  sizes = {
-    'channels': channels[0],
-    'channel_mult': tuple(c // channels[0] for c in channels),
-    'num_res_blocks': config['layers_per_block'],
-    'z_channels': config['latent_channels'],
-    'embed_channels': config['latent_channels'],
-    'image_channels': config['in_channels'],
-  }
-  module = AutoencoderKL(**sizes, dtype=dtype)
+  module = AutoencoderKL(
+    channels=channels[0],
+    channel_mult=tuple(c // channels[0] for c in channels),
+    num_res_blocks=config['layers_per_block'],
+    z_channels=config['latent_channels'],
+    embed_channels=config['latent_channels'],
+    image_channels=config['in_channels'],
+  )
   state = {_new_name(name): array for name, array in state.items()}
   source_of = _autoencoder_source_of(len(channels))
   return module, weights.convert(autoencoder_params(module), state, source_of, origin=origin)
@@ -113,7 +124,7 @@ def _autoencoder_source_of(levels: int):
   return source_of
 
 
-def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, dtype):
+def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str):
   """A DiT. Its blocks repeat the time and label embedders; ours has them once.
 
   Raises: InputError that names what config.json lacks, or what does not fit.
@@ -122,22 +133,13 @@ def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str, d
   if missing:
     raise InputError(f'{Path(origin).parent}/config.json: it lacks {", ".join(missing)}')
   try:
-    module = dit.DiT(**dit_sizes_of(config), dtype=dtype)
+    module = dit.DiT(**dit_sizes_of(config))
   except ValueError as error:
     raise InputError(f'{origin}: {error}') from error
   state = _one_embedder(state, module.depth, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed.pos_embed'}
-  side = config['sample_size']
-  abstract = weights.abstract_params(
-    module,
-    jnp.zeros((1, side, side, config['in_channels'])),
-    jnp.zeros(1),
-    {'label': jnp.zeros(1, jnp.int32)},
-  )
-  convert = weights.convert
-  source_of = _dit_source_of(module.depth)
-  params = convert(abstract, state, source_of, origin=origin, transform=patches_to_flax)
-  return module, params
+  size = config['sample_size'], config['in_channels']
+  return module, converted_dit(module, size, state, NAMES, 'transformer_blocks.{}.', origin)
 
 
 def dit_sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,26 +170,19 @@ def _one_embedder(state: Mapping[str, np.ndarray], depth: int, origin: str) -> d
   return kept
 
 
-def _dit_source_of(depth: int):
-  embedder = 'transformer_blocks.0.norm1.emb'
-  names = {
-    ('patch_in',): ('pos_embed.proj',),
-    ('condition', 'time_in'): (f'{embedder}.timestep_embedder.linear_1',),
-    ('condition', 'time_out'): (f'{embedder}.timestep_embedder.linear_2',),
-    ('condition', 'label'): (f'{embedder}.class_embedder.embedding_table',),
-    ('blocks', 'adaln', 'modulation'): ('norm1.linear',),
-    ('blocks', 'qkv'): ('attn1.to_q', 'attn1.to_k', 'attn1.to_v'),
-    ('blocks', 'attention_out'): ('attn1.to_out.0',),
-    ('blocks', 'mlp_in'): ('ff.net.0.proj',),
-    ('blocks', 'mlp_out'): ('ff.net.2',),
-    ('final_adaln', 'modulation'): ('proj_out_1',),
-    ('patch_out',): ('proj_out_2',),
-  }
-  return dit_source(names, 'transformer_blocks.{}.', depth)
+def converted_dit(
+  module: dit.DiT,
+  size: tuple[int, int],
+  state: Mapping[str, np.ndarray],
+  names: Mapping[tuple[str, ...], tuple[str, ...]],
+  block: str,
+  origin: str,
+) -> PyTree:
+  """Parameters of `module` out of `state`.
 
-
-def dit_source(names: Mapping[tuple[str, ...], tuple[str, ...]], block: str, depth: int):
-  """Our module path -> their modules' names, those of scanned blocks below `block`."""
+  size: height and channels of x_t. names: our module path -> their modules' names, those of scanned
+  blocks below `block`. Raises: as weights.convert.
+  """
 
   def source_of(path: tuple[str, ...]) -> Source:
     *modules, leaf = path
@@ -195,13 +190,17 @@ def dit_source(names: Mapping[tuple[str, ...], tuple[str, ...]], block: str, dep
     stacked = modules[0] == 'blocks'
     prefix = block if stacked else ''
     theirs = tuple(f'{prefix}{name}.{leaf}' for name in names[tuple(modules)])
-    return Source(theirs, depth if stacked else 0)
+    return Source(theirs, module.depth if stacked else 0)
 
-  return source_of
+  def transform(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:
+    if path == (
+      'patch_in',
+      'kernel',
+    ):  # Their convolution (d, C, p, p) is our map of (p, p, C) to d.
+      return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    return weights.to_flax(path, array, ndim)
 
-
-def patches_to_flax(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:
-  """As weights.to_flax; the patch convolution (d, C, p, p) is our linear map of (p, p, C) to d."""
-  if path == ('patch_in', 'kernel'):
-    return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-  return weights.to_flax(path, array, ndim)
+  side, channels = size
+  images, label = jnp.zeros((1, side, side, channels)), jnp.zeros(1, jnp.int32)
+  abstract = weights.abstract_params(module, images, jnp.zeros(1), {'label': label})
+  return weights.convert(abstract, state, source_of, origin=origin, transform=transform)

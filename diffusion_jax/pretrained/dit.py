@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.models import dit
 from diffusion_jax.pretrained import weights
-from diffusion_jax.pretrained.diffusers import dit_source, patches_to_flax
+from diffusion_jax.pretrained.diffusers import converted_dit
 from diffusion_jax.types import PyTree
 
 HEAD_WIDTH = {1152: 72}  # Of DiT-XL; all others have 64.
@@ -31,20 +30,19 @@ NAMES = {
 
 
 def load(
-  path: str | Path, *, allow_pickle: bool = False, num_heads: int = 0, dtype=jnp.float32
+  path: str | Path, *, allow_pickle: bool = False, num_heads: int = 0
 ) -> tuple[dit.DiT, PyTree]:
   """path: .pt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
 
   num_heads: 0 is that of the published model of this width; the file does not say.
   Raises: InputError, DamagedError; see weights.read_state and weights.convert.
   """
-  path = Path(path)
-  state = weights.read_state(path, allow_pickle=allow_pickle)
-  return from_state(state, str(path), num_heads=num_heads, dtype=dtype)
+  state = weights.read_state(Path(path), allow_pickle=allow_pickle)
+  return from_state(state, str(path), num_heads=num_heads)
 
 
 def from_state(
-  state: Mapping[str, np.ndarray], origin: str, *, num_heads: int = 0, dtype=jnp.float32
+  state: Mapping[str, np.ndarray], origin: str, *, num_heads: int = 0
 ) -> tuple[dit.DiT, PyTree]:
   """Raises: InputError that names what does not fit."""
   needed = (
@@ -63,20 +61,13 @@ def from_state(
   shapes = {name: array.shape for name, array in state.items()}
   try:
     num_classes = len(state['y_embedder.embedding_table.weight']) - 1
-    module = dit.DiT(**sizes_of(shapes, num_heads), num_classes=num_classes, dtype=dtype)
+    module = dit.DiT(**sizes_of(shapes, num_heads), num_classes=num_classes)
   except ValueError as error:
     raise InputError(f'{origin}: {error}') from error
   _require_our_positions(state, module.hidden_size, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed'}
   side, in_channels = 2 * module.patch_size, shapes['x_embedder.proj.weight'][1]
-  images = jnp.zeros((1, side, side, in_channels))
-  abstract = weights.abstract_params(
-    module, images, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
-  )
-  source_of = dit_source(NAMES, 'blocks.{}.', module.depth)
-  return module, weights.convert(
-    abstract, state, source_of, origin=origin, transform=patches_to_flax
-  )
+  return module, converted_dit(module, (side, in_channels), state, NAMES, 'blocks.{}.', origin)
 
 
 def sizes_of(shapes: Mapping[str, tuple[int, ...]], num_heads: int = 0) -> dict[str, Any]:

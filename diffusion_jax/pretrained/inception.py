@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save
 
-from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.errors import DamagedError, InputError, listed
 from diffusion_jax.models.inception import InceptionV3
 from diffusion_jax.pretrained import weights
 from diffusion_jax.runtime import files, packages
@@ -36,7 +36,7 @@ class InceptionWeights(NamedTuple):
 
 
 def load(path: str, cache_dir: Path, *, allow_pickle: bool = False) -> InceptionWeights:
-  """Of the file `path`; '' looks in cache_dir, in torch's cache, and downloads at last.
+  """Reads the file `path`; '' looks in cache_dir, in torch's cache, and downloads at last.
 
   A .pth is written to cache_dir as .safetensors, from which torch is not needed any more.
   Raises: InputError that says which file goes where; DamagedError if a file is not what it should be.
@@ -53,7 +53,7 @@ def load(path: str, cache_dir: Path, *, allow_pickle: bool = False) -> Inception
 
 
 def advice(cache_dir: Path) -> str:
-  """Which file, with which hash, goes where."""
+  """Says which file, with which hash, goes where."""
   lines = {
     'file': URL,
     'SHA-256': SHA256,
@@ -95,7 +95,8 @@ def _found_or_downloaded(cache_dir: Path) -> Path:
 def _load_file(path: Path, cache_dir: Path, allow_pickle: bool) -> InceptionWeights:
   if path.suffix == '.safetensors':
     return read_converted(path)
-  found = _sha256(path)
+  with open(path, 'rb') as file:
+    found = hashlib.file_digest(file, 'sha256').hexdigest()
   named = NAMED_BY_HASH.search(path.name)
   if named and not found.startswith(named[1]):
     raise DamagedError(
@@ -126,7 +127,7 @@ def keep(cache_dir: Path, content: InceptionWeights) -> Path:
 
 
 def read_converted(path: Path) -> InceptionWeights:
-  """Of a .safetensors file that `load` wrote.
+  """Reads a .safetensors file that `load` wrote.
 
   Raises: DamagedError if its content is not what was written; InputError for one of another origin.
   """
@@ -150,7 +151,8 @@ def fold(state: Mapping[str, np.ndarray], origin: str) -> PyTree:
   abstract = weights.abstract_params(InceptionV3(), jnp.zeros((1, 32, 32, 3), jnp.uint8))
   params, problems = {}, []
   for name, wanted in abstract.items():
-    parts = _parts(name)
+    norm = [f'{name}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
+    parts = ['fc.weight'] if name == 'fc' else [f'{name}.conv.weight', *norm]
     missing = [part for part in parts if part not in state]
     if missing:
       problems += [f'missing {part}' for part in missing]
@@ -160,16 +162,9 @@ def fold(state: Mapping[str, np.ndarray], origin: str) -> PyTree:
     if shapes[0] != shapes[1]:
       problems.append(f'{parts[0]} gives {shapes[0]}, expected {shapes[1]}')
   if problems:
-    listed = '\n'.join(f'  {problem}' for problem in problems[:10])
-    raise InputError(f"{origin}: not torch-fidelity's InceptionV3:\n{listed}")
+    lines = [f'  {problem}' for problem in problems]
+    raise InputError(f"{origin}: not torch-fidelity's InceptionV3:\n{listed(lines, 10)}")
   return params
-
-
-def _parts(name: str) -> list[str]:
-  if name == 'fc':
-    return ['fc.weight']
-  norm = [f'{name}.bn.{part}' for part in ('weight', 'bias', 'running_mean', 'running_var')]
-  return [f'{name}.conv.weight', *norm]
 
 
 def _folded(weight, gamma=None, beta=None, mean=None, variance=None) -> dict[str, np.ndarray]:
@@ -178,11 +173,6 @@ def _folded(weight, gamma=None, beta=None, mean=None, variance=None) -> dict[str
   scale = gamma / np.sqrt(variance + BATCH_NORM_EPSILON)
   kernel = weight.transpose(2, 3, 1, 0) * scale  # OIHW -> HWIO
   return {'kernel': kernel.astype(np.float32), 'bias': (beta - mean * scale).astype(np.float32)}
-
-
-def _sha256(path: Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _content_digest(state: Mapping[str, np.ndarray]) -> str:

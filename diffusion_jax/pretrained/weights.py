@@ -1,16 +1,17 @@
-"""Reading foreign weight files, and matching their arrays with our parameters by name and shape."""
+"""Reads foreign weight files and matches their arrays with our parameters by name and shape."""
 
+import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.errors import DamagedError, InputError, listed
 from diffusion_jax.runtime import packages
 from diffusion_jax.types import PyTree
 
@@ -34,21 +35,19 @@ def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
   Raises: InputError for a missing file or a pickle without leave; DamagedError for a broken one.
   """
   _require_leave(path, allow_pickle)
-  return _read_safetensors(path) if path.suffix == '.safetensors' else _read_pickle(path)
+  if path.suffix != '.safetensors':
+    return {k: v.detach().float().numpy() for k, v in _read_pickle(path, 'cpu').items()}
+  with _opened(path, 'flax') as file:  # NumPy has no bfloat16 of its own.
+    return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
 
 
 def read_shapes(path: Path, *, allow_pickle: bool) -> dict[str, tuple[int, ...]]:
-  """The shapes of these arrays, without reading the arrays. Raises: as read_state."""
-  from safetensors import SafetensorError, safe_open
-
+  """Reads the shapes of these arrays without their values. Raises: as read_state."""
   _require_leave(path, allow_pickle)
   if path.suffix != '.safetensors':
-    return {k: tuple(v.shape) for k, v in _tensors(_load_pickle(path, 'meta'), path).items()}
-  try:
-    with safe_open(path, framework='numpy') as file:
-      return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-  except (SafetensorError, OSError, ValueError) as error:
-    raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
+    return {k: tuple(v.shape) for k, v in _read_pickle(path, 'meta').items()}
+  with _opened(path, 'numpy') as file:
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def _require_leave(path: Path, allow_pickle: bool) -> None:
@@ -68,48 +67,40 @@ def _require_leave(path: Path, allow_pickle: bool) -> None:
     )
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+  """Opens a .safetensors file. Raises: DamagedError if it is not whole."""
   from safetensors import SafetensorError, safe_open
 
   try:
-    with safe_open(path, framework='flax') as file:  # NumPy has no bfloat16 of its own.
-      return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
+    with safe_open(path, framework=framework) as file:
+      yield file
   except (SafetensorError, OSError, ValueError) as error:
     raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-  """What a .safetensors file says about itself. Raises: DamagedError if it is not whole."""
-  from safetensors import SafetensorError, safe_open
-
-  try:
-    with safe_open(path, framework='numpy') as file:
-      return file.metadata() or {}
-  except (SafetensorError, OSError, ValueError) as error:
-    raise DamagedError(f'{path}: not a whole safetensors file ({error})') from error
+  """Reads the metadata of a .safetensors file. Raises: DamagedError if it is not whole."""
+  with _opened(path, 'numpy') as file:
+    return file.metadata() or {}
 
 
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
-  tensors = _tensors(_load_pickle(path, 'cpu'), path)
-  return {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+def _read_pickle(path: Path, device: str) -> dict[str, Any]:
+  """Reads the tensors of a PyTorch file, and nothing else: weights_only is not negotiable.
 
-
-def _load_pickle(path: Path, device: str):
-  """Never anything but tensors: weights_only is not negotiable. On device 'meta' they have no values."""
+  Training programs wrap the mapping of tensors in others; the average is preferred. On device 'meta'
+  the tensors have no values.
+  """
   packages.require('torch', 'eval', f'{path}: a PyTorch pickle', 'convert it to .safetensors')
   import torch
 
   try:
-    return torch.load(path, map_location=device, weights_only=True)
+    content = torch.load(path, map_location=device, weights_only=True)
   except Exception as error:  # Foreign bytes: what their reader raises has no end.
     raise DamagedError(
       f'{path}: not a whole PyTorch file of tensors alone ({type(error).__name__}); fetch it again, or '
       'convert it to .safetensors where it can be read'
     ) from error
-
-
-def _tensors(content, path: Path) -> dict:
-  """The mapping of tensors in what training programs wrap around it; the average is preferred."""
   for wrapper in ('ema', 'state_dict', 'model'):
     if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
       content = content[wrapper]
@@ -134,21 +125,28 @@ def read_json(path: Path) -> dict:
   return content
 
 
+def to_flax(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:
+  """PyTorch's layout -> Flax's: OIHW -> HWIO, 1x1 convolutions and linear maps (out, in) -> (in, out)."""
+  if path[-1] != 'kernel':
+    return array
+  if array.ndim == 4 and ndim == 2:
+    return array[:, :, 0, 0].T
+  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+
+
 def convert(
   abstract: PyTree,
   state: Mapping[str, np.ndarray],
   source_of: Callable[[tuple[str, ...]], Source],
   *,
   origin: str,
-  transform: Callable[[tuple[str, ...], np.ndarray, int], np.ndarray] | None = None,
+  transform: Callable[[tuple[str, ...], np.ndarray, int], np.ndarray] = to_flax,
 ) -> PyTree:
   """Parameters shaped like `abstract` out of `state`; every array of `state` must be used.
 
-  source_of: path of ours -> Source. transform(path, array, ndim of ours): ours from theirs, `to_flax`
-  if None.
+  source_of: path of ours -> Source. transform(path, array, ndim of ours): ours from theirs.
   Raises: InputError that names every missing, unexpected and misshapen array, with both shapes.
   """
-  transform = transform or to_flax
   found, used, problems = {}, set(), []
   for path, own in flatten_dict(abstract).items():
     source, wanted = source_of(path), _fused(path, own.shape)
@@ -180,24 +178,14 @@ def convert(
       np.concatenate(row, axis=-1, out=target)
   problems += [f'unexpected {name} {state[name].shape}' for name in sorted(set(state) - used)]
   if problems:
-    listed = '\n'.join(f'  {problem}' for problem in problems[:10])
-    more = f'\n  and {len(problems) - 10} more' if len(problems) > 10 else ''
-    raise InputError(f'{origin}: does not fit the model:\n{listed}{more}')
+    lines = [f'  {problem}' for problem in problems]
+    raise InputError(f'{origin}: does not fit the model:\n{listed(lines, 10)}')
   return unflatten_dict(found)
 
 
 def _fused(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
   """Returns the shape with the axes (3, heads, head width) of a qkv layer as one."""
   return (*shape[:-3], math.prod(shape[-3:])) if path[-2:-1] == ('qkv',) else shape
-
-
-def to_flax(path: tuple[str, ...], array: np.ndarray, ndim: int) -> np.ndarray:
-  """PyTorch's layout -> Flax's: OIHW -> HWIO, 1x1 convolutions and linear maps (out, in) -> (in, out)."""
-  if path[-1] != 'kernel':
-    return array
-  if array.ndim == 4 and ndim == 2:
-    return array[:, :, 0, 0].T
-  return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def abstract_params(module, *arguments, **named) -> PyTree:
