@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from diffusion_jax.types import DataSource
 
 ALLOWED = "'arr_0' (images, uint8 (N, H, W, 3)), 'mu' (D,) with 'sigma' (D, D), or all three"
 AT_ONCE = 256  # Images, when they are written.
+LOCAL_HEADER = (
+  30  # Bytes before a member's name, with the sizes of the name and of what follows it.
+)
 SYMMETRY = 1e-4  # Of the largest entry: what float32 leaves of it.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error)
 
@@ -59,53 +62,40 @@ def read(path: Path) -> Reference:
   if not arrays or ('mu' in arrays) != ('sigma' in arrays):
     found = ', '.join(map(repr, names)) or 'nothing'
     raise InputError(f'{path}: got {found}, allowed {ALLOWED}')
-  images = _images(path, arrays['arr_0']) if 'arr_0' in arrays else None
-  stats = (None, None)
+  images, stats = arrays.get('arr_0'), (None, None)
+  if images is not None and (
+    images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size
+  ):
+    raise InputError(
+      f"{path}: 'arr_0' is {images.dtype} {images.shape}, allowed uint8 (N, H, W, 3) with N > 0"
+    )
   if 'mu' in arrays:
     stats = _feature_stats(path, arrays['mu'], arrays['sigma'])
   return Reference(images, *stats, digest)
 
 
 def _array(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-  """One array; its bytes were checked. Raises: InputError if it holds Python objects."""
+  """Reads one array, whose bytes were checked. Raises: InputError if it holds Python objects."""
   member = archive.getinfo(f'{name}.npy')
   with archive.open(member) as file:
-    shape, by_columns, dtype = _header(file)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_2_0
+    if version == (1, 0):
+      read_header = np.lib.format.read_array_header_1_0
+    shape, by_columns, dtype = read_header(file)
     if dtype.hasobject:
       raise InputError(f'{path}: {name!r} holds Python objects, allowed numbers: {ALLOWED}')
-    header_size, count = file.tell(), math.prod(shape)
+    header_size, count, order = file.tell(), math.prod(shape), 'F' if by_columns else 'C'
     if header_size + count * dtype.itemsize != member.file_size:
       raise ValueError(f'{name} is not as long as it says')
     if member.compress_type != zipfile.ZIP_STORED or 0 in shape:
       flat = np.frombuffer(file.read(), dtype, count)
-      return flat.reshape(shape, order='F' if by_columns else 'C')
-  start = _data_start(path, member) + header_size
-  return np.asarray(np.memmap(path, dtype, 'r', start, shape, 'F' if by_columns else 'C'))
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-  """(shape, whether in Fortran's order, dtype) at the beginning of an .npy file."""
-  version = np.lib.format.read_magic(file)
-  if version == (1, 0):
-    return np.lib.format.read_array_header_1_0(file)
-  return np.lib.format.read_array_header_2_0(file)
-
-
-def _data_start(path: Path, member: zipfile.ZipInfo) -> int:
-  """Where a member's content begins: after its local header, the name, and what else it carries."""
-  fixed = 30
+      return flat.reshape(shape, order=order)
   with open(path, 'rb') as file:
-    file.seek(member.header_offset)
-    name_size, extra_size = struct.unpack('<HH', file.read(fixed)[-4:])
-  return member.header_offset + fixed + name_size + extra_size
-
-
-def _images(path: Path, images: np.ndarray) -> np.ndarray:
-  if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
-    raise InputError(
-      f"{path}: 'arr_0' is {images.dtype} {images.shape}, allowed uint8 (N, H, W, 3) with N > 0"
-    )
-  return images
+    file.seek(member.header_offset + LOCAL_HEADER - 4)
+    name_size, extra_size = struct.unpack('<HH', file.read(4))
+  start = member.header_offset + LOCAL_HEADER + name_size + extra_size + header_size
+  return np.asarray(np.memmap(path, dtype, 'r', start, shape, order))
 
 
 def _feature_stats(
@@ -128,12 +118,12 @@ def _feature_stats(
 
 
 def write_feature_stats(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-  """mean (D,) and covariance (D, D) as mu and sigma, written beside and renamed."""
+  """Writes mean (D,) and covariance (D, D) as mu and sigma, beside the file and then renamed."""
   files.write_npz(path, mu=mean, sigma=covariance)
 
 
 def write_images(path: Path, source: DataSource, comment: str = '') -> None:
-  """All images of a source as arr_0 and their labels as arr_1, written beside and renamed.
+  """Writes all images of a source as arr_0 and their labels as arr_1, beside the file and then renamed.
 
   Gray images are repeated in three channels. A few images are in memory at a time, and equal sources
   give equal files. comment: kept by the archive, see comment_of.
@@ -160,7 +150,7 @@ def write_images(path: Path, source: DataSource, comment: str = '') -> None:
 
 
 def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: np.dtype):
-  """A file to write an array's values to, its header written."""
+  """Opens a member of the archive for an array's values, and writes its header."""
   always = (1980, 1, 1, 0, 0, 0)  # Or equal content would not give equal files.
   file = archive.open(zipfile.ZipInfo(f'{name}.npy', always), 'w', force_zip64=True)
   description = np.lib.format.dtype_to_descr(dtype)
@@ -170,7 +160,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], dtype: 
 
 
 def comment_of(path: Path) -> str | None:
-  """What write_images was given; None if there is no such file."""
+  """Returns the comment given to write_images; None if there is no such file."""
   try:
     with zipfile.ZipFile(path) as archive:
       return archive.comment.decode()

@@ -55,45 +55,36 @@ class ImageFolder:
 
 
 def open_folder(path: Path, channels: int) -> ImageFolder:
-  """All images below a folder, sorted by path. channels: 3 RGB, or 1 luma.
+  """Opens all images below a folder, sorted by path. channels: 3 RGB, or 1 luma.
+
+  Follows symbolic links. fingerprint: that of the names and the decoded pixels.
 
   The headers of all files are read first, then once all pixels.
   Raises: InputError for no images or images of several sizes, DamagedError for an unreadable one.
   """
   if not path.is_dir():
     raise InputError(f'{path}: no such folder')
-  names = sorted(_images_below(path))
+  names = []
+  for folder, folders, inside in files.walk(path):
+    folders.sort()
+    below = [(folder / file).relative_to(path).as_posix() for file in inside]
+    names += [n for n in below if n.lower().endswith(SUFFIXES) and not is_hidden(n)]
   if not names:
     raise InputError(f'{path}: no images in it, looked for {" ".join(SUFFIXES)}')
+  names.sort()
   paths = [path / name for name in names]
   sizes = iter(progress(_threads(_size, paths), 'sizes', len(paths)))
   width, height = next(sizes)
   for other, size in zip(paths[1:], sizes):
     if size != (width, height):
       raise _mixed(other, size, f'{printable(str(paths[0]))} is {width}x{height}')
-  folder = ImageFolder(path, tuple(names), (height, width, channels), '')
-  return dataclasses.replace(folder, fingerprint=_fingerprint(folder))
-
-
-def _fingerprint(folder: ImageFolder) -> str:
-  """Of the names and the decoded pixels."""
-  digest = hashlib.sha256(repr(folder.shape).encode())
-  paths = [folder.root / name for name in folder.names]
-  pixels = _threads(lambda path: _pixels(path, folder.shape), paths)
-  for name, image in zip(folder.names, progress(pixels, 'reading', len(paths))):
+  shape = (height, width, channels)
+  digest = hashlib.sha256(repr(shape).encode())
+  pixels = _threads(lambda file: _pixels(file, shape), paths)
+  for name, image in zip(names, progress(pixels, 'reading', len(paths))):
     digest.update(os.fsencode(name) + b'\0')
     digest.update(image)
-  return digest.hexdigest()[:16]
-
-
-def _images_below(root: Path) -> Iterator[str]:
-  """Paths with '/', through symbolic links."""
-  for folder, folders, inside in files.walk(root):
-    folders.sort()
-    for file in inside:
-      name = (folder / file).relative_to(root).as_posix()
-      if name.lower().endswith(SUFFIXES) and not is_hidden(name):
-        yield name
+  return ImageFolder(path, tuple(names), shape, digest.hexdigest()[:16])
 
 
 def _size(path: Path) -> tuple[int, int]:
@@ -139,7 +130,7 @@ def _threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[A
 
 
 def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
-  """CLASS/000000.png and so on, one an image; those there are left, other numbered ones removed.
+  """Writes CLASS/000000.png and so on, one an image; those there are left, other numbered ones removed.
 
   parents: the class folder of each image; without them all files lie in `folder`. If the first one
   there is another image than the source's, all are written. Returns: how many were.
@@ -171,7 +162,7 @@ def write(folder: Path, source: DataSource, parents: Sequence[str] = ()) -> int:
 
 
 def _remove(path: Path, root: Path) -> None:
-  """And its class folder, if nothing is left in that: it would be a class without images."""
+  """Removes a file and its class folder, if nothing is left in that: it would be a class without images."""
   path.unlink()
   if path.parent != root and not any(path.parent.iterdir()):
     path.parent.rmdir()

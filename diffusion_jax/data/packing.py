@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
 
 def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Result:
-  """Decodes (row, name, payload) and writes each to its row. Raises: OSError if it cannot write."""
+  """Decodes each (row, name, payload) and writes it to its row. Raises: OSError if it cannot write."""
   rows, bad, odd, small = [], {}, {}, []
   with open(target.path, 'r+b') as file:
     for row, name, payload in items:
@@ -195,17 +195,15 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
   context = multiprocessing.get_context('forkserver')  # Threads do not survive a plain fork.
   context.set_forkserver_preload(['__main__', __name__])
   others = set(multiprocessing.active_children())
-  pool: Executor = ProcessPoolExecutor(workers, context, _end_with_parent)
+  pool = ProcessPoolExecutor(workers, context, _end_with_parent)
   try:
-    waiting: set[Future] = set()
+    waiting = set()
     for task in tasks:
       waiting.add(pool.submit(run, task))
       if len(waiting) >= 4 * workers:
         ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in ready)
-    while waiting:
-      ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-      yield from (future.result() for future in ready)
+    yield from (future.result() for future in as_completed(waiting))
   except BaseException:  # Nobody waits for what is begun; what no journal notes is done again.
     for child in set(multiprocessing.active_children()) - others:
       child.kill()

@@ -7,10 +7,10 @@ tf.data (range of steps -> read -> prefetch) where TensorFlow is installed, thre
 """
 
 import collections
-import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -51,19 +51,24 @@ def train_batches(
   rows: np.ndarray | None = None,
   loader: str = 'auto',
 ) -> Generator[dict[str, np.ndarray], None, None]:
-  """The global batches of steps start_step..stop_step - 1, or of each the `rows` that a host holds.
+  """Yields the global batches of steps start_step..stop_step - 1, or of each the `rows` that a host holds.
 
   Closing the iterator ends what reads ahead.
   Raises: as carrier; what source.read raises, at the batch where it happened.
   """
   carry = carrier(loader)
   rows = np.arange(batch_size) if rows is None else rows
+  specs = {
+    name: jax.ShapeDtypeStruct((len(rows), *item.shape), item.dtype)
+    for name, item in sorted(source.element.items())
+  }
 
   def read(step):
     positions = int(step) * batch_size + rows
-    return source.read(example_indices(seed, source.num_examples, positions))
+    batch = source.read(example_indices(seed, source.num_examples, positions))
+    return {name: batch[name] for name in specs}
 
-  return carry(source, read, start_step, stop_step, len(rows))
+  return carry(read, range(start_step, stop_step), specs)
 
 
 def carrier(loader: str) -> Callable[..., Generator[dict[str, np.ndarray], None, None]]:
@@ -78,7 +83,7 @@ def carrier(loader: str) -> Callable[..., Generator[dict[str, np.ndarray], None,
 def evaluation_batches(
   source: DataSource, *, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Every example once, in order, with 'index' (-1 where the last batch is padded).
+  """Yields every example once, in order, with 'index' (-1 where the last batch is padded).
 
   rows: those of each batch that this host holds.
   """
@@ -90,72 +95,57 @@ def evaluation_batches(
     yield {**batch, 'index': np.where(valid, index, -1)}
 
 
-@dataclasses.dataclass(frozen=True)
 class Numbers:
   """A source that delivers the numbers of examples instead of reading them.
 
   For data that lives on the device already: the same order, gathered there.
   """
 
-  source: DataSource
+  element: ClassVar = {'number': jax.ShapeDtypeStruct((), np.int32)}
 
-  @property
-  def num_examples(self) -> int:
-    return self.source.num_examples
-
-  @property
-  def label_names(self) -> Sequence[str]:
-    return self.source.label_names
-
-  @property
-  def fingerprint(self) -> str:
-    return self.source.fingerprint
-
-  @property
-  def element(self) -> dict[str, jax.ShapeDtypeStruct]:
-    return {'number': jax.ShapeDtypeStruct((), np.int32)}
+  def __init__(self, source: DataSource):
+    self.num_examples, self.label_names = source.num_examples, source.label_names
+    self.fingerprint = source.fingerprint
 
   def read(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     return {'number': indices.astype(np.int32)}
 
 
-def _by_threads(source, read, start, stop, local):
-  del local
-  names, ahead = sorted(source.element), collections.deque()
+def _by_threads(read, steps, specs):
+  del specs
+  ahead = collections.deque()
   with ThreadPoolExecutor(READERS, 'batches') as pool:
     try:
-      for step in range(start, stop):
+      for step in steps:
         ahead.append(pool.submit(read, step))
         if len(ahead) > PREFETCH_BATCHES:
-          batch = ahead.popleft().result()
-          yield {name: batch[name] for name in names}
+          yield ahead.popleft().result()
       while ahead:
-        batch = ahead.popleft().result()
-        yield {name: batch[name] for name in names}
+        yield ahead.popleft().result()
     finally:
       for reading in ahead:
         reading.cancel()
 
 
-def _by_tf(source, read, start, stop, local):
+def _by_tf(read, steps, specs):
   import tensorflow as tf
 
   tf.config.set_visible_devices([], 'GPU')  # The accelerator belongs to JAX.
-  names, failed = sorted(source.element), []
-  specs = [tf.TensorSpec((local, *source.element[n].shape), source.element[n].dtype) for n in names]
+  failed = []
 
   def arrays(step):
     try:
-      return list(map(read(step).get, names))
+      return list(read(step).values())
     except Exception as error:  # TensorFlow passes on no more than its text.
       failed.append(error)
       raise
 
   def load(step):
-    found = tf.numpy_function(arrays, [step], [spec.dtype for spec in specs], stateful=False)
-    return {n: tf.ensure_shape(a, spec.shape) for n, a, spec in zip(names, found, specs)}
+    types = [tf.as_dtype(spec.dtype) for spec in specs.values()]
+    found = tf.numpy_function(arrays, [step], types, stateful=False)
+    return {name: tf.ensure_shape(a, specs[name].shape) for name, a in zip(specs, found)}
 
-  dataset = tf.data.Dataset.range(start, stop)
+  dataset = tf.data.Dataset.range(steps.start, steps.stop)
   dataset = dataset.map(load, num_parallel_calls=READERS, deterministic=True)
   options = tf.data.Options()
   options.autotune.enabled = False

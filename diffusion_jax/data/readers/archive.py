@@ -40,9 +40,10 @@ class Archive:
     with base.told(self.path):
       members = progress(self._members(), 'listing', None, unit='file', leave=False)
       for name, is_folder, size, key in members:
-        (folders if is_folder else files).append(
-          name if is_folder else base.File(name, size, f'{stamp} {size}', key)
-        )
+        if is_folder:
+          folders.append(name)
+        else:
+          files.append(base.File(name, size, f'{stamp} {size}', key))
     return base.tree_listing(
       files, folders, self.origin, keep, lambda path: f'{self.origin}:{path}'
     )
@@ -52,8 +53,8 @@ class Archive:
     if self.kind == 'zip':
       with zipfile.ZipFile(self.path) as file:
         for number, info in enumerate(file.infolist()):
-          refuse_links(self.origin, info.filename, info.external_attr >> 28 == 0o12)
-          name = base.checked_member(info.filename, self.origin)
+          is_link = info.external_attr >> 28 == 0o12
+          name = base.checked_member(info.filename, self.origin, is_special=is_link)
           if info.flag_bits & 1 or info.compress_type not in READABLE:
             how = (
               'encrypted' if info.flag_bits & 1 else f'compressed by method {info.compress_type}'
@@ -63,8 +64,8 @@ class Archive:
       return
     with tarfile.open(self.path) as file:
       for number, member in enumerate(file):
-        refuse_links(self.origin, member.name, not (member.isfile() or member.isdir()))
-        name = base.checked_member(member.name, self.origin)
+        is_special = not (member.isfile() or member.isdir())
+        name = base.checked_member(member.name, self.origin, is_special=is_special)
         key = member.offset_data if self.kind == 'tar' else number
         yield name, member.isdir(), member.size, key
       base.require_end(file)
@@ -88,12 +89,6 @@ class Archive:
           for key, member in enumerate(file):
             if key in numbers:
               yield numbers[key], file.extractfile(member).read()
-
-
-def refuse_links(origin: str, name: str, is_special: bool) -> None:
-  """Raises: InputError for links and devices."""
-  if is_special:
-    raise InputError(f'{origin}: member {name!r} is a link or a device, which is refused')
 
 
 def kind_of(path: Path) -> str:

@@ -120,8 +120,13 @@ def stamp_of(status: os.stat_result) -> str:
   return f'{status.st_size} {status.st_mtime_ns}'
 
 
-def checked_member(name: str, origin: str) -> str:
-  """A member's path without './'. Raises: InputError for a path that leaves the archive."""
+def checked_member(name: str, origin: str, *, is_special: bool = False) -> str:
+  """Returns a member's path without './'.
+
+  Raises: InputError for links and devices (is_special), and for a path that leaves the archive.
+  """
+  if is_special:
+    raise InputError(f'{origin}: member {name!r} is a link or a device, which is refused')
   path = PurePosixPath(name.replace('\\', '/'))
   if path.is_absolute() or '..' in path.parts or re.match(r'[A-Za-z]:', name):
     raise InputError(f'{origin}: member {name!r} points outside of the archive, which is refused')

@@ -57,9 +57,7 @@ class ILSVRC2012:
     return found
 
   def _entry(self, path: Path, split: str, class_id: str, member: tarfile.TarInfo, start: int):
-    name = base.checked_member(member.name, str(path))
-    if not member.isfile():
-      raise InputError(f'{path}: member {name!r} is a link or a device, which is refused')
+    name = base.checked_member(member.name, str(path), is_special=not member.isfile())
     key = base.Slice(str(path), start + member.offset_data, member.size)
     where, stamp = f'{path}:{class_id}/{name}', base.stamp_of(path.stat())
     return base.Entry(split, class_id, name, where, member.size, stamp, key)
