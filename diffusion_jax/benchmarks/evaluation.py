@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from diffusion_jax.benchmarks import timing
-from diffusion_jax.benchmarks.timing import Speeds, seconds
+from diffusion_jax.benchmarks.timing import seconds
 from diffusion_jax.config.options import option
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.data.prepare import cores
@@ -69,12 +69,12 @@ class Evaluation:
     chosen = np.linspace(0, source.num_examples - 1, self.num_images).round().astype(int)
     images = source.read(chosen)['image']
     np.save(folder / 'images.npy', images)
-    save_file(dict(self._weights.state), folder / 'weights.safetensors')
+    config, cache = self.experiment.config, self.experiment.datasets.folder
+    weights = inception.load(config.eval.inception_weights, cache, allow_pickle=config.allow_pickle)
+    save_file(dict(weights.state), folder / 'weights.safetensors')
     ours = f'diffusion_jax, batch {extractor.batch_size}'
     theirs = {size: f'torch-fidelity, batch {size}' for size in self.batch_sizes}
-    speeds: dict[str, Speeds] = {
-      part: {ours: [], **{n: [] for n in theirs.values()}} for part in PARTS
-    }
+    speeds = {part: {name: [] for name in (ours, *theirs.values())} for part in PARTS}
     extract(extractor, images[: 2 * extractor.batch_size])  # Compiles.
     for repeat in range(self.repeats):
       print(f'repeat {repeat + 1} of {self.repeats}', flush=True)
@@ -88,13 +88,6 @@ class Evaluation:
         speeds['distance'][name].append(found['distance'])
         speeds['total'][name].append(found['total'])
     return speeds
-
-  @functools.cached_property
-  def _weights(self) -> inception.InceptionWeights:
-    config = self.experiment.config
-    folder = self.experiment.datasets.folder
-    path = config.eval.inception_weights
-    return inception.load(path, folder, allow_pickle=config.allow_pickle)
 
   def _total(self, images: np.ndarray) -> None:
     """From the files to FID and IS, compiling anew."""

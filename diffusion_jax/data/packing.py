@@ -42,10 +42,6 @@ class Target(NamedTuple):
   size: int
   channels: int
 
-  @property
-  def row_bytes(self) -> int:
-    return self.size * self.size * self.channels
-
 
 class Result(NamedTuple):
   """rows: finished. bad: row -> why it has no image. odd: row -> what is odd, though it was read.
@@ -74,7 +70,7 @@ def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Resu
         odd[row] = f'named {PurePath(name).suffix}, is {found}'
       data = pixels.tobytes()
       with files.naming(Path(target.path)):
-        if os.pwrite(file.fileno(), data, target.offset + row * target.row_bytes) < len(data):
+        if os.pwrite(file.fileno(), data, target.offset + row * len(data)) < len(data):
           raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
       rows.append(row)
       if is_small:

@@ -81,13 +81,12 @@ def carrier(loader: str) -> Callable[..., Generator[dict[str, np.ndarray], None,
 
 
 def evaluation_batches(
-  source: DataSource, *, batch_size: int, rows: np.ndarray | None = None
+  source: DataSource, *, batch_size: int, rows: np.ndarray
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields every example once, in order, with 'index' (-1 where the last batch is padded).
 
   rows: those of each batch that this host holds.
   """
-  rows = np.arange(batch_size) if rows is None else rows
   for first in range(0, source.num_examples, batch_size):
     index = first + rows
     valid = index < source.num_examples

@@ -34,8 +34,10 @@ class Datasets:
 
   def is_prepared(self) -> bool:
     """Returns whether the prepared set exists."""
-    fingerprint = self.config.data.fingerprint
-    return bool(sets.matching(self.folder, self.recipe.mapping(), fingerprint))
+    return bool(self._matching())
+
+  def _matching(self) -> dict[Path, dict[str, Any]]:
+    return sets.matching(self.folder, self.recipe.mapping(), self.config.data.fingerprint)
 
   @functools.cached_property
   def prepared(self) -> tuple[Path, Mapping[str, Any]]:
@@ -48,10 +50,8 @@ class Datasets:
 
   def from_source(self) -> tuple[Path, Mapping[str, Any]] | None:
     """Returns the prepared set made from config.data.source, or None."""
-    data = self.config.data
-    found = sets.matching(self.folder, self.recipe.mapping(), data.fingerprint)
-    made = [item for item in found.items() if sets.made_from(item[1], data.source)]
-    return made[0] if made else None
+    source = self.config.data.source
+    return next((i for i in self._matching().items() if sets.made_from(i[1], source)), None)
 
   @property
   def meta(self) -> Mapping[str, Any]:
@@ -62,15 +62,10 @@ class Datasets:
   def label_names(self) -> Sequence[str]:
     return self.meta['label_names']
 
-  @property
-  def _full(self) -> bool:
-    return self.config.data.verify == 'full'
-
   @functools.cached_property
   def _verified(self) -> tuple[Path, Mapping[str, Any]]:
-    folder, meta = self.prepared
-    packed.verify(folder, meta, full=self._full)
-    return folder, meta
+    packed.verify(*self.prepared, full=self.config.data.verify == 'full')
+    return self.prepared
 
   def images(self, split: str) -> DataSource:
     """Opens the images of split 'train' or 'holdout'.
@@ -91,9 +86,9 @@ class Datasets:
 
   @functools.cached_property
   def _verified_latents(self) -> tuple[Path, Mapping[str, Any], Mapping[str, Any]]:
-    folder, meta = self.prepared
-    latents.verify(folder, meta, self.latents_meta, full=self._full)
-    return folder, meta, self.latents_meta
+    found = (*self.prepared, self.latents_meta)
+    latents.verify(*found, full=self.config.data.verify == 'full')
+    return found
 
   def examples(self, split: str) -> DataSource:
     """Opens what the backbone learns from: images, or their posteriors. Raises: as images."""

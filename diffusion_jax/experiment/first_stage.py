@@ -1,5 +1,6 @@
 """Loads the autoencoder of a latent system, and keeps a copy of it in the work directory."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -91,18 +92,8 @@ def _from_workdir(folder: Path) -> tuple[AutoencoderKL, PyTree]:
     )
   sizes = {name: mapping['vae'][name] for name in options_of(AutoencoderKL)}
   module = AutoencoderKL(**sizes, image_channels=mapping['data']['channels'])
-  abstract = compvis.autoencoder_params(module)
-  return module, averaged_params(folder, abstract)
-
-
-def averaged_params(folder: Path, abstract: PyTree) -> PyTree:
-  """Reads the averaged parameters of a work directory's newest good checkpoint, NumPy.
-
-  Raises: InputError if it has none; DamagedError.
-  """
-  return newest_fields(folder, {'averages': {'ema': {'model': abstract}}})['averages']['ema'][
-    'model'
-  ]
+  averages = {'ema': {'model': compvis.autoencoder_params(module)}}
+  return module, newest_fields(folder, {'averages': averages})['averages']['ema']['model']
 
 
 def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -110,15 +101,12 @@ def newest_fields(folder: Path, abstract: dict[str, PyTree]) -> dict[str, PyTree
 
   abstract: field -> ShapeDtypeStructs. Raises: InputError if it has none; DamagedError.
   """
-  if not stored.has_checkpoint(folder):
-    raise InputError(f'{folder}: no finished checkpoint in it')
   here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), abstract)
-  checkpoints = Checkpoints(folder / 'checkpoints', read_only=True)
-  try:
-    restored = checkpoints.restore(wanted, partial=True)
-  finally:
-    checkpoints.close()
+  restored = None
+  if stored.has_checkpoint(folder):
+    with contextlib.closing(Checkpoints(folder / 'checkpoints', read_only=True)) as checkpoints:
+      restored = checkpoints.restore(wanted, partial=True)
   if restored is None:
     raise InputError(f'{folder}: no finished checkpoint in it')
   for step, reason in restored.damaged.items():
@@ -171,10 +159,9 @@ def save_copy(workdir: Path, first: FirstStage, *, replace: bool) -> None:
   path = workdir / stored.AUTOENCODER
   if not replace and path.exists() and _is_whole(path):
     return
-  sizes = {name: getattr(first.module, name) for name in SIZES}
   metadata = {
     'kind': KIND,
-    'sizes': json.dumps(sizes),
+    'sizes': json.dumps({name: getattr(first.module, name) for name in SIZES}),
     'fingerprint': first.fingerprint,
     'origin': first.origin,
   }

@@ -15,7 +15,7 @@ from diffusion_jax.runtime.patience import progress
 
 SUFFIXES = ('.tar', '.gz', '.tgz', '.bz2', '.xz', '.zip')
 READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-COMPRESSED = {b'\x1f\x8b': 'gz', b'BZ': 'bz2', b'\xfd7': 'xz'}
+COMPRESSED = (b'\x1f\x8b', b'BZ', b'\xfd7')  # The first bytes of gz, bz2 and xz.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Archive:
           folders.append(name)
         else:
           files.append(base.File(name, size, f'{stamp} {size}', key))
-    return base.tree_listing(
-      files, folders, self.origin, keep, lambda path: f'{self.origin}:{path}'
-    )
+    return base.tree_listing(files, folders, self.origin, keep, ':')
 
   def _members(self) -> Iterator[tuple[str, bool, int, int]]:
     """(path, whether a folder, size, key): an offset in a plain tar, else the member's number."""
@@ -55,10 +53,9 @@ class Archive:
         for number, info in enumerate(file.infolist()):
           is_link = info.external_attr >> 28 == 0o12
           name = base.checked_member(info.filename, self.origin, is_special=is_link)
-          if info.flag_bits & 1 or info.compress_type not in READABLE:
-            how = (
-              'encrypted' if info.flag_bits & 1 else f'compressed by method {info.compress_type}'
-            )
+          encrypted = info.flag_bits & 1
+          if encrypted or info.compress_type not in READABLE:
+            how = 'encrypted' if encrypted else f'compressed by method {info.compress_type}'
             raise InputError(f'{self.origin}: member {name} is {how}; repack it as a plain zip')
           yield name, info.is_dir(), info.file_size, number
       return

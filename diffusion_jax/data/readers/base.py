@@ -11,7 +11,7 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -144,16 +144,15 @@ def is_hidden(path: str) -> bool:
 
 
 def tree_listing(
-  files: Iterable[File], folders: Iterable[str], origin: str, keep: Keep, where: Callable
+  files: list[File], folders: list[str], origin: str, keep: Keep, separator: str
 ) -> Listing:
-  """The images of a tree, its split and classes taken from the paths.
+  """Lists the images of a tree, its split and classes taken from the paths.
 
-  files, folders: relative paths with '/'; folders are there to notice empty classes. where(path)
-  names a file in messages. Of files with one path, the last one counts.
+  files, folders: relative paths with '/'; folders are there to notice empty classes. separator: what
+  stands between origin and path in messages. Of files with one path, the last one counts.
   Raises: InputError for no images, another layout, or a class without images.
   """
-  given = list(files)
-  unique = list({f.path: f for f in given}.values())
+  unique = list({f.path: f for f in files}.values())
   images = [f for f in unique if is_image(f.path) and not is_hidden(f.path)]
   if not images:
     some = ', '.join(f.path for f in unique[:3]) or 'nothing'
@@ -162,7 +161,7 @@ def tree_listing(
   root = _common_root(images)
   depth = len(root)
   splits, notes = _splits({f.path.split('/')[depth] for f in images}, origin)
-  notes += _left_out(given, unique)
+  notes += _left_out(files, unique)
   entries, class_ids = [], set()
   below = [f.path.split('/')[depth + bool(splits) :] for f in images]
   is_flat = all(len(parts) == 1 for parts in below)
@@ -176,7 +175,7 @@ def tree_listing(
       raise InputError(f'{origin}: {file.path} lies in no class folder; {EXPECTED}')
     class_ids.add(parts[0])
     if keep(parts[0]):
-      place, name = where(file.path), '/'.join(parts[1:])
+      place, name = f'{origin}{separator}{file.path}', '/'.join(parts[1:])
       entries.append(Entry(split, parts[0], name, place, file.size, file.stamp, file.key))
   if not is_flat:
     _require_images(entries, folders, depth, splits, origin, keep)
@@ -184,7 +183,7 @@ def tree_listing(
 
 
 def _left_out(given: Sequence[File], unique: Sequence[File]) -> list[str]:
-  """A note for each kind of file that is not used."""
+  """Returns a note for each kind of file that is not used."""
   hidden = [f for f in unique if is_hidden(f.path)]
   others = [f for f in unique if not is_hidden(f.path) and not is_image(f.path)]
   kinds = {'hidden files': hidden, 'files that are no images by their names': others}
@@ -194,7 +193,7 @@ def _left_out(given: Sequence[File], unique: Sequence[File]) -> list[str]:
 
 
 def _common_root(images: Sequence[File]) -> list[str]:
-  """Folders that hold nothing but one folder, down to the splits or the classes."""
+  """Finds the folders that hold nothing but one folder, down to the splits or the classes."""
   root: list[str] = []
   while True:
     below = [f.path.split('/')[len(root) :] for f in images]
@@ -247,7 +246,7 @@ def _require_images(entries, folders, depth, splits, origin, keep) -> None:
 
 @contextlib.contextmanager
 def told(path: Path) -> Iterator[None]:
-  """What a broken archive raises becomes a DamagedError with its path."""
+  """Raises a DamagedError with its path for the errors of a broken archive."""
   try:
     yield
   except PermissionError as error:

@@ -23,8 +23,7 @@ class Tree:
 
   def listing(self, keep: base.Keep) -> base.Listing:
     """Symbolic links are followed: they are the user's own. Raises: InputError if they form a loop."""
-    files: list[base.File] = []
-    folders: list[str] = []
+    files, folders = [], []
 
     def walk(path: str, relative: str, above: frozenset[str]) -> None:
       real = os.path.realpath(path)
@@ -49,9 +48,7 @@ class Tree:
 
     with progress(None, 'listing', None, unit='file', leave=False) as bar:
       walk(str(self.root), '', frozenset())
-    return base.tree_listing(
-      files, folders, self.origin, keep, lambda path: f'{self.origin}/{path}'
-    )
+    return base.tree_listing(files, folders, self.origin, keep, '/')
 
   def payloads(self, entries: Sequence[base.Entry]) -> Iterator[tuple[int, base.Payload]]:
     for number, entry in enumerate(entries):
