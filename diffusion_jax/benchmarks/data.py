@@ -1,4 +1,4 @@
-"""Reading and preparing data: batches delivered to the step, and photographs prepared."""
+"""Measures reading and preparing data: batches delivered to the step, and photographs prepared."""
 
 import dataclasses
 import functools
@@ -43,14 +43,14 @@ class Data:
   )
 
   def measure(self, folder: Path) -> dict[str, Speeds]:
-    """folder: for files that are written and removed. Raises: InputError without TFDS."""
+    """Measures both parts in `folder`, for temporary files. Raises: InputError without TFDS."""
     packages.require(
       'tensorflow_datasets', 'tf', "config.bench.name: 'data', which measures TFDS too,"
     )
     return {'data': data_speeds(self, folder), 'preparation': preparation_speeds(self, folder)}
 
   def report(self, results: Mapping[str, Speeds]) -> str:
-    """Both tables."""
+    """Makes both tables."""
     experiment = self.experiment
     size = 'x'.join(map(str, experiment.image_shape))
     gib = experiment.meta['images_bytes'] / 2**30
@@ -67,7 +67,7 @@ class Data:
 
 
 def data_speeds(bench: Data, folder: Path) -> Speeds:
-  """Images/s of every reader, a number a repeat, the readers in turns."""
+  """Measures images/s of every reader, a number a repeat, the readers in turns."""
   experiment = bench.experiment
   source = experiment.datasets.images('train')
   print(f'writing {bench.num_files:,} images as files and as TFDS data sets', flush=True)
@@ -104,7 +104,7 @@ def data_speeds(bench: Data, folder: Path) -> Speeds:
 
 
 def make_consumer(experiment: Experiment) -> Callable:
-  """A step that touches every image and does nothing with it."""
+  """Makes a step that touches every image and does nothing with it."""
   sharding = mesh.batch_sharding(experiment.mesh)
   touch = jax.jit(lambda batch: batch['image'][:, 0, 0, 0].sum() + batch['label'].sum())
 
@@ -116,7 +116,7 @@ def make_consumer(experiment: Experiment) -> Callable:
 
 
 def deliver(batches: Iterator, count: int, consume: Callable) -> None:
-  """`count` batches to the step, one in flight, as in training."""
+  """Delivers `count` batches to the step, one in flight, as in training."""
   pending = None
   for batch in itertools.islice(batches, count):
     arrived = consume(batch)
@@ -127,7 +127,7 @@ def deliver(batches: Iterator, count: int, consume: Callable) -> None:
 
 
 def preparation_speeds(bench: Data, folder: Path) -> Speeds:
-  """Images/s from photographs of ImageNet's size on disk, by prepare and by a plain loop."""
+  """Measures images/s from photographs of ImageNet's size on disk, by prepare and by a plain loop."""
   experiment = bench.experiment
   data = experiment.config.data
   scale = max(1, PHOTO_SIDE // data.image_size)

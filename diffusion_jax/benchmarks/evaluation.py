@@ -1,4 +1,4 @@
-"""Evaluation against torch-fidelity: features of the same images, FID of the same features, all in all.
+"""Measures evaluation against torch-fidelity: features of images, FID of features, and both from files.
 
 Both start from what they load fastest: ours from safetensors, theirs from a .pth. Starting Python and
 importing packages is left out of both. torch-fidelity runs with settings of the memory allocator under
@@ -90,7 +90,7 @@ class Evaluation:
     return speeds
 
   def _total(self, images: np.ndarray) -> None:
-    """From the files to FID and IS, compiling anew."""
+    """Computes FID and IS from images, compiling anew."""
     jax.clear_caches()
     fresh = Evaluator(self.experiment)
     half = len(images) // 2
@@ -100,7 +100,7 @@ class Evaluation:
         metric(samples, reference)
 
   def report(self, results: Mapping[str, Mapping[str, list[float]]]) -> str:
-    """A table a part: median, range, and ours against each of theirs."""
+    """Makes a table for each part: median, range, and ours against each of theirs."""
     parts = [
       f'\n{cores()} cores, {jax.devices()[0].device_kind}; torch-fidelity {torch_fidelity.version()}'
     ]
@@ -114,7 +114,7 @@ class Evaluation:
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> FeatureSet:
-  """Of images in memory."""
+  """Computes the features of images in memory."""
   return extractor(Arrays(images, ''), np.arange(len(images)))
 
 
@@ -132,7 +132,7 @@ def distance(samples: np.ndarray, reference: np.ndarray) -> float:
 
 
 def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dict[str, float]:
-  """Seconds of each part, in a process of its own; and of our distance, which needs the same memory."""
+  """Measures the seconds of each part in another process, with our distance, which needs the same memory."""
   request = {'folder': str(folder), 'batch_size': batch_size, 'num_features': num_features}
   printed = torch_fidelity.run_module(__name__, json.dumps(request), 'timing torch-fidelity')
   return json.loads(printed.splitlines()[-1])
@@ -155,23 +155,16 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
   )
   common = dict(how, cache=False, feature_extractor_weights_path=f'{folder}/weights.pth')
 
-  class Images(torch.utils.data.Dataset):
-    def __init__(self, images):
-      self.images = images
-
-    def __len__(self):
-      return len(self.images)
-
-    def __getitem__(self, index):
-      return self.images[index]
+  def dataset(images):
+    return torch.utils.data.Subset(images, range(len(images)))
 
   layers = ['2048', 'logits_unbiased']
   network = utils.create_feature_extractor('inception-v3-compat', layers, **common)
   features: Callable = functools.partial(
     utils.get_featuresdict_from_dataset, feat_extractor=network, **how
   )
-  features(Images(images[: 2 * batch_size]))
-  found = {'features': seconds(lambda: features(Images(images)))}
+  features(dataset(images[: 2 * batch_size]))
+  found = {'features': seconds(lambda: features(dataset(images)))}
   sets = [some_features(num_features, seed) for seed in (0, 1)]
 
   def fid_of_features():
@@ -182,7 +175,7 @@ def main(folder: str, batch_size: int, num_features: int) -> None:
     found['distance'] = seconds(fid_of_features)
     found['our_distance'] = seconds(lambda: distance(*sets))
   half = len(images) // 2
-  halves = dict(input1=Images(images[:half]), input2=Images(images[half:]))
+  halves = dict(input1=dataset(images[:half]), input2=dataset(images[half:]))
   asked = dict(fid=True, isc=True, feature_extractor='inception-v3-compat')
   found['total'] = seconds(lambda: theirs.calculate_metrics(**halves, **common, **asked))
   print(json.dumps(found))

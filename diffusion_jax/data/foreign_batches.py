@@ -1,4 +1,4 @@
-"""How images are read without prepared data: folders of files and TFDS. For the benchmark only."""
+"""Reads images without prepared data, from folders of files and TFDS. For the benchmark only."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +13,14 @@ QUALITY = 95
 
 
 def write_folder(source: DataSource, folder: Path, count: int, scale: int = 1) -> list[Path]:
-  """`count` images spread over the source, enlarged by `scale`, as folder/LABEL/NNNNN.jpg."""
+  """Writes `count` images spread over the source, enlarged by `scale`, as folder/LABEL/NNNNN.jpg."""
   paths = []
   for number in range(count):
     example = source.read(np.asarray([number * source.num_examples // count]))
     pixels = np.broadcast_to(example['image'][0], (*example['image'].shape[1:3], 3))
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    if scale > 1:
-      size = (image.width * scale, image.height * scale)
-      image = image.resize(size, Image.Resampling.BICUBIC)
+    size = (image.width * scale, image.height * scale)
+    image = image.resize(size, Image.Resampling.BICUBIC)  # A copy, if the size is the same.
     path = folder / f'{int(example["label"][0]):04d}' / f'{number:05d}.jpg'
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, quality=QUALITY)
@@ -30,7 +29,7 @@ def write_folder(source: DataSource, folder: Path, count: int, scale: int = 1) -
 
 
 def folder_batches(paths: list[Path], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """Files of one size through tf.data: shuffled, decoded by all cores, batched, prefetched."""
+  """Reads files of one size through tf.data: shuffled, decoded by all cores, batched, prefetched."""
   import tensorflow as tf
 
   def load(path, label):
@@ -44,7 +43,7 @@ def folder_batches(paths: list[Path], batch_size: int) -> Iterator[dict[str, np.
 
 
 def write_tfds(paths: list[Path], folder: Path, file_format: str):
-  """The files as a TFDS set. file_format: 'tfrecord' or 'array_record'. Returns: its builder."""
+  """Writes the files as a TFDS set. file_format: 'tfrecord' or 'array_record'. Returns: its builder."""
   import tensorflow_datasets as tfds
 
   examples = [{'image': str(path), 'label': int(path.parent.name)} for path in paths]
@@ -58,7 +57,7 @@ def write_tfds(paths: list[Path], folder: Path, file_format: str):
 
 
 def tfds_batches(builder, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """The recommended pipeline of TFDS, of tfrecord files: shuffled, decoded, batched, prefetched."""
+  """Reads tfrecord files by the pipeline that TFDS recommends: shuffled, decoded, batched, prefetched."""
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
@@ -70,7 +69,7 @@ def tfds_batches(builder, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def tfds_random_access_batches(builder, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  """tfds.data_source, of array_record files: examples by number, as a loader with an exact order needs them."""
+  """Reads array_record files by tfds.data_source: by number, as a loader with an exact order does."""
   source = builder.as_data_source(split='train')
   rng = np.random.default_rng(0)
   while True:
@@ -79,5 +78,5 @@ def tfds_random_access_batches(builder, batch_size: int) -> Iterator[dict[str, n
 
 
 def plain_pil(paths: list[Path], size: int) -> np.ndarray:
-  """What a script would do: one process, one file after another."""
+  """Decodes the files as a script would: one process, one file after another."""
   return np.stack([np.asarray(center_crop(Image.open(p).convert('RGB'), size)) for p in paths])

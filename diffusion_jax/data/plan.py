@@ -1,4 +1,4 @@
-"""What a prepared set will hold: which images, in which place, under which label."""
+"""Plans a prepared set: which images it holds, in which place, under which label."""
 
 import collections
 import dataclasses
@@ -24,7 +24,7 @@ SHARE, AT_MOST = 0.1, 5000  # That share, and how many images it comes to.
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What a prepared set is made to be; config.data has the same fields.
+  """The settings of a prepared set; config.data has the same fields.
 
   holdout: a number of images, the same share of every class; or SHARED.
   """
@@ -38,7 +38,7 @@ class Recipe:
   split_seed: int
 
   def mapping(self) -> dict[str, Any]:
-    """JSON-ready, with the digest of the class list: a file's name is not what is in it."""
+    """Returns the settings for JSON, with the digest of the class list: its file may change."""
     classes = class_lists.read(self.class_list, self.label_order)
     digest = classes.digest if classes else ''
     name = classes.name if classes else self.class_list
@@ -57,9 +57,9 @@ class Plan(NamedTuple):
   notes: list[str]
 
   def identity(self) -> str:
-    """Of the source, its listing and the recipe: the same command on the same files has the same.
+    """Digests the source, its listing and the recipe: the same command on the same files has the same.
 
-    What is the same content from another place is found by its fingerprint, once it is decoded.
+    The same content from another place is found by its fingerprint, once it is decoded.
     """
     made = [self.recipe.mapping(), RESIZE, packed.CHUNK_BYTES]
     digest = hashlib.sha256(json.dumps(made).encode())
@@ -69,17 +69,11 @@ class Plan(NamedTuple):
       digest.update(f'\n{e.split}/{e.class_id}/{e.name} {e.stamp}'.encode())
     return digest.hexdigest()[:16]
 
-  def images_per_class(self) -> dict[str, list[int]]:
-    """Split -> the number of images of every label."""
-    parts, count = np.split(self.labels, [self.num_train]), len(self.classes.ids)
-    counts = (np.bincount(part, minlength=count).tolist() for part in parts)
-    return dict(zip(packed.SPLITS, counts))
-
 
 def list_source(
   reader: Reader, class_list: str, label_order: str
 ) -> tuple[Listing, class_lists.ClassList]:
-  """The images of the wanted classes, and these.
+  """Lists the images of the wanted classes, and these classes.
 
   Raises: InputError, DamagedError: as the reader; InputError for a wrong class list, or a source
   without its classes.
@@ -92,7 +86,7 @@ def list_source(
 
 
 def make_plan(source: str, recipe: Recipe) -> Plan:
-  """Which image goes where.
+  """Decides which image goes where.
 
   Raises: as list_source; InputError for a class without images, or a holdout that the source does not
   allow.
@@ -117,7 +111,7 @@ def make_plan(source: str, recipe: Recipe) -> Plan:
 def _held(
   entries: Sequence[Entry], labels: np.ndarray, recipe: Recipe, ids: Sequence[str], origin: str
 ) -> np.ndarray:
-  """Whether each image is held out. Raises: InputError for a holdout that is not possible."""
+  """Returns whether each image is held out. Raises: InputError for a holdout that is not possible."""
   own = np.asarray([e.split == 'holdout' for e in entries])
   if not recipe.holdout or (recipe.holdout == SHARED and own.any()):
     return own
@@ -155,7 +149,7 @@ def _stratified(
 
 
 def shared_holdout(labels: np.ndarray, seed: int) -> np.ndarray:
-  """Indices of a tenth of every class, 5,000 in all at most; at least one of a class that has two."""
+  """Draws the indices of a tenth of every class, 5,000 in all at most; at least one of a class that has two."""
   share = min(SHARE, AT_MOST / len(labels))
   rng, held = np.random.Generator(np.random.Philox(seed)), []
   for label in np.unique(labels):
@@ -166,9 +160,9 @@ def shared_holdout(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def contradictions(entries: Sequence[Entry]) -> dict[int, str]:
-  """Files that are bad before they are read: row -> reason.
+  """Finds files that are bad before they are read. Returns: row -> reason.
 
-  Those whose name states another WNID than the folder that they lie in, and giants.
+  These are giants, and files whose name states another WNID than the folder that they lie in.
   """
   wrong = {}
   for row, entry in enumerate(entries):
@@ -181,9 +175,9 @@ def contradictions(entries: Sequence[Entry]) -> dict[int, str]:
 
 
 def substitutes_for(bad: dict[int, str], plan: Plan) -> dict[int, int]:
-  """For every bad row the next good one of its class and split, around the end.
+  """Finds for every bad row the next good one of its class and split, around the end.
 
-  So the set keeps its length and order, and no training step sees a blank image.
+  Thus the set keeps its length and order, and no training step sees a blank image.
   Raises: InputError if a class has no good image.
   """
   rows: dict[tuple[str, str], list[int]] = collections.defaultdict(list)

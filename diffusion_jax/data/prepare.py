@@ -68,7 +68,7 @@ def require_classes(wanted: int, found: Sequence[str], origin: str) -> None:
 
 
 def _joined(path: Path, known: dict, made: dict, work: Path) -> dict[str, Any]:
-  """The meta of the set that holds the same images already, now found under this recipe too."""
+  """Adds this recipe to the meta of the set that holds the same images already."""
   packed.verify(path, known, full=True)
   print(f'{path}: the same images are there already, from {known["made"][0]["source"]}')
   known = {**known, 'made': known['made'] + made['made']}
@@ -79,7 +79,7 @@ def _joined(path: Path, known: dict, made: dict, work: Path) -> dict[str, Any]:
 
 
 def cores() -> int:
-  """Those that this process may use."""
+  """Counts the cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
@@ -132,7 +132,10 @@ def _fill(
     'num_holdout': len(entries) - plan.num_train,
     'label_ids': list(classes.ids),
     'label_names': list(classes.names),
-    'images_per_class': plan.images_per_class(),
+    'images_per_class': {
+      split: np.bincount(part, minlength=len(classes.ids)).tolist()
+      for split, part in zip(packed.SPLITS, np.split(plan.labels, [plan.num_train]))
+    },
     'label_list': {'name': classes.name, 'digest': classes.digest, 'order': recipe.label_order},
     'notes': plan.notes,
     'num_enlarged': len(journal.small),
