@@ -61,7 +61,7 @@ class Evaluation:
       )
 
   def measure(self, folder: Path) -> dict[str, Any]:
-    """folder: for files that are written and removed. Ours and theirs in turns."""
+    """Measures ours and theirs in turns; writes temporary files to `folder`."""
     torch_fidelity.version()  # Fails at once if it is not installed.
     evaluator = Evaluator(self.experiment)
     extractor = evaluator.extractor
@@ -119,7 +119,7 @@ def extract(extractor: Extractor, images: np.ndarray) -> FeatureSet:
 
 
 def some_features(count: int, seed: int) -> np.ndarray:
-  """(count, 2048) float32, correlated and not negative, as Inception's are; a function of the seed."""
+  """Draws (count, 2048) float32, correlated and not negative, as Inception's are; a function of the seed."""
   rng = np.random.default_rng(seed)
   few = rng.standard_normal((count, 256), np.float32)
   mixed = few @ rng.standard_normal((256, 2048), np.float32)
@@ -127,7 +127,7 @@ def some_features(count: int, seed: int) -> np.ndarray:
 
 
 def distance(samples: np.ndarray, reference: np.ndarray) -> float:
-  """FID from features."""
+  """Computes FID from features."""
   return fid.distance(*fid.feature_stats(samples), *fid.feature_stats(reference))
 
 
@@ -139,7 +139,7 @@ def time_torch_fidelity(folder: Path, batch_size: int, num_features: int) -> dic
 
 
 def main(folder: str, batch_size: int, num_features: int) -> None:
-  """Run by time_torch_fidelity: prints seconds as JSON."""
+  """Times torch-fidelity in the process of time_torch_fidelity, and prints seconds as JSON."""
   import torch
   import torch_fidelity as theirs
   from safetensors.numpy import load_file

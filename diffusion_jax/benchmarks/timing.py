@@ -1,4 +1,4 @@
-"""What benchmarks have in common. One is a file that defines `build(experiment, repeats, ...)`.
+"""Times benchmarks. A benchmark is a file that defines `build(experiment, repeats, ...)`.
 
 It returns something with measure(folder) -> results, JSON-ready, and report(results) -> text.
 """
@@ -13,14 +13,14 @@ Speeds = dict[str, list[float]]  # Name -> a number a repeat; the median counts.
 
 
 def seconds(run: Callable[[], Any]) -> float:
-  """Wall-clock time of one call."""
+  """Measures the wall-clock time of one call."""
   began = time.perf_counter()
   run()
   return time.perf_counter() - began
 
 
 def rows(speeds: Speeds, form: str) -> list[list[str]]:
-  """A row of a table for each name: itself, the median, the range."""
+  """Makes a row of a table for each name: itself, the median, the range."""
   return [
     [name, f'{np.median(s):{form}}', f'{min(s):{form}} .. {max(s):{form}}']
     for name, s in speeds.items()

@@ -1,4 +1,4 @@
-"""Which classes, in which order, under which names.
+"""Reads class lists: which classes a set has, in which order, under which names.
 
 Two different lists are called ImageNet-100 and share 8 classes: 'cmc' (Tian et al. 2020,
 arXiv:1906.05849, the usual one) and 'kaggle'. 'all' takes the classes that are found.
@@ -32,13 +32,13 @@ class ClassList:
 
 
 def imagenet_names() -> dict[str, str]:
-  """WNID -> English name of the 1,000 classes of ILSVRC2012."""
+  """Reads WNID -> English name of the 1,000 classes of ILSVRC2012."""
   lines = (FOLDER / 'imagenet_names.tsv').read_text().splitlines()
   return dict(line.split('\t') for line in lines)
 
 
 def read(source: str, order: str) -> ClassList | None:
-  """The list 'cmc', 'kaggle', or of a file: an id a line, and after a tab its name if it has one.
+  """Reads the list 'cmc', 'kaggle', or that of a file: an id a line, and after a tab its name if it has one.
 
   Lines that begin with # are comments; after a WNID a space does for the tab.
 
@@ -66,7 +66,7 @@ def read(source: str, order: str) -> ClassList | None:
 def named(
   name: str, ids: Sequence[str], order: str = 'sorted', names: dict[str, str] | None = None
 ) -> ClassList:
-  """A list in this order; names that are not given come from ImageNet, or are the ids."""
+  """Makes a list in this order; names that are not given come from ImageNet, or are the ids."""
   known = imagenet_names()
   ids = tuple(sorted(ids) if order == 'sorted' else ids)
   return ClassList(name, ids, tuple((names or {}).get(i) or known.get(i, i) for i in ids))

@@ -1,4 +1,4 @@
-"""Names of classes: what a user calls a label by, and the folders that hold a class's images."""
+"""Finds the label of a class name, and names the folders that hold the images of each class."""
 
 import difflib
 import re
@@ -8,7 +8,7 @@ SHOWN = 5  # Names that are near to an unknown one.
 
 
 def label_of(name: str, names: Sequence[str]) -> int:
-  """The label of a class, letters large or small.
+  """Returns the label of a class, letters large or small.
 
   Raises: ValueError that lists the nearest names, or the labels of several classes of that name.
   """
@@ -26,7 +26,7 @@ def label_of(name: str, names: Sequence[str]) -> int:
 
 
 def nearest(name: str, names: Sequence[str]) -> list[str]:
-  """The names that hold the given one, then those spelt nearly like it; SHOWN at most."""
+  """Returns the names that hold the given one, then those spelt nearly like it; SHOWN at most."""
   wanted, folded = name.casefold(), {other.casefold(): other for other in names}
   holding = [other for key, other in folded.items() if wanted and wanted in key]
   alike = [folded[key] for key in difflib.get_close_matches(wanted, folded, SHOWN)]
@@ -34,7 +34,7 @@ def nearest(name: str, names: Sequence[str]) -> list[str]:
 
 
 def folder_names(names: Sequence[str]) -> list[str]:
-  """A folder for each class, as --mode=prepare reads them: its name without what no path may hold.
+  """Names a folder for each class, as --mode=prepare reads them: its name without what no path may hold.
 
   Classes of one name get their label behind it.
   """

@@ -1,4 +1,4 @@
-"""Encoded image files -> upright RGB or grayscale pixels of one size.
+"""Decodes image files to upright RGB or grayscale pixels of one size.
 
 Resized as by Dhariwal & Nichol (2021, arXiv:2105.05233, released code): halved by box filter while
 twice too large, bicubic to the short side, centre crop. Needs only NumPy and Pillow.
@@ -20,11 +20,11 @@ BACKGROUND = 'white'  # Behind transparent pixels.
 
 
 class BadImage(Exception):
-  """Why a file gives no image, in a few words."""
+  """A file gives no image; the message says why in a few words."""
 
 
 def decode(encoded: bytes) -> tuple[Image.Image, str]:
-  """An image file -> upright 8-bit image in mode 'RGB', and the name of its format.
+  """Decodes an image file to an upright 8-bit image in mode 'RGB'. Returns: it, and the name of its format.
 
   The first frame of an animation; transparency over white; 16 bits scaled to 8.
   Raises: BadImage if it is empty, truncated or no image.
@@ -59,7 +59,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-  """The largest central square, (size, size). Smaller images are enlarged.
+  """Resizes the image and cuts out the central square, (size, size). Smaller images are enlarged.
 
   Raises: BadImage for a strip that says nothing and would be enlarged beyond all memory.
   """
@@ -75,7 +75,7 @@ def center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_pixels(encoded: bytes, size: int, channels: int) -> tuple[np.ndarray, str, bool]:
-  """An image file -> (size, size, channels) uint8, its format, and whether it had to be enlarged.
+  """Decodes an image file -> (size, size, channels) uint8, its format, and whether it had to be enlarged.
 
   channels: 3, or 1 for luma (ITU-R 601). Raises: BadImage.
   """
@@ -87,7 +87,7 @@ def to_pixels(encoded: bytes, size: int, channels: int) -> tuple[np.ndarray, str
 
 
 def header(encoded: bytes) -> tuple[int, bool]:
-  """(short side in pixels, whether it is gray), from the beginning of an image file.
+  """Reads (short side in pixels, whether it is gray) from the beginning of an image file.
 
   Raises: BadImage if it is too little, or no image.
   """

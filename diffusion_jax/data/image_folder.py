@@ -1,4 +1,4 @@
-"""A folder of image files of one size as a DataSource, nothing resized; and how one is written."""
+"""Reads a folder of image files of one size as a DataSource, without resizing, and writes one."""
 
 import dataclasses
 import hashlib
@@ -88,7 +88,7 @@ def open_folder(path: Path, channels: int) -> ImageFolder:
 
 
 def _size(path: Path) -> tuple[int, int]:
-  """(width, height) from the header. Raises: DamagedError."""
+  """Reads (width, height) from the header. Raises: DamagedError."""
   try:
     if not path.is_file():  # Opening a pipe would wait for ever.
       raise OSError('not a regular file')
@@ -100,7 +100,7 @@ def _size(path: Path) -> tuple[int, int]:
 
 
 def _pixels(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-  """(H, W, C) uint8. Raises: DamagedError; InputError if it has another size."""
+  """Reads (H, W, C) uint8. Raises: DamagedError; InputError if it has another size."""
   try:
     image, _ = decode(path.read_bytes())
   except (BadImage, OSError) as error:
@@ -123,7 +123,7 @@ def _damaged(path: Path, why: str) -> DamagedError:
 
 
 def _threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-  """function of every item in order, by as many threads as there are cores, a few ahead."""
+  """Yields function of every item in order, by as many threads as there are cores, a few ahead."""
   with ThreadPoolExecutor(os.cpu_count()) as pool:
     for start in range(0, len(items), AT_ONCE):
       yield from pool.map(function, items[start : start + AT_ONCE])

@@ -29,9 +29,9 @@ NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
 def open_split(
   folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], split: str, *, mirrored: bool
 ) -> Arrays:
-  """split 'train' (twice as long if mirrored) or 'holdout' of verified latents.
+  """Opens split 'train' (twice as long if mirrored) or 'holdout' of verified latents.
 
-  folder, meta: of the image set. made: what find returned.
+  folder, meta: those of the image set. made: what find returned.
   """
   train, total = meta['num_train'], meta['num_train'] + meta['num_holdout']
   labels = np.load(folder / 'labels.npy')
@@ -46,12 +46,12 @@ def open_split(
 
 
 def folder_of(folder: Path, made: Mapping[str, Any]) -> Path:
-  """Of the latents, in that of the image set."""
+  """Returns the folder of the latents inside that of the image set."""
   return folder / f'{packed.LATENTS}{made["autoencoder"]["fingerprint"]}'
 
 
 def existing(folder: Path) -> list[str]:
-  """Fingerprints of the autoencoders that made latents of this set, whole or not."""
+  """Lists the fingerprints of the autoencoders that made latents of this set, whole or not."""
   folders = sorted(path for path in folder.glob(f'{packed.LATENTS}*') if path.is_dir())
   return [path.name[len(packed.LATENTS) :] for path in folders]
 
@@ -66,9 +66,9 @@ def _origin(folder: Path, autoencoder: str) -> str:
 def find(
   folder: Path, meta: Mapping[str, Any], autoencoder: str, *, mirrored: bool
 ) -> dict[str, Any]:
-  """The description of the latents that the autoencoder of this fingerprint made of the set.
+  """Reads the description of the latents that the autoencoder of this fingerprint made of the set.
 
-  Raises: InputError if there are none, and says whose there are; DamagedError.
+  Raises: InputError that names the existing ones, if there are none; DamagedError.
   """
   there = existing(folder)
   if autoencoder not in there:
@@ -101,7 +101,7 @@ def find(
 def usable(
   folder: Path, meta: Mapping[str, Any], autoencoder: str, *, mirrored: bool
 ) -> dict[str, Any] | None:
-  """As find; None where latents have to be made. Raises: DamagedError."""
+  """Reads it as find does, but returns None where latents have to be made. Raises: DamagedError."""
   try:
     return find(folder, meta, autoencoder, mirrored=mirrored)
   except InputError:
@@ -109,7 +109,7 @@ def usable(
 
 
 def verify(folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any], *, full: bool) -> None:
-  """As packed.verify, of the latents and the labels. Raises: DamagedError that names the file."""
+  """Verifies the latents and the labels as packed.verify does. Raises: DamagedError that names the file."""
   packed.verify_labels(folder, meta)
   own = folder_of(folder, made)
   packed.verify_file(own / 'posterior.npy', made['posterior_bytes'], made['chunk_digests'], full)
@@ -192,13 +192,13 @@ def _fill(
 
 
 def _note(posterior: np.memmap, note: Path, rows: int) -> None:
-  """First the rows, then the note that they are there."""
+  """Writes first the rows, then the note that they are there."""
   posterior.flush()
   files.write(note, str(rows))
 
 
 def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tuple]:
-  """(first row, images) of the rows from `done` on; no batch crosses from part to part."""
+  """Yields (first row, images) of the rows from `done` on; no batch crosses from part to part."""
   first = 0
   for part in parts:
     for start in range(max(done - first, 0), len(part), batch_size):
@@ -207,7 +207,7 @@ def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tu
 
 
 def statistics(posterior: np.ndarray) -> dict[str, Any]:
-  """Of samples of the posteriors (N, h, w, 2 c), exactly: E and Var over the noise in closed form.
+  """Measures samples of the posteriors (N, h, w, 2 c) exactly: E and Var over the noise in closed form.
 
   mean: of each channel. std: about the mean of all. std_centred: about the channels' means.
   """

@@ -30,7 +30,7 @@ LATENTS = 'latents-'  # Folders that lie in that of their images begin with it.
 
 
 def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
-  """split 'train' or 'holdout' of a set whose files were verified."""
+  """Opens split 'train' or 'holdout' of a set whose files were verified."""
   part = slice(0, meta['num_train'])
   if split == 'holdout':
     part = slice(meta['num_train'], meta['num_train'] + meta['num_holdout'])
@@ -41,13 +41,13 @@ def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
 
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
-  """meta.json with its own digest, written beside and renamed: a set is one once it has it."""
+  """Writes meta.json with its own digest, in one step; it makes a folder a prepared set."""
   meta = {key: meta[key] for key in meta if key != 'digest'}
   files.write_json(folder / 'meta.json', {**meta, 'digest': _digest(meta)})
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-  """meta.json. Raises: DamagedError if it is not what was written."""
+  """Reads meta.json. Raises: DamagedError if it is not what was written."""
   path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
@@ -71,12 +71,12 @@ def _digest(meta: Mapping[str, Any]) -> str:
 
 
 def remedy(folder: Path) -> str:
-  """What to do about a damaged set."""
+  """Says what to do about a damaged set."""
   return f'delete {folder} and run --mode=prepare again'
 
 
 def meta_remedy(folder: Path) -> str:
-  """What to do about a set, or latents, whose description is damaged."""
+  """Says what to do about a set, or latents, whose description is damaged."""
   if folder.name.startswith(LATENTS):
     return (
       'the latents themselves may be whole, but nothing else tells of which images they are. Put a '
@@ -90,7 +90,7 @@ def meta_remedy(folder: Path) -> str:
 
 
 def rebuilt_meta(folder: Path, described: Mapping[str, Any]) -> dict[str, Any] | None:
-  """The description that `folder` lacks, from a work directory's data.json and the arrays themselves.
+  """Rebuilds the description that `folder` lacks from a work directory's data.json and the arrays.
 
   None if they do not have the fingerprint that the folder is named by: that is proof of every pixel,
   label and name.
@@ -104,7 +104,7 @@ def rebuilt_meta(folder: Path, described: Mapping[str, Any]) -> dict[str, Any] |
 
 
 def digests_of(folder: Path) -> dict[str, Any]:
-  """The entries of meta.json by which the arrays are verified."""
+  """Computes the entries of meta.json by which the arrays are verified."""
   images = folder / 'images.npy'
   return {
     'images_bytes': images.stat().st_size,
@@ -114,14 +114,14 @@ def digests_of(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint_of(meta: Mapping[str, Any]) -> str:
-  """16 hexadecimal digits of all that a run can see of the set."""
+  """Digests all that a run can see of the set to 16 hexadecimal digits."""
   seen = [meta[key] for key in ('image_shape', 'num_train', 'num_holdout', 'resize')]
   seen += [meta['label_ids'], meta['label_names'], meta['labels_digest'], meta['chunk_digests']]
   return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def verify(folder: Path, meta: Mapping[str, Any], *, full: bool) -> None:
-  """Sizes, labels, and the digests of all of images.npy or (not full) of 16 chunks spread over it.
+  """Verifies sizes, labels, and the digests of all of images.npy or (not full) of 16 chunks spread over it.
 
   Raises: DamagedError that names the file.
   """
@@ -141,7 +141,7 @@ def verify_labels(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def verify_file(path: Path, size: int, expected: list[str], full: bool) -> None:
-  """Size and chunk digests of one array of a set, all of them or (not full) 16.
+  """Verifies the size and chunk digests of one array of a set, all of them or (not full) 16.
 
   Raises: DamagedError that names the file.
   """
@@ -164,7 +164,7 @@ def verify_file(path: Path, size: int, expected: list[str], full: bool) -> None:
 
 
 def chunk_digests(path: Path, numbers: range | np.ndarray | None = None) -> list[str]:
-  """Of the chunks of a file, by number, or of all; by as many threads as there are cores."""
+  """Digests the chunks of a file with these numbers, or all, by as many threads as there are cores."""
   if numbers is None:
     numbers = range(-(-path.stat().st_size // CHUNK_BYTES))
 

@@ -79,7 +79,7 @@ def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Resu
 
 
 def content(payload: Payload) -> bytes:
-  """Raises: BadImage if the file cannot be read."""
+  """Reads the file's bytes. Raises: BadImage if it cannot be read."""
   if isinstance(payload, BadImage):
     raise payload
   if not isinstance(payload, Slice):
@@ -120,7 +120,7 @@ class Journal:
       self.flush()
 
   def flush(self) -> None:
-    """First the pixels, then the note that they are there."""
+    """Writes first the pixels, then the note that they are there."""
     files.sync(self._images)
     with files.naming(self._path), open(self._path, 'a') as file:
       # A torn line before is skipped.
@@ -180,7 +180,7 @@ def pack(
 
 
 def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
-  """run(task) for all tasks, in any order, a few ahead of the slowest."""
+  """Yields run(task) for all tasks, in any order, a few ahead of the slowest."""
   began = time.monotonic()
   for task in tasks:
     yield run(task)
@@ -209,7 +209,7 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
 
 
 def _end_with_parent() -> None:
-  """A process whose parent was killed ends too, and signals are the parent's to answer."""
+  """Ends this process when its parent is killed, and leaves signals to the parent."""
   for number in (signal.SIGINT, signal.SIGTERM):  # Which a terminal or a scheduler sends to all.
     signal.signal(number, signal.SIG_IGN)
   sentinel = multiprocessing.parent_process().sentinel

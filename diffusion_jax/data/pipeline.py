@@ -1,4 +1,4 @@
-"""Order and delivery of batches.
+"""Orders and delivers batches.
 
 The order is a pure function of (seed, step): global position p is example
 perm(seed, epoch)[p mod N] of epoch p // N. Nothing is remembered between steps, so starting at
@@ -24,7 +24,7 @@ READERS = 2  # Batches that are read at once.
 
 @functools.lru_cache(maxsize=2)  # A batch touches two epochs at most while epochs are not tiny.
 def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-  """The order of one epoch, drawn by Philox from (seed, epoch): (num_examples,) int64."""
+  """Draws the order of one epoch by Philox from (seed, epoch): (num_examples,) int64."""
   bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
   order = np.random.Generator(bits).permutation(num_examples)
   order.flags.writeable = False
@@ -32,7 +32,7 @@ def permutation(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def example_indices(seed: int, num_examples: int, positions: np.ndarray) -> np.ndarray:
-  """Examples at global positions (n,), any of them: (n,) int64."""
+  """Returns the examples at any global positions (n,): (n,) int64."""
   epochs, offsets = np.divmod(positions, num_examples)
   indices = np.empty_like(positions)
   for epoch in np.unique(epochs):

@@ -1,4 +1,4 @@
-"""From any form in which people have images to a prepared set (packed.py), once.
+"""Makes a prepared set (packed.py) once from any form in which people have images.
 
 list the source -> classes and splits -> a place for every image -> decode -> digests -> rename
 """

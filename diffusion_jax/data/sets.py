@@ -1,4 +1,4 @@
-"""Which prepared sets (packed.py) a folder holds, and which one a run wants."""
+"""Finds the prepared sets (packed.py) of a folder, and the one that a run wants."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from diffusion_jax.errors import DamagedError, InputError
 
 
 def made_from(meta: Mapping[str, Any], source: str) -> bool:
-  """Whether a set was made from this source; any may have been, if that is empty or only a name."""
+  """Returns whether a set was made from this source; any may have been, if that is empty or only a name."""
   path = Path(source).expanduser()
   if not source or ('/' not in source and not path.exists()):
     return True
@@ -17,17 +17,17 @@ def made_from(meta: Mapping[str, Any], source: str) -> bool:
 
 
 def sources(meta: Mapping[str, Any]) -> set[str]:
-  """What a set was made from."""
+  """Returns the sources that a set was made from."""
   return {made['source'] for made in meta['made']}
 
 
 def prepared(folder: Path) -> dict[Path, dict[str, Any]]:
-  """Every prepared set below `folder` whose description is whole, with its meta."""
+  """Finds every prepared set below `folder` whose description is whole, with its meta."""
   return {path: meta for path, meta in _scan(folder).items() if isinstance(meta, dict)}
 
 
 def _scan(folder: Path) -> dict[Path, dict[str, Any] | DamagedError]:
-  """Every set below `folder`, whole or not; a folder that begins with a dot is none yet."""
+  """Finds every set below `folder`, whole or not; a folder that begins with a dot is none yet."""
   found = {}
   if (Path(folder) / 'meta.json').exists():
     raise InputError(
@@ -45,7 +45,7 @@ def _scan(folder: Path) -> dict[Path, dict[str, Any] | DamagedError]:
 
 
 def damaged(folder: Path) -> list[Path]:
-  """The sets below `folder` that have no description, or a damaged one."""
+  """Lists the sets below `folder` that have no description, or a damaged one."""
   return [path for path, found in _scan(folder).items() if isinstance(found, DamagedError)]
 
 
@@ -65,7 +65,7 @@ def refuse_damaged(folder: Path, recipe: Mapping[str, Any], fingerprint: str) ->
 def matching(
   folder: Path, recipe: Mapping[str, Any], fingerprint: str
 ) -> dict[Path, dict[str, Any]]:
-  """The sets made by `recipe`, or those of `fingerprint` (and the same shape) if one is given.
+  """Finds the sets made by `recipe`, or those of `fingerprint` (and the same shape) if one is given.
 
   A recipe may leave fields out; then any value of them fits.
   """
@@ -84,9 +84,9 @@ def matching(
 def find(
   folder: Path, recipe: Mapping[str, Any], fingerprint: str, source: str = ''
 ) -> tuple[Path, dict[str, Any]]:
-  """The one set that matches; of several the one that was made from `source`.
+  """Finds the one set that matches; of several the one that was made from `source`.
 
-  Raises: InputError if there is none, or several; it says what is there and what differs.
+  Raises: InputError if there is none, or several, which lists the sets and what differs.
   DamagedError if there is none, but a damaged one.
   """
   found = matching(folder, recipe, fingerprint)
@@ -110,7 +110,7 @@ def find(
 
 
 def what_is_there(folder: Path, recipe: Mapping[str, Any], fingerprint: str = '') -> str:
-  """That no set matches, and what those in `folder` have otherwise; '' if there are none.
+  """Says that no set matches and how those in `folder` differ; '' if there are none.
 
   Those of the same name come first, and are the only ones if there are any.
   """
@@ -130,12 +130,12 @@ def _wanted(recipe: Mapping[str, Any], fingerprint: str) -> str:
 
 
 def _differing(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[str]:
-  """The fields of `recipe` that `found` has otherwise."""
+  """Lists the fields of `recipe` that `found` has otherwise."""
   return [key for key in recipe if found.get(key) != recipe[key]]
 
 
 def _told(meta: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
-  """What a set has otherwise, by that of the recipes that made it which comes nearest."""
+  """Says how a set differs, by the nearest of the recipes that made it."""
   recipes = [made['recipe'] for made in meta['made']]
   found = min(recipes, key=lambda found: len(_differing(found, recipe)))
   differing = _differing(found, recipe)

@@ -1,4 +1,4 @@
-"""What an image set holds that nobody has prepared yet, and the size and channels that suit it."""
+"""Surveys an image set that nobody has prepared yet, and chooses its size and channels."""
 
 import itertools
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def _header(payload: Payload) -> tuple[int, bool]:
 
 
 def side_for(sides: Sequence[int]) -> int:
-  """The largest of 128, 64 and 32 px that at most 1% of images with these short sides lack.
+  """Returns the largest of 128, 64 and 32 px that at most 1% of images with these short sides lack.
 
   Where even 32 is too large, the side that 1% lack, rounded down to a multiple of 4.
   """

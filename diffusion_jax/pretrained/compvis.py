@@ -1,4 +1,4 @@
-"""KL autoencoders as CompVis publishes them: model.ckpt, or the same arrays as .safetensors.
+"""Reads KL autoencoders as CompVis publishes them: model.ckpt, or the same arrays as .safetensors.
 
 Their decoder counts levels upwards from the image, as ours does.
 """
@@ -21,7 +21,7 @@ PARTS = {'norm_in': 'norm1', 'conv_in': 'conv1', 'norm_out': 'norm2', 'conv_out'
 
 
 def source_of(path: tuple[str, ...]) -> Source:
-  """Our path -> their names, as ('encoder', 'down_0_1', 'conv_in', 'kernel')."""
+  """Maps our path to their names, as ('encoder', 'down_0_1', 'conv_in', 'kernel')."""
   *modules, leaf = path
   leaf = LEAVES[leaf]
   if modules[-1] == 'qkv':
@@ -48,9 +48,9 @@ def _module_name(modules: list[str]) -> str:
 
 
 def sizes_of(state: Mapping[str, np.ndarray], origin: str) -> dict:
-  """The arguments of AutoencoderKL that these arrays were made with.
+  """Finds the arguments of AutoencoderKL that these arrays were made with.
 
-  Raises: InputError if they are no KL autoencoder's.
+  Raises: InputError if they do not belong to a KL autoencoder.
   """
   needed = ('encoder.conv_in.weight', 'quant_conv.weight', 'post_quant_conv.weight')
   missing = [name for name in needed if name not in state]
@@ -83,7 +83,7 @@ def autoencoder_params(module: AutoencoderKL) -> PyTree:
 
 
 def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[AutoencoderKL, PyTree]:
-  """path: model.ckpt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
+  """Reads model.ckpt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
 
   Raises: InputError, DamagedError; see weights.read_state and weights.convert.
   """

@@ -1,4 +1,4 @@
-"""Directories of the diffusers library: AutoencoderKL and DiTTransformer2DModel.
+"""Reads directories of the diffusers library: AutoencoderKL and DiTTransformer2DModel.
 
 config.json beside diffusion_pytorch_model.safetensors (or .bin). A directory of a whole pipeline is
 answered with the name of the part to give.
@@ -46,7 +46,7 @@ OLD_NAMES = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_o
 
 
 def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[Module, PyTree]:
-  """A directory -> (module, params), params float32 NumPy.
+  """Reads a directory -> (module, params), params float32 NumPy.
 
   Raises: InputError for another kind of model or arrays that do not fit; DamagedError.
   """
@@ -69,7 +69,7 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[Module, PyTre
 
 
 def autoencoder(config: Mapping, state: Mapping[str, np.ndarray], origin: str):
-  """An AutoencoderKL. Raises: InputError for options that the published ones do not use."""
+  """Builds an AutoencoderKL. Raises: InputError for options that the published ones do not use."""
   channels = config['block_out_channels']
   module = AutoencoderKL(
     channels=channels[0],
@@ -91,7 +91,7 @@ def _new_name(name: str) -> str:
 
 
 def _autoencoder_source_of(levels: int):
-  """Our path -> their names; their decoder counts levels from the latent."""
+  """Maps our path to their names; their decoder counts levels from the latent."""
 
   def source_of(path: tuple[str, ...]) -> Source:
     *modules, leaf = path
@@ -125,7 +125,7 @@ def _autoencoder_source_of(levels: int):
 
 
 def transformer(config: Mapping, state: Mapping[str, np.ndarray], origin: str):
-  """A DiT. Its blocks repeat the time and label embedders; ours has them once.
+  """Builds a DiT. Its blocks repeat the time and label embedders; ours has them once.
 
   Raises: InputError that names what config.json lacks, or what does not fit.
   """
@@ -158,7 +158,7 @@ def dit_sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_embedder(state: Mapping[str, np.ndarray], depth: int, origin: str) -> dict:
-  """The first block's embedders for all. Raises: InputError if a block has others."""
+  """Keeps the first block's embedders for all. Raises: InputError if a block has others."""
   kept = dict(state)
   for name in [name for name in state if '.norm1.emb.' in name]:
     block = int(name.split('.')[1])
@@ -178,7 +178,7 @@ def converted_dit(
   block: str,
   origin: str,
 ) -> PyTree:
-  """Parameters of `module` out of `state`.
+  """Converts `state` to parameters of `module`.
 
   size: height and channels of x_t. names: our module path -> their modules' names, those of scanned
   blocks below `block`. Raises: as weights.convert.

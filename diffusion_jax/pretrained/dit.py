@@ -1,4 +1,4 @@
-"""DiTs as published by their authors (Peebles & Xie 2023): DiT-XL-2-256x256.pt, or as .safetensors."""
+"""Reads DiTs as published by their authors (Peebles & Xie 2023): DiT-XL-2-256x256.pt, or as .safetensors."""
 
 import re
 from collections.abc import Mapping
@@ -32,9 +32,9 @@ NAMES = {
 def load(
   path: str | Path, *, allow_pickle: bool = False, num_heads: int = 0
 ) -> tuple[dit.DiT, PyTree]:
-  """path: .pt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
+  """Reads .pt (a pickle) or .safetensors -> (module, params), params float32 NumPy.
 
-  num_heads: 0 is that of the published model of this width; the file does not say.
+  num_heads: 0 is that of the published model of this width; the file does not give it.
   Raises: InputError, DamagedError; see weights.read_state and weights.convert.
   """
   state = weights.read_state(Path(path), allow_pickle=allow_pickle)
@@ -86,7 +86,7 @@ def sizes_of(shapes: Mapping[str, tuple[int, ...]], num_heads: int = 0) -> dict[
 
 
 def heads_of(width: int) -> int:
-  """Of the published model of this width."""
+  """Returns the number of heads of the published model of this width."""
   return max(width // HEAD_WIDTH.get(width, 64), 1)
 
 

@@ -1,7 +1,7 @@
-"""The weights of the FID network: torch-fidelity's file, found, verified, and converted once to safetensors.
+"""Finds and verifies the weights of the FID network, and converts them once to safetensors.
 
-The file is weights-inception-2015-12-05-6726825d.pth. Another network in the same form can be given
-instead, for tests; its numbers are then not FIDs, and its hash stands beside them.
+The file is torch-fidelity's weights-inception-2015-12-05-6726825d.pth. Another network in the same
+form can be given instead, for tests; its numbers are then not FIDs, and its hash stands beside them.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def load(path: str, cache_dir: Path, *, allow_pickle: bool = False) -> Inception
   """Reads the file `path`; '' looks in cache_dir, in torch's cache, and downloads at last.
 
   A .pth is written to cache_dir as .safetensors, from which torch is not needed any more.
-  Raises: InputError that says which file goes where; DamagedError if a file is not what it should be.
+  Raises: InputError that says which file goes where; DamagedError if a file has other content.
   """
   if path:
     given = Path(path).expanduser()
@@ -66,7 +66,7 @@ def advice(cache_dir: Path) -> str:
 
 
 def torch_cache() -> Path:
-  """Where torch.hub, and with it torch-fidelity, keeps downloads."""
+  """Returns where torch.hub, and with it torch-fidelity, keeps downloads."""
   cache = os.environ.get('XDG_CACHE_HOME', '~/.cache')
   home = Path(os.environ.get('TORCH_HOME', f'{cache}/torch')).expanduser()
   return home / 'hub' / 'checkpoints'
@@ -108,7 +108,7 @@ def _load_file(path: Path, cache_dir: Path, allow_pickle: bool) -> InceptionWeig
   # A file whose content is known can do no harm, and only tensors are read of any.
   state = weights.read_state(path, allow_pickle=allow_pickle or found == SHA256)
   state = {name: array for name, array in state.items() if 'num_batches_tracked' not in name}
-  fold(state, str(path))  # What does not fit is told before it is kept.
+  fold(state, str(path))  # Fails before keeping a file that does not fit.
   content = InceptionWeights(state, found)
   print(f'{path}: converted to {keep(cache_dir, content)}')
   return content

@@ -1,4 +1,4 @@
-"""LPIPS weights: torchvision's VGG16 and the learned linear layers, in one file or two in a folder.
+"""Reads LPIPS weights: torchvision's VGG16 and the learned linear layers, in one file or two in a folder.
 
 The linear layers are vgg.pth of the LPIPS authors, or weights-vgg16-lpips.pth of torch-fidelity; VGG16
 is torchvision's vgg16-397923af.pth. Either may be converted to .safetensors.
@@ -24,7 +24,7 @@ ADVICE = (
 
 
 def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
-  """Parameters of models.perceptual.LPIPS, float32 NumPy.
+  """Reads the parameters of models.perceptual.LPIPS, float32 NumPy.
 
   Raises: InputError that says which files are needed; DamagedError.
   """

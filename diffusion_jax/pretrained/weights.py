@@ -30,9 +30,9 @@ class Source(NamedTuple):
 
 
 def read_state(path: Path, *, allow_pickle: bool) -> dict[str, np.ndarray]:
-  """All arrays of a .safetensors file, or of a PyTorch pickle if the user allows that.
+  """Reads all arrays of a .safetensors file, or of a PyTorch pickle if the user allows that.
 
-  Raises: InputError for a missing file or a pickle without leave; DamagedError for a broken one.
+  Raises: InputError for a missing file or a pickle that is not allowed; DamagedError for a broken one.
   """
   _require_leave(path, allow_pickle)
   if path.suffix != '.safetensors':
@@ -142,7 +142,7 @@ def convert(
   origin: str,
   transform: Callable[[tuple[str, ...], np.ndarray, int], np.ndarray] = to_flax,
 ) -> PyTree:
-  """Parameters shaped like `abstract` out of `state`; every array of `state` must be used.
+  """Converts `state` to parameters shaped like `abstract`; every array of `state` must be used.
 
   source_of: path of ours -> Source. transform(path, array, ndim of ours): ours from theirs.
   Raises: InputError that names every missing, unexpected and misshapen array, with both shapes.
@@ -189,5 +189,5 @@ def _fused(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def abstract_params(module, *arguments, **named) -> PyTree:
-  """ShapeDtypeStructs of a module's parameters."""
+  """Returns ShapeDtypeStructs of a module's parameters."""
   return jax.eval_shape(module.init, jax.random.key(0), *arguments, **named)['params']

@@ -1,4 +1,4 @@
-"""Foreign forms of image sets, one a file.
+"""Reads foreign forms of image sets, one a file.
 
 A reader is a file that defines `matches(source) -> bool`, true for one reader at most, and
 `build(source) -> Reader`. Adding one touches that file and its test.
@@ -12,12 +12,12 @@ from diffusion_jax.errors import InputError
 
 
 def names() -> list[str]:
-  """The files here that define a reader."""
+  """Lists the files here that define a reader."""
   return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != 'base')
 
 
 def open_source(source: str) -> Reader:
-  """The reader of config.data.source: a path or the name of a TFDS data set.
+  """Returns the reader of config.data.source: a path or the name of a TFDS data set.
 
   Raises: InputError if no reader knows what it is, or it is not there.
   """

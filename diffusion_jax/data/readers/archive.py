@@ -1,4 +1,4 @@
-"""A folder of images inside a tar (plain or compressed) or a zip: read as a stream, never extracted."""
+"""Reads a folder of images inside a tar (plain or compressed) or a zip as a stream, never extracted."""
 
 import dataclasses
 import lzma
@@ -47,7 +47,7 @@ class Archive:
     return base.tree_listing(files, folders, self.origin, keep, ':')
 
   def _members(self) -> Iterator[tuple[str, bool, int, int]]:
-    """(path, whether a folder, size, key): an offset in a plain tar, else the member's number."""
+    """Yields (path, whether a folder, size, key): an offset in a plain tar, else the member's number."""
     if self.kind == 'zip':
       with zipfile.ZipFile(self.path) as file:
         for number, info in enumerate(file.infolist()):
@@ -89,7 +89,7 @@ class Archive:
 
 
 def kind_of(path: Path) -> str:
-  """From the content, whatever the name. Raises: InputError if it is no archive."""
+  """Finds the kind from the content, whatever the name. Raises: InputError if it is no archive."""
   with open(path, 'rb') as file:
     start = file.read(512)
   if start[:2] == b'PK':
@@ -105,7 +105,7 @@ def kind_of(path: Path) -> str:
 
 
 def matches(source: str) -> bool:
-  """A file, or what is named like an archive; but not one of ILSVRC2012's."""
+  """Matches a file, or a name like an archive's; but none of ILSVRC2012's."""
   path = Path(source).expanduser()
   named = path.suffix.lower() in SUFFIXES and not path.is_dir()
   return (path.is_file() or named) and not imagenet.matches(source)

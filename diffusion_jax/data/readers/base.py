@@ -1,4 +1,4 @@
-"""What every reader gives, the layout of folders of images on disk or in an archive, and whole archives."""
+"""Defines readers, the layout of folders of images on disk or in an archive, and whole archives."""
 
 import bz2
 import contextlib
@@ -90,10 +90,10 @@ class Reader(Protocol):
   form: str
 
   def listing(self, keep: Keep) -> Listing:
-    """Every image of the wanted classes. Raises: InputError if the layout is not understood."""
+    """Lists every image of the wanted classes. Raises: InputError if the layout is not understood."""
 
   def payloads(self, entries: Sequence[Entry]) -> Iterator[tuple[int, Payload]]:
-    """(position in `entries`, content), in the order that suits the source."""
+    """Yields (position in `entries`, content), in the order that suits the source."""
 
 
 class File(NamedTuple):
@@ -106,7 +106,7 @@ class File(NamedTuple):
 
 
 def printable(name: str) -> str:
-  """A file name in one line: bytes that are not UTF-8, and line breaks, as backslash escapes."""
+  """Writes a file name in one line: bytes that are not UTF-8, and line breaks, as backslash escapes."""
   text = os.fsencode(name).decode('utf-8', 'backslashreplace')
   if text.isprintable():
     return text
@@ -116,7 +116,7 @@ def printable(name: str) -> str:
 
 
 def stamp_of(status: os.stat_result) -> str:
-  """Size and time of a file: another content has another one."""
+  """Returns size and time of a file, which change with its content."""
   return f'{status.st_size} {status.st_mtime_ns}'
 
 
@@ -134,12 +134,12 @@ def checked_member(name: str, origin: str, *, is_special: bool = False) -> str:
 
 
 def is_image(path: str) -> bool:
-  """By its name."""
+  """Returns whether a file is an image by its name."""
   return Path(path).suffix.lower() in FORMATS
 
 
 def is_hidden(path: str) -> bool:
-  """Whether a part of it is what systems put beside files."""
+  """Returns whether a part of the path is what systems put beside files."""
   return any(part.startswith(HIDDEN) for part in path.split('/'))
 
 
@@ -205,7 +205,7 @@ def _common_root(images: Sequence[File]) -> list[str]:
 
 
 def _splits(tops: set[str], origin: str) -> tuple[dict[str, str], list[str]]:
-  """Folder -> split, empty if the tree has no split level; and what was left out."""
+  """Returns folder -> split, empty if the tree has no split level; and notes of what was left out."""
   kinds = {top: match[1].lower() for top in tops if (match := SPLIT.fullmatch(top))}
   if not kinds:
     return {}, []

@@ -1,4 +1,4 @@
-"""The official archives of ILSVRC2012, as they are downloaded from image-net.org.
+"""Reads the official archives of ILSVRC2012 as they are downloaded from image-net.org.
 
 ILSVRC2012_img_train.tar is a tar of one tar a class, ILSVRC2012_img_val.tar is flat, and the labels
 of the latter are numbers in the devkit, whose meta.mat says which WNID each number means.
@@ -80,7 +80,7 @@ class ILSVRC2012:
 
 
 def validation_classes(devkit: Path) -> list[str]:
-  """The WNID of every validation image, in the order of the file names.
+  """Reads the WNID of every validation image, in the order of the file names.
 
   Raises: InputError if the devkit holds no label list or no meta.mat.
   """
@@ -111,7 +111,7 @@ def _folder(source: str) -> Path:
 
 
 def matches(source: str) -> bool:
-  """One of the archives, or a folder that holds one of the two large ones."""
+  """Matches one of the archives, or a folder that holds one of the two large ones."""
   folder = _folder(source)
   named = Path(source).name in (TRAIN, VALIDATION, DEVKIT)
   return named or any((folder / name).exists() for name in (TRAIN, VALIDATION))

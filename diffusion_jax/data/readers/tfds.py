@@ -1,4 +1,4 @@
-"""A data set that TensorFlow Datasets has prepared, by its name: 'cifar10', 'imagenet2012:5.1.0'.
+"""Reads a data set that TensorFlow Datasets has prepared, by its name: 'cifar10', 'imagenet2012:5.1.0'.
 
 Looked for where TFDS keeps its data (TFDS_DATA_DIR, or ~/tensorflow_datasets); nothing is downloaded.
 """
@@ -27,7 +27,7 @@ class TFDS:
   form: str = 'TFDS data set'
 
   def listing(self, keep: Keep) -> Listing:
-    """One pass over the labels."""
+    """Reads all labels once."""
     class_names = self.builder.info.features['label'].names
     held = [name for name in HOLDOUT_NAMES if name in self.builder.info.splits][:1]
     splits = {'train': 'train', **dict.fromkeys(held, 'holdout')}
@@ -54,7 +54,7 @@ class TFDS:
           yield wanted[split, number], bytes(example['image'])
 
   def _examples(self, split: str, fields: set[str]) -> Iterator[dict[str, Any]]:
-    """In the order of the files; images as the bytes that are stored."""
+    """Yields examples in the order of the files, images as the bytes that are stored."""
     import tensorflow_datasets as tfds
 
     as_stored = {'image': tfds.decode.SkipDecoding()}
@@ -68,7 +68,7 @@ class TFDS:
 
 
 def matches(source: str) -> bool:
-  """The form of a TFDS name, of no path that exists; not 'digits', which is scikit-learn's."""
+  """Matches the form of a TFDS name, of no path that exists; not 'digits', which is scikit-learn's."""
   return bool(NAME.fullmatch(source)) and source != 'digits' and not Path(source).exists()
 
 

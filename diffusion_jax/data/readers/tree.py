@@ -1,4 +1,4 @@
-"""A folder of images: train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE."""
+"""Reads a folder of images: train/CLASS/FILE with validation/, val/ or test/ beside it, or CLASS/FILE."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ class Tree:
     return base.printable(str(self.root))
 
   def listing(self, keep: base.Keep) -> base.Listing:
-    """Symbolic links are followed: they are the user's own. Raises: InputError if they form a loop."""
+    """Follows symbolic links: they are the user's own. Raises: InputError if they form a loop."""
     files, folders = [], []
 
     def walk(path: str, relative: str, above: frozenset[str]) -> None:
@@ -56,7 +56,7 @@ class Tree:
 
 
 def matches(source: str) -> bool:
-  """A folder that does not hold ILSVRC2012's archives; './digits' is a folder, 'digits' is not."""
+  """Matches a folder that does not hold ILSVRC2012's archives; './digits' is a folder, 'digits' is not."""
   folder = Path(source).expanduser().is_dir()
   return folder and source != 'digits' and not imagenet.matches(source)
 
