@@ -95,9 +95,7 @@ class Journal:
 
   def __init__(self, images: Path):
     self._path, self._images = images.with_name(JOURNAL), images
-    self.rows: set[int] = set()
-    self.odd: dict[int, str] = {}
-    self.small: set[int] = set()
+    self.rows, self.odd, self.small = set(), {}, set()
     self._pending, self._flushed = [], time.monotonic()
     there = self._path.read_text('utf-8', 'replace') if self._path.exists() else ''
     for line in there.splitlines():

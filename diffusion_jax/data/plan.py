@@ -180,10 +180,9 @@ def substitutes_for(bad: dict[int, str], plan: Plan) -> dict[int, int]:
   Thus the set keeps its length and order, and no training step sees a blank image.
   Raises: InputError if a class has no good image.
   """
-  rows: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+  rows, found = collections.defaultdict(list), {}
   for row, entry in enumerate(plan.entries):
     rows[entry.split, entry.class_id].append(row)
-  found = {}
   for row in bad:
     entry = plan.entries[row]
     peers = rows[entry.split, entry.class_id]

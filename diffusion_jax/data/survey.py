@@ -1,5 +1,6 @@
 """Surveys an image set that nobody has prepared yet, and chooses its size and channels."""
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -54,10 +55,8 @@ def survey(source: str, class_list: str, label_order: str) -> Survey:
 
 def _header(payload: Payload) -> tuple[int, bool]:
   if isinstance(payload, Slice) and not 0 <= payload.size <= HEADER_BYTES:
-    try:
+    with contextlib.suppress(BadImage):  # Some formats want all of it.
       return header(content(payload._replace(size=HEADER_BYTES)))
-    except BadImage:
-      pass  # Some formats want all of it.
   return header(content(payload))
 
 

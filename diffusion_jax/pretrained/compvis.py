@@ -57,18 +57,18 @@ def sizes_of(state: Mapping[str, np.ndarray], origin: str) -> dict:
   if missing:
     raise InputError(f'{origin}: no KL autoencoder of CompVis, it lacks {", ".join(missing)}')
   channels, image_channels = state['encoder.conv_in.weight'].shape[:2]
-  blocks, mult = {}, {}
+  num_blocks, mult = 0, {}
   for name, array in state.items():
     found = re.fullmatch(r'encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight', name)
     if found:
       level, block = map(int, found.groups())
-      blocks[level] = max(blocks.get(level, 0), block + 1)
+      num_blocks = max(num_blocks, block + 1)
       mult[level] = array.shape[0] // channels
   z_channels, embed_channels = state['post_quant_conv.weight'].shape[:2]
   return {
     'channels': channels,
     'channel_mult': tuple(mult[level] for level in sorted(mult)),
-    'num_res_blocks': max(blocks.values(), default=0),
+    'num_res_blocks': num_blocks,
     'z_channels': z_channels,
     'embed_channels': embed_channels,
     'image_channels': image_channels,

@@ -53,12 +53,13 @@ def from_state(
   missing = [name for name in needed if name not in state]
   if missing:
     raise InputError(f'{origin}: no DiT as published, it lacks {", ".join(missing)}')
-  if state['x_embedder.proj.weight'].ndim != 4:
-    raise InputError(
-      f'{origin}: x_embedder.proj.weight is {state["x_embedder.proj.weight"].shape}, a published '
-      'DiT has (width, channels, patch, patch)'
-    )
   shapes = {name: array.shape for name, array in state.items()}
+  patches = shapes['x_embedder.proj.weight']
+  if len(patches) != 4:
+    raise InputError(
+      f'{origin}: x_embedder.proj.weight is {patches}, a published DiT has (width, channels, patch, '
+      'patch)'
+    )
   try:
     num_classes = len(state['y_embedder.embedding_table.weight']) - 1
     module = dit.DiT(**sizes_of(shapes, num_heads), num_classes=num_classes)
@@ -66,8 +67,8 @@ def from_state(
     raise InputError(f'{origin}: {error}') from error
   _require_our_positions(state, module.hidden_size, origin)
   state = {name: array for name, array in state.items() if name != 'pos_embed'}
-  side, in_channels = 2 * module.patch_size, shapes['x_embedder.proj.weight'][1]
-  return module, converted_dit(module, (side, in_channels), state, NAMES, 'blocks.{}.', origin)
+  size = 2 * module.patch_size, patches[1]
+  return module, converted_dit(module, size, state, NAMES, 'blocks.{}.', origin)
 
 
 def sizes_of(shapes: Mapping[str, tuple[int, ...]], num_heads: int = 0) -> dict[str, Any]:

@@ -7,7 +7,6 @@ is torchvision's vgg16-397923af.pth. Either may be converted to .safetensors.
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.perceptual import CHANNELS, LPIPS
@@ -15,6 +14,7 @@ from diffusion_jax.pretrained import weights
 from diffusion_jax.pretrained.weights import Source
 from diffusion_jax.types import PyTree
 
+FIELD = 'config.objective.autoencoder.perceptual_weights'
 ADVICE = (
   'expected torchvision\'s VGG16 ("features.0.weight", ...; '
   'https://download.pytorch.org/models/vgg16-397923af.pth) and the linear layers of LPIPS '
@@ -30,7 +30,7 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
   """
   if not str(path):
     raise InputError(
-      f'config.objective.autoencoder.perceptual_weights is empty; {ADVICE}; or train without, by '
+      f'{FIELD} is empty; {ADVICE}; or train without, by '
       '--config.objective.autoencoder.perceptual_weight=0'
     )
   path = Path(path).expanduser()
@@ -39,21 +39,15 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> PyTree:
     suffixes = ('.safetensors', *weights.PICKLES)
     files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
   if not path.exists() or not files:
-    raise InputError(
-      f'config.objective.autoencoder.perceptual_weights: {path}: no weights there; {ADVICE}'
-    )
-  state: dict[str, np.ndarray] = {}
-  for file in files:
-    state |= weights.read_state(file, allow_pickle=allow_pickle)
+    raise InputError(f'{FIELD}: {path}: no weights there; {ADVICE}')
   wanted = {
     name: array
-    for name, array in state.items()
+    for file in files
+    for name, array in weights.read_state(file, allow_pickle=allow_pickle).items()
     if name.startswith('features.') or (name.startswith('lin') and name.endswith('weight'))
   }
   if 'features.0.weight' not in wanted or 'lin0.model.1.weight' not in wanted:
-    raise InputError(
-      f'config.objective.autoencoder.perceptual_weights: {path}: not complete; {ADVICE}'
-    )
+    raise InputError(f'{FIELD}: {path}: not complete; {ADVICE}')
   images = jnp.zeros((1, 16, 16, 3))
   abstract = weights.abstract_params(LPIPS(), images, images)
   return weights.convert(abstract, wanted, _source_of, origin=str(path))
