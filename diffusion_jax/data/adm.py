@@ -24,7 +24,7 @@ AT_ONCE = 256  # Images, when they are written.
 LOCAL_HEADER = (
   30  # Bytes before a member's name, with the sizes of the name and of what follows it.
 )
-SYMMETRY = 1e-4  # Of the largest entry: what float32 leaves of it.
+SYMMETRY = 1e-4  # Relative to the largest entry; float32 rounds that much.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error)
 
 

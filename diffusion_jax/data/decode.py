@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 RESIZE = 'box-halve, bicubic, centre crop'
-# What each file name may hold; `mislabelled` names the other cases.
+# The formats that files of each suffix may hold; others are reported as mislabelled.
 FORMATS = {'.jpg': {'JPEG', 'MPO'}, '.jpeg': {'JPEG', 'MPO'}}
 FORMATS |= {f'.{name}': {name.upper()} for name in ('png', 'webp', 'bmp', 'gif')}
 READ = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF')  # MPO, several JPEGs in one, is opened as JPEG.
@@ -33,7 +33,7 @@ def decode(encoded: bytes) -> tuple[Image.Image, str]:
     raise BadImage('empty')
   try:
     with warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Of odd metadata and large sizes, which do not matter here.
+      warnings.simplefilter('ignore')  # About odd metadata and large sizes, which do not matter.
       image = Image.open(io.BytesIO(encoded), formats=READ)
       image.load()
       name = image.format
@@ -94,5 +94,5 @@ def header(encoded: bytes) -> tuple[int, bool]:
   try:
     with Image.open(io.BytesIO(encoded), formats=READ) as image:
       return min(image.size), image.mode in ('1', 'L', 'LA', 'F') or image.mode.startswith('I')
-  except Exception as error:  # As in decode.
+  except Exception as error:  # Pillow's decoders raise whatever their format's parser met.
     raise BadImage(str(error)) from error

@@ -61,7 +61,7 @@ def tfds_batches(builder, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-  config = tfds.ReadConfig(try_autocache=False)  # Which only small sets are given.
+  config = tfds.ReadConfig(try_autocache=False)  # Only small sets get it.
   dataset = builder.as_dataset(split='train', shuffle_files=True, read_config=config)
   dataset = dataset.repeat().shuffle(1000)
   dataset = dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)

@@ -21,7 +21,7 @@ from diffusion_jax.types import DataSource, element_of
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 AT_ONCE = 64  # Images.
-ORIENTATION = 0x0112  # Of EXIF; 5 to 8 turn an image on its side.
+ORIENTATION = 0x0112  # The tag of EXIF; 5 to 8 turn an image on its side.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Posterior parameters of an autoencoder for a prepared image set: what latent systems train on.
+"""Stores the posteriors of an autoencoder for a prepared image set, which latent systems train on.
 
 SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
   posterior.npy  (N, h, w, 2 c) float16, mean and log variance: of the training images, of the same
@@ -23,7 +23,7 @@ from diffusion_jax.runtime import files
 
 DONE = 'done'  # Beside an unfinished file: how many rows are on disk.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
-NOTE_SECONDS = 5.0  # So often, what is done is noted on disk.
+NOTE_SECONDS = 5.0  # Between notes on disk of the rows that are done.
 
 
 def open_split(
@@ -31,7 +31,7 @@ def open_split(
 ) -> Arrays:
   """Opens split 'train' (twice as long if mirrored) or 'holdout' of verified latents.
 
-  folder, meta: those of the image set. made: what find returned.
+  folder, meta: those of the image set. made: the result of find.
   """
   train, total = meta['num_train'], meta['num_train'] + meta['num_holdout']
   labels = np.load(folder / 'labels.npy')

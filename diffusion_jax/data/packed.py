@@ -25,7 +25,7 @@ from diffusion_jax.runtime.patience import progress
 CHUNK_BYTES = 16 * 2**20
 QUICK_CHUNKS = 16
 SPLITS = ('train', 'holdout')
-VERSION = 1  # Of meta.json.
+VERSION = 1  # The format of meta.json.
 LATENTS = 'latents-'  # Folders that lie in that of their images begin with it.
 
 

@@ -29,7 +29,7 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files
 
 TASK_IMAGES = 32
-ALONE_SECONDS = 1.0  # What takes no longer is done without starting other processes.
+ALONE_SECONDS = 1.0  # Shorter work starts no other processes.
 JOURNAL_SECONDS = 1.0
 JOURNAL = 'journal'  # Beside the images.
 
@@ -198,7 +198,7 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
         ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
         yield from (future.result() for future in ready)
     yield from (future.result() for future in as_completed(waiting))
-  except BaseException:  # Nobody waits for what is begun; what no journal notes is done again.
+  except BaseException:  # Drops begun work: images that no journal notes are decoded again.
     for child in set(multiprocessing.active_children()) - others:
       child.kill()
     raise
@@ -208,7 +208,7 @@ def _results(run: Callable, tasks: Iterator, workers: int) -> Iterator[Result]:
 
 def _end_with_parent() -> None:
   """Ends this process when its parent is killed, and leaves signals to the parent."""
-  for number in (signal.SIGINT, signal.SIGTERM):  # Which a terminal or a scheduler sends to all.
+  for number in (signal.SIGINT, signal.SIGTERM):  # Terminals and schedulers send them to all.
     signal.signal(number, signal.SIG_IGN)
   sentinel = multiprocessing.parent_process().sentinel
 

@@ -54,7 +54,7 @@ def train_batches(
   """Yields the global batches of steps start_step..stop_step - 1, or of each the `rows` that a host holds.
 
   Closing the iterator ends what reads ahead.
-  Raises: as carrier; what source.read raises, at the batch where it happened.
+  Raises: as carrier; the errors of source.read, at the batch where they happened.
   """
   carry = carrier(loader)
   rows = np.arange(batch_size) if rows is None else rows

@@ -16,7 +16,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.runtime.patience import progress
 
 LOOKED_AT = 1000  # Images, spread over the source.
-HEADER_BYTES = 2**20  # What is read of a file, unless that is too little.
+HEADER_BYTES = 2**20  # Read at the beginning of a file; the whole file where that is too little.
 SIDES = (128, 64, 32)
 FEW = 0.01  # Share of the images that may have to be enlarged.
 

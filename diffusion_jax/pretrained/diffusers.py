@@ -22,7 +22,7 @@ from diffusion_jax.pretrained.weights import Source
 from diffusion_jax.types import PyTree
 
 FILES = ('diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin')
-# Of config.json of a DiT.
+# The fields of config.json that a DiT needs.
 DIT_FIELDS = (
   *('num_attention_heads', 'attention_head_dim', 'num_layers', 'num_embeds_ada_norm'),
   *('patch_size', 'in_channels', 'sample_size'),
@@ -56,7 +56,7 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> tuple[Module, PyTre
   config = weights.read_json(folder / 'config.json')
   kinds = {'AutoencoderKL': autoencoder, 'DiTTransformer2DModel': transformer}
   kind = config.get('_class_name')
-  if kind == 'Transformer2DModel':  # What DiTs were called before diffusers 0.29.
+  if kind == 'Transformer2DModel':  # The name of DiTs before diffusers 0.29.
     kind = 'DiTTransformer2DModel'
   if kind not in kinds:
     what = f'a {kind}' if kind else 'no diffusers model (its config.json has no _class_name)'

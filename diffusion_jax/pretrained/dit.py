@@ -13,7 +13,7 @@ from diffusion_jax.pretrained import weights
 from diffusion_jax.pretrained.diffusers import converted_dit
 from diffusion_jax.types import PyTree
 
-HEAD_WIDTH = {1152: 72}  # Of DiT-XL; all others have 64.
+HEAD_WIDTH = {1152: 72}  # DiT-XL; all others have 64.
 NAMES = {
   ('patch_in',): ('x_embedder.proj',),
   ('condition', 'time_in'): ('t_embedder.mlp.0',),

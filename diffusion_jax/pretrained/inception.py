@@ -25,7 +25,7 @@ FILE = 'weights-inception-2015-12-05-6726825d.pth'
 URL = f'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}'
 SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 BATCH_NORM_EPSILON = 1e-3
-NAMED_BY_HASH = re.compile(r'-([0-9a-f]{8,})\.')  # As torch.hub names files.
+NAMED_BY_HASH = re.compile(r'-([0-9a-f]{8,})\.')  # The names that torch.hub gives.
 
 
 class InceptionWeights(NamedTuple):

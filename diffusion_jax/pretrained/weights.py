@@ -96,7 +96,7 @@ def _read_pickle(path: Path, device: str) -> dict[str, Any]:
 
   try:
     content = torch.load(path, map_location=device, weights_only=True)
-  except Exception as error:  # Foreign bytes: what their reader raises has no end.
+  except Exception as error:  # On foreign bytes the reader raises errors of any kind.
     raise DamagedError(
       f'{path}: not a whole PyTorch file of tensors alone ({type(error).__name__}); fetch it again, or '
       'convert it to .safetensors where it can be read'

@@ -88,22 +88,6 @@ class Archive:
               yield numbers[key], file.extractfile(member).read()
 
 
-def kind_of(path: Path) -> str:
-  """Finds the kind from the content, whatever the name. Raises: InputError if it is no archive."""
-  with open(path, 'rb') as file:
-    start = file.read(512)
-  if start[:2] == b'PK':
-    return 'zip'
-  if start[:2] in COMPRESSED:
-    return 'compressed tar'
-  if start[257:262] == b'ustar' or path.suffix.lower() == '.tar':
-    return 'tar'
-  raise InputError(
-    f'config.data.source: {path}: neither a tar nor a zip by its first bytes; allowed a folder of '
-    'images or an archive of one'
-  )
-
-
 def matches(source: str) -> bool:
   """Matches a file, or a name like an archive's; but none of ILSVRC2012's."""
   path = Path(source).expanduser()
@@ -112,11 +96,22 @@ def matches(source: str) -> bool:
 
 
 def build(source: str) -> Archive:
-  """Raises: InputError if the file does not exist, or is no archive."""
+  """Finds the kind of archive by its content. Raises: InputError if there is no file, or no archive."""
   path = Path(source).expanduser().absolute()
   if not path.is_file():
     raise InputError(f'config.data.source: {path}: no such file')
   try:
-    return Archive(path, kind_of(path))
+    with open(path, 'rb') as file:
+      start = file.read(512)
   except OSError as error:
     raise InputError(f'{path}: cannot be read ({error.strerror})') from error
+  if start[:2] == b'PK':
+    return Archive(path, 'zip')
+  if start[:2] in COMPRESSED:
+    return Archive(path, 'compressed tar')
+  if start[257:262] == b'ustar' or path.suffix.lower() == '.tar':
+    return Archive(path, 'tar')
+  raise InputError(
+    f'config.data.source: {path}: neither a tar nor a zip by its first bytes; allowed a folder of '
+    'images or an archive of one'
+  )

@@ -32,7 +32,7 @@ SOURCES = (
 FLAT = 'images'  # The only class where no image lies in a class folder.
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 HIDDEN = ('.', '__MACOSX')
-CONTROL = ('Cc', 'Zl', 'Zp')  # Of Unicode: control characters, and what separates lines.
+CONTROL = ('Cc', 'Zl', 'Zp')  # Unicode's control characters and line separators.
 
 
 class Slice(NamedTuple):
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
 class Listing(NamedTuple):
   """entries: in any order. class_ids: all classes that the source has, wanted or not, in its order.
 
-  notes: what was left out and why, a line each.
+  notes: the files left out and why, a line each.
   """
 
   entries: list[Entry]
@@ -84,7 +84,7 @@ Keep = Callable[[str], bool]  # Whether a class is wanted.
 
 
 class Reader(Protocol):
-  """origin: the path or name, for messages. form: what it was taken for."""
+  """origin: the path or name, for messages. form: the form that it was taken for."""
 
   origin: str
   form: str
