@@ -50,8 +50,8 @@ class Datasets:
 
   def from_source(self) -> tuple[Path, Mapping[str, Any]] | None:
     """Returns the prepared set made from config.data.source, or None."""
-    source = self.config.data.source
-    return next((i for i in self._matching().items() if sets.made_from(i[1], source)), None)
+    source, found = self.config.data.source, self._matching().items()
+    return next((item for item in found if sets.made_from(item[1], source)), None)
 
   @property
   def meta(self) -> Mapping[str, Any]:
