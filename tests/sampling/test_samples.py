@@ -320,9 +320,11 @@ def test_the_numbers_of_a_set_are_kept_when_its_pictures_are_made_again(trained)
   assert json.loads((folder / 'meta.json').read_text()) == meta
 
 
-def test_guided_channels_belong_to_a_set(trained):
+def test_the_scale_and_the_channels_of_guidance_belong_to_a_set(trained):
   flags = {'cfg_scale': 2.0, 'num_samples': 10}
   folder = run(trained, 'guided', **flags)
+  with pytest.raises(InputError, match=r'cfg_scale: 2\.0, asked 3\.0'):
+    run(trained, 'guided', **{**flags, 'cfg_scale': 3.0})
   assert sample_set.read_meta(folder)['identity']['guide_channels'] == 0
   run(trained, 'guided', **flags)
   with pytest.raises(InputError, match='guide_channels: 0, asked 1'):
