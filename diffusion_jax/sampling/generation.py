@@ -109,14 +109,17 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
   runs = [mesh.to_devices(run, whole) for run in steps.cut(run_length(len(steps.number)))]
   indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=cut)
   labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=cut)
-  states = SamplingState(cut, cut, whole)
+  noise = jax.ShapeDtypeStruct((size, *generator.shape), np.float32, sharding=cut)
+  carry = jax.tree.map(
+    lambda x: cut if x.shape[:1] == (size,) else whole, jax.eval_shape(generator.start, noise).carry
+  )
+  states = SamplingState(cut, carry, whole)
 
   def advance(parts, indices, labels, state, steps):
     return generator.advance(objective.network(parts), indices, labels, state, steps)
 
   with alive('compiling the sampler'):
     draw = jax.jit(generator.noise, out_shardings=cut)
-    noise = jax.ShapeDtypeStruct((size, *generator.shape), np.float32, sharding=cut)
     start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')

@@ -1,11 +1,24 @@
 """Batches of samples: how large they are, and that a sample does not depend on its batch."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.sampling.generation import compile_generate, run_length, size_of_batches
 from diffusion_jax.training.state import Weights
+
+
+class Multistep(DDIM):
+  """DDIM that carries what multistep methods do: the last eps, and how many steps there were."""
+
+  def init(self, x_T):
+    return jnp.zeros_like(x_T), jnp.int32(0)
+
+  def step(self, keys, x_t, t, s, denoise, carry):
+    x_s, _ = super().step(keys, x_t, t, s, denoise, ())
+    return x_s, (denoise(x_t, t).eps, carry[1] + 1)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +36,16 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
       weights, np.arange(2, dtype=np.uint32), np.zeros(2, np.int32), done.append
     )
     assert images.shape == (2, 8, 8, 1) and done == [1, 2, 3]
+
+
+def test_a_sampler_may_carry_scalars(tiny):
+  experiment = tiny(**{'sample.num_steps': 20})
+  weights, labels = Weights(experiment.objective.init()), np.zeros(4, np.int32)
+  index, made = np.arange(4, dtype=np.uint32), []
+  for sampler in (DDIM(experiment.schedule), Multistep(experiment.schedule)):
+    experiment.__dict__['sampler'] = sampler
+    made.append(compile_generate(experiment, experiment.generator(), 4)(weights, index, labels)[0])
+  np.testing.assert_array_equal(*made)
 
 
 def test_the_sampling_process_is_that_of_the_config(tiny):
