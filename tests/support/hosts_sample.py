@@ -34,9 +34,11 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
   try:
     run_mode(mode, tiny_mapping(folder, **flags), flags, folder / 'run', as_json=False)
   except Stop as stop:
-    print(f'process {process}: {stop}')
+    print(
+      f'process {process}: {stop}', file=sys.__stdout__
+    )  # sys.stdout is the log of the host by now.
     return stop.exit_code
-  print(f'process {process} wrote {len(written)}')
+  print(f'process {process} wrote {len(written)}', file=sys.__stdout__)
   return 0
 
 
