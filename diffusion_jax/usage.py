@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 from diffusion_jax.config import shipped
-from diffusion_jax.config.fields import plugin_names
+from diffusion_jax.config.plugins import plugin_names
 from diffusion_jax.config.schema import Config
 
 STAGES = Path(__file__).parent / 'stages'

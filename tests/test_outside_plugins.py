@@ -10,18 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import (
-  Choice,
-  Leaf,
-  change_of,
-  make_plugin,
-  read,
-  recognised,
-  schema,
-  walk,
-  with_values,
-)
+from diffusion_jax.config.fields import Leaf, change_of, read, recognised, schema, walk, with_values
 from diffusion_jax.config.options import IF_GIVEN, SETTING
+from diffusion_jax.config.plugins import Choice, make_plugin
 from diffusion_jax.config.schema import Config
 from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.errors import InputError

@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_jax.config.fields import Choice, choice, options_from
 from diffusion_jax.config.options import (
   BY_COMMAND,
   COUNT,
@@ -25,6 +24,7 @@ from diffusion_jax.config.options import (
   one_of,
   option,
 )
+from diffusion_jax.config.plugins import Choice, choice, options_from
 
 NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_-]*')
 FINGERPRINT = Check(lambda f: not f or len(f) == 16, "16 hexadecimal digits or ''")

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.config.fields import key_of, load_plugin, with_values
+from diffusion_jax.config.fields import with_values
 from diffusion_jax.config.options import fixed_options, options_of
+from diffusion_jax.config.plugins import key_of, load_plugin
 from diffusion_jax.errors import Stop
 from diffusion_jax.experiment import stored
 from diffusion_jax.models.dit import DiT

@@ -7,15 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import base
-from diffusion_jax.config.fields import (
-  Leaf,
-  change_of,
-  defaults,
-  plugin_names,
-  read,
-  schema,
-  walk,
-)
+from diffusion_jax.config.fields import Leaf, change_of, defaults, read, schema, walk
 from diffusion_jax.config.listing import all_fields
 from diffusion_jax.config.options import (
   BY_COMMAND,
@@ -27,6 +19,7 @@ from diffusion_jax.config.options import (
   one_of,
   options_of,
 )
+from diffusion_jax.config.plugins import plugin_names
 from diffusion_jax.config.schema import Config
 from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.models.discriminator import PatchDiscriminator

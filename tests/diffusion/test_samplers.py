@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax.config.fields import make_plugin, plugin_names
+from diffusion_jax.config.plugins import make_plugin, plugin_names
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim, ddpm
 from diffusion_jax.diffusion.samplers.base import frame_slots

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import make_plugin, plugin_names
+from diffusion_jax.config.plugins import make_plugin, plugin_names
 
 NAMES = plugin_names('diffusion.schedules')
 DISCRETE = [name for name in NAMES if name not in ('rectified_flow', 'variance_exploding')]

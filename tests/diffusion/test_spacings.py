@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import plugin_names
+from diffusion_jax.config.plugins import plugin_names
 from tests.diffusion.test_schedules import NAMES as SCHEDULES
 from tests.diffusion.test_schedules import build, times
 

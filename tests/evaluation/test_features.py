@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from diffusion_jax.config.fields import make_plugin, plugin_names
+from diffusion_jax.config.plugins import make_plugin, plugin_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.evaluation import classifier_training, extract

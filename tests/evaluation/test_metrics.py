@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import make_plugin, plugin_names
+from diffusion_jax.config.plugins import make_plugin, plugin_names
 from diffusion_jax.evaluation.torch_fidelity import RESULTS
 from diffusion_jax.evaluation.types import FeatureSet, FeatureStats, Sizes
 from tests.fixtures import make_metrics_reference as recorded

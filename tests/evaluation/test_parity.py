@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import make_plugin
+from diffusion_jax.config.plugins import make_plugin
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.evaluation import torch_fidelity
 from diffusion_jax.evaluation.extract import Extractor

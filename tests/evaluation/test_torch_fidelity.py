@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_jax.config.fields import load_plugin, make_plugin, plugin_names
 from diffusion_jax.config.options import options_of
+from diffusion_jax.config.plugins import load_plugin, make_plugin, plugin_names
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation import torch_fidelity
 from tests.fixtures.inception_weights import crops, weight

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from configs import base
-from diffusion_jax.config.fields import make_plugin, plugin_names
+from diffusion_jax.config.plugins import make_plugin, plugin_names
 from diffusion_jax.models.dit import patchify, position_embedding, unpatchify
 from diffusion_jax.models.layers import QKV, Dense, sinusoidal_embedding
 from diffusion_jax.runtime.cost import flops, num_parameters

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_jax.config.fields import plugin_names
+from diffusion_jax.config.plugins import plugin_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import create

@@ -3,7 +3,7 @@
 import numpy as np
 
 from configs import base
-from diffusion_jax.config.fields import make_plugin
+from diffusion_jax.config.plugins import make_plugin
 from diffusion_jax.evaluation.types import FeatureSet
 
 RNG = np.random.default_rng(0)
