@@ -61,9 +61,10 @@ def run_mode(
     cluster.join(joining)
     if mode in BEFORE_TRAINING:
       require_writable(folder)
-    if folder is not None and folder.is_dir():
-      cluster.keep_logs(folder)
-      hosts.require_shared(folder)
+    there = folder if folder and folder.is_dir() else None
+    cluster.keep_logs(there)
+    if there:
+      hosts.require_shared(there)
     config = from_data.as_stored(config, folder)
     if mode not in OF_RUNS:
       config = resolve.remembered(folder, config, overrides)

@@ -11,6 +11,7 @@ class Stop(Exception):
   """A message for the user instead of a traceback, and the exit code that goes with it."""
 
   exit_code = 1
+  on_all = False  # Whether every process of the run has this error, which the first one reports.
 
 
 class InputError(Stop):

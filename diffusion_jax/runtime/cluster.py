@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from diffusion_jax.errors import InputError
+from diffusion_jax.errors import InputError, Stop
 
 LOGS = 'logs'  # The folder in a work directory.
 EXAMPLE = '--coordinator=10.0.0.2:8476 --num_processes=2 --process_id=0'
@@ -95,12 +95,13 @@ def join(flags: Flags) -> None:
 class _Log:
   """A stream whose text goes to a file; on the first process to the terminal too."""
 
-  def __init__(self, terminal: TextIO, file: TextIO, talks: bool):
-    self._terminal, self._file, self._talks = terminal, file, talks
+  def __init__(self, terminal: TextIO, file: TextIO, number: int):
+    self.number = number  # This process, from 0.
+    self._terminal, self._file = terminal, file
 
   def write(self, text: str) -> int:
     self._file.write(text)
-    return self._terminal.write(text) if self._talks else len(text)
+    return len(text) if self.number else self._terminal.write(text)
 
   def note(self, text: str) -> None:
     """Writes to the file alone."""
@@ -115,7 +116,7 @@ class _Log:
 
 
 def keep_logs(workdir: Path | None) -> None:
-  """With several processes, lets the first one alone talk; each keeps DIR/logs/host-N.log."""
+  """With several processes, lets the first one alone talk; each keeps DIR/logs/host-N.log, if there is DIR."""
   import jax
 
   if jax.process_count() == 1:
@@ -124,18 +125,16 @@ def keep_logs(workdir: Path | None) -> None:
   if workdir is not None:
     path = workdir / LOGS / f'host-{number}.log'
     path.parent.mkdir(parents=True, exist_ok=True)
-  sys.stdout = _Log(sys.stdout, path.open('a', buffering=1), talks=number == 0)
+  sys.stdout = _Log(sys.stdout, path.open('a', buffering=1), number)
 
 
-def complain(message: str, reason: Exception) -> None:
+def complain(message: str, reason: Stop) -> None:
   """Prints an error to stderr and into the log; one that all processes have, on the first alone."""
   log = sys.stdout if isinstance(sys.stdout, _Log) else None
   if log:
     log.note(f'{message}\n')
-    from diffusion_jax.runtime import hosts
-
-    if not hosts.is_first():
-      if getattr(reason, 'on_all', False):
-        return
-      message = f'process {hosts.number()}: {message}'
+    if log.number and reason.on_all:
+      return
+    if log.number:
+      message = f'process {log.number}: {message}'
   print(message, file=sys.stderr)

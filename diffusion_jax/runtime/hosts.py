@@ -17,11 +17,6 @@ from diffusion_jax import errors
 from diffusion_jax.types import Array
 
 
-def number() -> int:
-  """Returns the number of this process, from 0."""
-  return jax.process_index()
-
-
 def is_first() -> bool:
   """Returns whether this process is the one that prints, and writes what is written once."""
   return jax.process_index() == 0
@@ -54,9 +49,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     kind = getattr(errors, answer['error'], None)
     if kind is None:
       kind, answer = errors.InputError, {'text': f'process 0: {answer["error"]}: {answer["text"]}'}
-    error = kind(answer['text'])
-    error.on_all = True  # The first process reports it.
-    raise error
+    raise _of_all(kind(answer['text']))
   return answer['value']
 
 
@@ -82,12 +75,17 @@ def require_shared(workdir: Path) -> None:
     (workdir / name).unlink()
   if not seen.all():
     blind = ', '.join(map(str, np.flatnonzero(~seen.reshape(-1))))
-    error = errors.InputError(
-      f'--workdir={workdir}: not the folder of process 0 on process {blind}; all processes need one shared '
-      'folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
+    raise _of_all(
+      errors.InputError(
+        f'--workdir={workdir}: not the folder of process 0 on process {blind}; all processes need one shared '
+        'folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
+      )
     )
-    error.on_all = True
-    raise error
+
+
+def _of_all(error: errors.Stop) -> errors.Stop:
+  error.on_all = True
+  return error
 
 
 def _token(workdir: Path) -> str:

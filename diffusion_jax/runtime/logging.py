@@ -165,9 +165,8 @@ def _set_aside(path: Path, logs: Path) -> None:
   time = int(path.stat().st_mtime)
   while _aside(path, time).exists():
     time += 1
-  for (
-    file
-  ) in events:  # First: killed in between, the next start finds the metrics and the same TIME.
+  # First the events: killed in between, the next start finds the metrics and the same TIME.
+  for file in events:
     _aside(logs, time).mkdir(exist_ok=True)
     file.rename(_aside(logs, time) / file.name)
   _remove_if_empty(logs)
