@@ -35,7 +35,7 @@ JOURNAL = 'journal'  # Beside the images.
 
 
 class Target(NamedTuple):
-  """Where images go: row i of the array that begins at byte `offset` of the file."""
+  """The place of the images: row i of the array that begins at byte `offset` of the file."""
 
   path: str
   offset: int

@@ -19,7 +19,7 @@ from diffusion_jax.errors import InputError
 WNID = re.compile(r'n\d{8}')
 MAX_BYTES = 2**29  # The most that a file may have.
 SHARED = -1  # A holdout of this many: the source's own, or a share of every class.
-SHARE, AT_MOST = 0.1, 5000  # That share, and how many images it comes to.
+SHARE, AT_MOST = 0.1, 5000  # The share, and the most images that it may come to.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _write_progress(path: Path, state: Progress) -> None:
 
 
 def _read_progress(path: Path, like: Progress) -> Progress | None:
-  """What was kept, or None if there is nothing whole; `like` has its structure."""
+  """Reads the kept state, or returns None if nothing is whole; `like` has its structure."""
   try:
     content = path.read_bytes()
   except OSError:

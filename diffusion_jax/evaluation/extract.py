@@ -20,7 +20,7 @@ from diffusion_jax.runtime import mesh as devices
 from diffusion_jax.runtime.patience import alive, progress
 from diffusion_jax.types import Array, DataSource
 
-FIELDS = ('features', 'logits', 'labels')  # What is kept.
+FIELDS = ('features', 'logits', 'labels')  # The arrays that a cache holds.
 IN_FLIGHT = 2  # Batches.
 
 
@@ -141,7 +141,7 @@ def _digest(found: FeatureSet) -> str:
 
 
 def _read(path: Path, count: int | None = None) -> FeatureSet | None:
-  """What was kept of `count` images, or None; what is kept but not usable is named."""
+  """Reads the kept features of `count` images, or returns None; names a file that is not usable."""
   try:
     with np.load(path, allow_pickle=False) as file:
       found = FeatureSet(**{name: file.get(name) for name in FIELDS})

@@ -11,7 +11,7 @@ from scipy.special import log_softmax, logsumexp
 from diffusion_jax.config.options import COUNT, option
 from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, with_deviation
 
-PERMUTATION_SEED = 2020  # As torch-fidelity's.
+PERMUTATION_SEED = 2020  # torch-fidelity's.
 
 
 def score(logits: np.ndarray) -> float:

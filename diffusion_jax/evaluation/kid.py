@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.config.options import COUNT, at_least, option
 from diffusion_jax.evaluation.types import FeatureSet, Metric, Sizes, require_images, with_deviation
 
-SUBSET_SEED = 2020  # As torch-fidelity's.
+SUBSET_SEED = 2020  # torch-fidelity's.
 
 
 def kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

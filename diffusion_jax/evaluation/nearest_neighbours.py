@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 MAX_DISTANCES = 2**26  # At once; 256 MiB.
-ROUNDING = 1e-5  # Of |x|^2: squared distances below it are those of equal features.
+ROUNDING = 1e-5  # Share of |x|^2 below which squared distances are those of equal features.
 
 
 def blocks(samples: np.ndarray, others: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

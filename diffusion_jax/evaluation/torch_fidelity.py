@@ -39,13 +39,13 @@ RESULTS = {
 SUPPORTED = tuple(METRICS)
 EXTRACTOR = 'inception-v3-compat'
 SETS = ('samples', 'reference')
-# Of glibc: memory that a layer frees, the next one uses. Else each maps new pages, which on a virtual
+# Settings of glibc: the next layer uses memory that a layer freed. Else each maps new pages, which on a virtual
 # machine took eight times as long as computing.
 KEEPING_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2**32), 'MALLOC_TRIM_THRESHOLD_': str(2**33)}
 
 
 class Measured(NamedTuple):
-  """Numbers by our names, and the features that they are of where these were asked for."""
+  """Numbers by our names, and the features behind them if they were requested."""
 
   metrics: dict[str, float]
   samples: FeatureSet
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
 
 
 def version() -> str:
-  """Of the installed package. Raises: InputError if there is none."""
+  """Returns the version of the installed package. Raises: InputError if there is none."""
   packages.require('torch_fidelity', 'eval', "config.eval.backend: 'torch_fidelity'", "use 'jax'")
   return importlib.metadata.version('torch-fidelity')
 
@@ -130,7 +130,7 @@ def run_module(module: str, argument: Path | str, what: str) -> str:
 
 
 def main(path: Path) -> None:
-  """What the other process does: reads a request, and writes result.json beside it."""
+  """Runs in the other process: reads a request, and writes result.json beside it."""
   import torch
   import torch_fidelity
 

@@ -1,4 +1,4 @@
-"""What feature networks give and metrics take."""
+"""The types that feature networks return and metrics take."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class FeatureSet(NamedTuple):
 
 
 class Sizes(NamedTuple):
-  """What is known before any feature: how many images, 0 where there are only statistics; and D."""
+  """Facts known before any feature: the number of images, 0 where there are only statistics, and D."""
 
   num_samples: int
   num_reference: int
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 class Context(NamedTuple):
-  """What a feature network may need to be built.
+  """Everything that a feature network may be built from.
 
   images: split 'train' or 'holdout' -> its images. cache_dir: for what is kept.
   """

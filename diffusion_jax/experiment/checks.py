@@ -105,7 +105,7 @@ def config_problems(experiment: Experiment) -> list[str]:
     _attempt(lambda: experiment.sampler, problems)
     problems += _grid_problems(experiment)
     problems += _variance_problems(experiment)
-  # What 'auto' is, the devices decide; the model is built again for them.
+  # The devices decide what 'auto' is; the model is built again for them.
   dtype = jnp.float32 if config.dtype == 'float32' else jnp.bfloat16
   _attempt(lambda: config.model.build(out_channels=1, num_classes=0, dtype=dtype), problems)
   metrics = _attempt(experiment.metrics, problems)

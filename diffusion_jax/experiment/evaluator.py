@@ -32,7 +32,7 @@ CPU_BATCH_SIZE = 8  # More images at once are slower there: their activations le
 
 
 class Reference(NamedTuple):
-  """What samples are compared with: images, statistics of their features, or both.
+  """The reference of a comparison: images, statistics of their features, or both.
 
   source: None if there are only statistics. stats: None unless they are given.
   """

@@ -19,7 +19,7 @@ PICKLES = ('.ckpt', '.pt', '.pth', '.bin')
 
 
 class Source(NamedTuple):
-  """Where one of our arrays comes from.
+  """The origin of one of our arrays.
 
   names: foreign arrays, joined along our last axis (q, k, v). stacked: of these names' '{}', how many
   make our leading axis (scanned blocks); 0: none.

@@ -14,14 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion_jax.reporting.images import GAP, resize
 from diffusion_jax.reporting.tables import shortened
 
-MIN_SIDE, MAX_SIDE = 64, 128  # Of an image in the picture.
-MIN_COLUMN = 88  # Of an image in the animation: as wide as the name above it.
-MAX_PIXELS = 500_000  # Of images in a frame of the animation, beyond which they are MIN_COLUMN.
-MAX_ALL_PIXELS = 6_000_000  # Of all frames, about the bytes of the file: noise does not compress.
+MIN_SIDE, MAX_SIDE = 64, 128  # Side of an image in the picture.
+MIN_COLUMN = 88  # Width of an image in the animation: that of the name above it.
+MAX_PIXELS = 500_000  # Images in a frame of the animation; beyond that they get MIN_COLUMN.
+MAX_ALL_PIXELS = 6_000_000  # All frames: about the bytes of the file, as noise does not compress.
 MIN_FRAMES = 12
-PANEL_CLASSES = 3  # Of the picture, at most.
+PANEL_CLASSES = 3  # Most classes in the picture.
 BETWEEN = 3  # Gaps between classes or models, in sixteenths of an image.
-LINES = 3  # Of a name, at most.
+LINES = 3  # Most lines of a name.
 GREY = '#777777'
 EMPTY = 235  # The grey of a class that a model has no sample of.
 UNCONDITIONAL = '(unconditional)'
@@ -175,7 +175,7 @@ def _cell(model: Denoising, frame: int, row: int | None, side: int) -> Image.Ima
 
 
 def _side(models: Sequence[Denoising], least: int) -> int:
-  """Of the images in pixels: those of the largest, enlarged by a whole factor."""
+  """Returns the side of images in pixels: that of the largest, enlarged by a whole factor."""
   largest = max(max(model.frames.shape[2:4]) for model in models)
   return min(largest * math.ceil(least / largest), MAX_SIDE)
 
@@ -209,6 +209,6 @@ def _write(draw, place: tuple[float, float], lines: Sequence[str], font, anchor:
 
 
 def _write_note(draw, place: tuple[float, float], model: Denoising, font, anchor: str) -> None:
-  """That a model has no classes, if so."""
+  """Says that a model has no classes, if it has none."""
   if not model.classes:
     draw.text(place, UNCONDITIONAL, fill=GREY, font=font, anchor=anchor)

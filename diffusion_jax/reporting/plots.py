@@ -21,10 +21,10 @@ DASHES = ('-', '--', '-.', ':')
 GREY = '#444444'
 SMALL, NORMAL = 7.5, 9.0  # Points.
 LONGEST = 40  # Characters of a name in a legend.
-MOST_BANDS = 3  # Of deviations in one plot; more hide each other.
-MOST_POINTS = 200  # Of a noisy curve; more are averaged, which shows its course.
+MOST_BANDS = 3  # Bands of deviations in one plot; more hide each other.
+MOST_POINTS = 200  # Points of a noisy curve; more are averaged, which shows its course.
 WIDTHS = {1: 5.0, 2: 7.2}  # Inches, by the number of plots side by side.
-RANGE_FOR_LOG = 10.0  # Of the largest to the smallest value.
+RANGE_FOR_LOG = 10.0  # Ratio of the largest to the smallest value.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What was measured of a run: the rows of tables and the points of plots, and how each is named.
+"""Results of runs as rows of tables and points of plots, with the name of each.
 
 Two results are comparable if their protocols are the same, entry by entry: as many samples, the same
 reference images, features and metrics. Everything here keeps to that.

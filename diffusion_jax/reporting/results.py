@@ -124,7 +124,7 @@ def _metric_titles(group: Sequence[Record]) -> list[str]:
 
 
 def _real_rows(group: Sequence[Record], titles: Sequence[str]) -> list[list[str]]:
-  """What real images get, once."""
+  """Returns the row of the real images, once."""
   names, rows = list(zip(_metric_titles(group), of.metric_names(group))), []
   for record in group:
     real = record.result.get('real_baseline')
@@ -139,7 +139,7 @@ def _real_rows(group: Sequence[Record], titles: Sequence[str]) -> list[list[str]
 
 
 def _settings(group: Sequence[Record]) -> tuple[dict[str, Any], list[str]]:
-  """What all samples have in common, and the names of what differs."""
+  """Returns the settings that all samples share, and the names of those that differ."""
   names = dict.fromkeys(name for record in group for name in record.samples)
   names = [n for n in names if n not in SHOWN + INTERNAL and not n.startswith('sampler.')]
   differing = [n for n in names if len({of.canonical(r.samples.get(n)) for r in group}) > 1]
@@ -165,7 +165,7 @@ def _notes(group: Sequence[Record]) -> list[str]:
 
 
 def published_note(protocol: Mapping[str, Any]) -> str:
-  """What the published columns are worth beside results of this protocol."""
+  """Says how the published columns compare with results of this protocol."""
   if of.is_like_published(protocol):
     return (
       'Published FID and IS (PyTorch), for orientation: as many samples and Inception features, but '

@@ -123,7 +123,7 @@ def _annotate(figure, axes, runs: Sequence[Sequence[Record]]) -> None:
 
 
 def _ink(axes, results: Sequence[Record]) -> np.ndarray:
-  """Where points, their bars and what joins them are drawn, (n, 2) in pixels."""
+  """Returns where points, their bars and joining lines are drawn, (n, 2) in pixels."""
   low = [(_point(r)[0], _point(r)[1] - r.spread(of.SCORE)) for r in results]
   high = [(x, 2 * y - below) for (x, y), (_, below) in zip(map(_point, results), low)]
   pairs = list(zip(low, high))

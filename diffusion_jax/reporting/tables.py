@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def markdown_table(
   header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
 ) -> str:
-  """As GitHub shows it: columns to the right, those of these numbers to the left."""
+  """Formats a Markdown table; columns are aligned to the right, those of these numbers to the left."""
   sides = ['---' if i in left else '---:' for i in range(len(header))]
   return '\n'.join(f'| {" | ".join(line)} |' for line in (header, sides, *rows))
 
@@ -61,7 +61,7 @@ class Table:
     return f'{self.title}\n{self.protocol}\n\n{table(self.header, self.rows)}\n{notes}'
 
   def markdown(self) -> str:
-    """As GitHub shows it."""
+    """Formats the table as Markdown."""
     header, *rows = ([escaped(cell) for cell in line] for line in (self.header, *self.rows))
     notes = '\n'.join(f'- {escaped(note)}' for note in self.notes)
     head = f'## {escaped(self.title)}\n\n{escaped(self.protocol)}'

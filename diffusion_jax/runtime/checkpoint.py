@@ -168,7 +168,7 @@ class Checkpoints:
   def _writing(self):
     try:
       yield
-    except (ValueError, OSError) as error:  # As TensorStore and the file system report it.
+    except (ValueError, OSError) as error:  # TensorStore and the file system raise these.
       number = files.number_in(str(error))
       reason = os.strerror(number) if number else f'{str(error)[:200]}...'
       raise InputError(

@@ -163,5 +163,5 @@ def _renew(path: Path, lease: dict[str, Any], ended: threading.Event) -> None:
       os.write(2, text.encode())
       os._exit(LOST)
     lease['renewed'] += 1
-    with contextlib.suppress(OSError):  # As on a full disk: a later renewal may succeed.
+    with contextlib.suppress(OSError):  # On a full disk, for example, a later renewal may succeed.
       files.write_json(path, lease)

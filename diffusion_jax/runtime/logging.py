@@ -1,4 +1,4 @@
-"""Where metrics and preview images go: metrics.jsonl, TensorBoard if installed, Weights & Biases if asked."""
+"""Writes metrics and previews: metrics.jsonl, TensorBoard if installed, Weights & Biases if configured."""
 
 import contextlib
 import hashlib
@@ -138,7 +138,7 @@ def keep_until(workdir: Path, step: int) -> None:
     _keep_events_until(events, step)
   for left in (workdir / 'logs').glob(
     '.events.out.tfevents.*.tmp'
-  ):  # By a process killed just here.
+  ):  # A process was killed just here.
     left.unlink()
 
 
@@ -229,7 +229,7 @@ def create_writer(workdir: Path, *, wandb_project: str, config: dict) -> Writers
 
 
 def require_wandb() -> None:
-  """Raises: InputError if W&B is asked for and not installed."""
+  """Raises InputError if W&B is configured and not installed."""
   import importlib.util
 
   if importlib.util.find_spec('wandb') is None:

@@ -21,7 +21,7 @@ from diffusion_jax.training.state import Weights
 def size_of_batches(experiment: Experiment, count: int) -> int:
   """The samples of a batch for `count` samples: as few as give no more batches than sample.batch_size.
 
-  A sample does not depend on it, so little is computed that nobody asked for.
+  A sample does not depend on it, so little is computed in vain.
   """
   batches = -(-count // experiment.config.sample.batch_size)
   return mesh.round_up(-(-count // batches), experiment.mesh)

@@ -25,7 +25,7 @@ ROWS, COLUMNS = 4, 5  # Pairs in a preview of reconstructions.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Previews:
-  """Pictures and features of one experiment; what they need is compiled when it is first asked for."""
+  """Makes pictures and features of one experiment, and compiles what they need at first use."""
 
   experiment: Experiment
 
@@ -34,7 +34,7 @@ class Previews:
     return self._grid(weights) if self.experiment.objective.network else self._pairs(weights)
 
   def features(self, weights: Weights, evaluator: Evaluator, count: int) -> FeatureSet:
-    """Those of samples 0..count - 1, labelled by spread_labels; or of reconstructed held-out images."""
+    """Computes features of samples 0..count - 1, labelled by spread_labels, or of reconstructed images."""
     if self.experiment.objective.network:
       return self._sample_features(weights, evaluator, count)
     source = evaluator.reference.source

@@ -149,7 +149,7 @@ def set_name(experiment: Experiment) -> str:
 
 
 def base_folder(experiment: Experiment, workdir: Path) -> Path:
-  """Where the first set of these settings goes; those of other parameters lie beside it."""
+  """Returns the folder of the first set of these settings; sets of other parameters lie beside it."""
   return workdir / 'samples' / set_name(experiment)
 
 
@@ -166,7 +166,7 @@ def identity(
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
-  """What the images depend on besides the parameters."""
+  """Returns the settings that the images depend on besides the parameters."""
   config, sample = experiment.config, experiment.config.sample
   counts = {'counts': list(sample.label_counts)} if sample.label_counts else None
   return {

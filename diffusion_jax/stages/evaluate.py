@@ -271,7 +271,7 @@ def draw_neighbours(
 
 def finish(result: dict[str, Any], workdir: Path) -> None:
   """Writes the result beside those of other protocols and prints the table."""
-  result = json.loads(json.dumps(result))  # As it is read back: lists for tuples.
+  result = json.loads(json.dumps(result))  # In the form in which it is read back: lists for tuples.
   path = result_path(workdir, result['name'], result['protocol'])
   files.write_json(path, result)
   print(evaluation_table(workdir / 'eval', result))

@@ -47,7 +47,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
   check_devices(experiment)
   facts.require_state_fits(experiment)
   _ = experiment.frozen  # Fails on missing weights before anything is prepared or written.
-  carrier(experiment.config.data.loader)  # Fails without TensorFlow if that is asked for.
+  carrier(experiment.config.data.loader)  # Fails if the config wants TensorFlow and it is missing.
   given = None if stored.has_checkpoint(workdir) else initial.load(experiment)
   experiment, changed = with_data(experiment, workdir)
   config = experiment.config

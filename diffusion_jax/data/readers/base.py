@@ -263,7 +263,9 @@ def require_end(file: tarfile.TarFile) -> None:
   file, because a compressed one has its checksum there.
   """
   compressed = isinstance(file.fileobj, (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile))
-  if not compressed:  # Where going back is cheap, the first of two empty blocks; else the second.
+  if (
+    not compressed
+  ):  # If going back is cheap, look for the first of two empty blocks, otherwise for the second.
     file.fileobj.seek(file.offset)
   if file.fileobj.read(512) != bytes(512):
     raise tarfile.ReadError(f'no end mark after byte {file.offset:,}: cut short or damaged')

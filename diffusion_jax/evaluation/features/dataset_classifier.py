@@ -59,7 +59,7 @@ class CNN(nn.Module):
 
 
 def first_stride(side: int) -> int:
-  """Of the first convolution, for images of `side` pixels."""
+  """Returns the stride of the first convolution for images of `side` pixels."""
   return 1 if side <= LARGEST else side // REDUCED
 
 
