@@ -102,6 +102,6 @@ def require_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f'.probe-{os.getpid()}'
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # Another command may just have removed what killed ones left.
   except OSError as error:
     raise InputError(f'--workdir={folder}: cannot write there ({error.strerror})') from error

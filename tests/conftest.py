@@ -71,7 +71,8 @@ def tiny(tmp_path, digits):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
   """Slow tests run what they compile for long: they get the optimised program, as users do."""
-  slow = item.get_closest_marker('slow') and not item.get_closest_marker('unoptimised')
+  names = {marker.name for marker in item.iter_markers()}
+  slow = bool(names & {'slow', 'full'}) and 'unoptimised' not in names
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '0' if slow else '1'  # Of child processes.
   jax.config.update('jax_disable_most_optimizations', not slow)
 

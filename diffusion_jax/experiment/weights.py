@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import initial, stored
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.runtime import hosts, mesh
+from diffusion_jax.runtime import files, hosts, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints, Restored
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.training.state import Weights
@@ -19,8 +19,14 @@ from diffusion_jax.types import PyTree
 
 
 def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = False) -> Checkpoints:
-  """Opens the checkpoints of `workdir` under config.checkpoint."""
+  """Opens the checkpoints of `workdir` under config.checkpoint.
+
+  Where they will be written, removes what killed commands left unfinished.
+  """
   c = experiment.config.checkpoint
+  if not read_only and hosts.is_first():
+    for folder in (workdir, workdir / 'previews'):
+      files.remove_leftovers(folder)
   return Checkpoints(
     workdir / 'checkpoints',
     keep_newest=c.keep_newest,

@@ -21,10 +21,11 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from diffusion_jax.errors import DamagedError, InputError
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, hosts
 from diffusion_jax.runtime.mesh import path_name
 from diffusion_jax.types import Array, PyTree
 
+ROOM = 'Make room, then run the same command again: it goes on from the last complete one'
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -133,6 +134,7 @@ class Checkpoints:
       preservation_policy=managers.AnyPreservationPolicy(keep),
       create=not read_only,
       read_only=read_only,
+      cleanup_tmp_directories=not read_only,  # Of saves that were killed.
       best_fn=score,
       best_mode=best_mode,
     )
@@ -153,11 +155,20 @@ class Checkpoints:
     return self._best(measured, key=measured.get) if measured else None
 
   def save(self, step: int, state: PyTree, metrics: dict[str, float]) -> None:
-    """Starts writing in the background. Raises: InputError if the previous save failed."""
+    """Starts writing in the background. Raises: InputError if there is no room, or the last save failed."""
+    hosts.from_first(lambda: self._require_room(state))
     with self._writing():
       sums = ocp.args.JsonSave(checksums(state))
       items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=sums)
       self._manager.save(step, args=items, metrics=metrics or None, force=True)
+
+  def _require_room(self, state: PyTree) -> None:
+    needed, disk = sum(x.nbytes for x in jax.tree.leaves(state)), os.statvfs(self.directory)
+    free = disk.f_bavail * disk.f_frsize
+    if free < needed:
+      raise InputError(
+        f'{self.directory}: a checkpoint takes {needed:,} bytes, and {free:,} are free. {ROOM}'
+      )
 
   def check(self) -> None:
     """Raises InputError if a save that ended since the last call has failed; never waits."""
@@ -172,8 +183,7 @@ class Checkpoints:
       number = files.number_in(str(error))
       reason = os.strerror(number) if number else f'{str(error)[:200]}...'
       raise InputError(
-        f'{self.directory}: a checkpoint could not be written ({reason}). Make room, then run the same '
-        'command again: it goes on from the last complete one'
+        f'{self.directory}: a checkpoint could not be written ({reason}). {ROOM}'
       ) from error
 
   @property

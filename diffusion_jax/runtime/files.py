@@ -31,6 +31,8 @@ ADVICE = {
   errno.EIO: 'check the disk, then repeat the command',
   errno.ESTALE: 'check the network file system, then repeat the command',
 }
+# Names of temporary files: those of `replacing`, and those by which the command tries to write.
+TEMPORARY = re.compile(r'\..+-[0-9a-f]{16}\.tmp|\.probe-\d+')
 # NumPy's message for a write that the system cut short; it carries no error number.
 CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
 # The errors with which NumPy refuses a damaged .npz file.
@@ -58,6 +60,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     raise OSError(number, os.strerror(number), str(path)) from error
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+  """Removes the temporary files that killed commands left in a folder, which has no other writer now."""
+  for path in folder.glob('.*'):
+    if TEMPORARY.fullmatch(path.name):
+      path.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:

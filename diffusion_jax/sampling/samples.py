@@ -108,6 +108,7 @@ def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping
   sample = experiment.config.sample
 
   def begin():
+    files.remove_leftovers(folder)
     sample_set.claim(folder, wanted)
     return sample_set.stored_indices(folder).tolist(), is_animated(folder)
 

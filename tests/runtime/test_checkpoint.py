@@ -1,7 +1,9 @@
 """Checkpoints come back exactly or not at all."""
 
+import os
 import resource
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,22 @@ def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
   monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', full)
   with pytest.raises(InputError, match='could not be written'):
     checkpoints.wait()
+
+
+def test_room_is_checked_before_a_save(tmp_path, monkeypatch):
+  checkpoints = saved(tmp_path, [1])
+  needed = 64 * 32 * 4 + 6 * 2 + 4
+  for free, fits in ((needed - 1, False), (needed, True)):
+    disk = SimpleNamespace(f_bavail=free, f_frsize=1)
+    monkeypatch.setattr(os, 'statvfs', {tmp_path: disk}.__getitem__)
+    if fits:
+      checkpoints.save(2, state(2), {})
+    else:
+      with pytest.raises(InputError, match=rf'{tmp_path}: .* 8,208 bytes, and 8,207 are free'):
+        checkpoints.save(2, state(2), {})
+      assert checkpoints.steps() == [1]
+  checkpoints.close()
+  assert Checkpoints(tmp_path).steps() == [1, 2]
 
 
 def test_a_save_that_fails_in_the_background_is_noticed_without_another(tmp_path):

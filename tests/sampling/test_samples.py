@@ -99,7 +99,9 @@ def test_a_set_killed_at_60_percent_is_finished_as_if_it_had_not_been(trained, m
     sample_set.open_set(folder, 100)
   assert not samples.is_complete(experiment_of(trained, 'killed', **changes), folder)
   capsys.readouterr()
+  (folder / '.part-00000000.npz-0123456789abcdef.tmp').touch()  # Killed while it wrote.
   run(trained, 'killed', **changes)
+  assert not list(folder.glob('.*'))
   told = capsys.readouterr()
   assert '40 of 100 samples to make' in told.out and '100/100' in told.err  # The bar.
   after = {path.name: path.stat().st_mtime_ns for path in folder.glob('part-*')}

@@ -13,13 +13,14 @@ import traceback
 from pathlib import Path
 
 
-def run(arguments, folder):
-  """One case; folder holds what it prints."""
+def run(arguments, folder, first=lambda: None):
+  """One case; folder holds what it prints. first: is called in the new process before anything else."""
   child = os.fork()
   if not child:
     for descriptor, name in ((1, 'stdout'), (2, 'stderr')):
       os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv, code = ['main.py', *arguments], 1
+    first()
     try:
       runpy.run_path('main.py', run_name='__main__')
     except SystemExit as stop:
