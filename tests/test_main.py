@@ -54,11 +54,11 @@ interruption.answer()
 class Thing: pass
 thing = Thing()
 reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+print('flushed')
 try:
   del thing
   time.sleep(20)
 except KeyboardInterrupt as interrupt:
-  print('flushed')
   interruption.end(*interrupt.args)
 """
 

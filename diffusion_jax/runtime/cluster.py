@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 from diffusion_jax.errors import InputError, Stop
 
 LOGS = 'logs'  # The folder in a work directory.
+HEARTBEAT = 60  # Seconds after which the other processes end, if one no longer answers.
 EXAMPLE = '--coordinator=10.0.0.2:8476 --num_processes=2 --process_id=0'
 
 
@@ -81,15 +82,21 @@ def join(flags: Flags) -> None:
   if found is None:
     return
   import jax
+  from jax._src.distributed import global_state  # The only way to the key-value store.
 
+  from diffusion_jax.runtime import interruption, peers
+
+  jax.config.update('jax_enable_preemption_service', False)  # It would take SIGTERM from us.
   try:
-    jax.distributed.initialize(**found)
+    jax.distributed.initialize(**found, heartbeat_timeout_seconds=HEARTBEAT)
   except (RuntimeError, ValueError) as error:
     where = found.get('coordinator_address', 'the coordinator')
     raise InputError(
       f'{where}: this process could not join the others ({str(error).splitlines()[0]}); every process needs '
       'the same coordinator, whose port is open and free, and a number of its own'
     ) from error
+  client, number, count = global_state.client, jax.process_index(), jax.process_count()
+  interruption.share(peers.Peers(client, number, count))
 
 
 class _Log:

@@ -1,4 +1,8 @@
-"""Answers SIGINT and SIGTERM with one line and an exit code in every mode; the training loop polls.
+"""Answers SIGINT and SIGTERM with one line and an exit code in every mode, whatever the main thread does.
+
+Python runs signal handlers between two of its own instructions, so never while XLA compiles. A thread therefore
+reads the signals too. Outside a training, the handler raises KeyboardInterrupt, and the thread ends the process
+where that does not. A training ends between two steps: Interruption. A second signal ends it at once.
 
 The command imports this file first, so it imports nothing slow.
 """
@@ -6,48 +10,85 @@ The command imports this file first, so it imports nothing slow.
 import contextlib
 import os
 import re
-import select
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from traceback import walk_stack
+from typing import Any
 
 KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that resume.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-AGAIN_AFTER = 0.1  # Seconds.
-ANSWERED_WITHIN = 0.3  # Seconds; compiling, for example, holds up Python's handlers for longer.
+ENDS_WITHIN = 5.0  # Seconds, by KeyboardInterrupt; then by the thread.
+BROKEN_WITHIN = (
+  10.0  # Seconds to leave what may be broken off; then the thread writes the checkpoint.
+)
+
+
+class Broken(BaseException):
+  """Leaves what may be broken off. A BaseException, so that nothing handles it as an error."""
+
+
+class _Watch:
+  """The thread that reads signals: one, since they belong to the process."""
+
+  def __init__(self):
+    self.interruption: Interruption | None = None  # Of the training that runs.
+    self.peers: Any = None  # peers.Peers, if this process has joined others.
+    self._seen = 0
+    reader, self._writer = os.pipe()
+    os.set_blocking(self._writer, False)
+    self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+    threading.Thread(target=self._read, args=(reader,), daemon=True).start()
+
+  def _read(self, reader: int) -> None:
+    while data := os.read(reader, 1):
+      if data[0] in SIGNALS:
+        self._seen += 1
+        self._act(data[0])
+    os.close(reader)
+
+  def _act(self, number: int) -> None:
+    if self._seen > 1:
+      if self.peers:
+        self.peers.end_now(number)
+      end(number)
+    elif self.peers:
+      self.peers.request(number)
+    elif self.interruption:
+      self.interruption.request(number)
+    else:
+      timer = threading.Timer(ENDS_WITHIN, end, (number,))
+      timer.daemon = True
+      timer.start()
+
+  def close(self) -> None:
+    """Leaves signals to who had them before."""
+    signal.set_wakeup_fd(self._previous)
+    os.close(self._writer)
+
+
+_watch: _Watch | None = None  # Signals belong to the process, and so does this.
 
 
 def answer() -> None:
-  """Installs the handlers: a signal raises KeyboardInterrupt(number) or ends the process, see end."""
+  """Installs handlers and thread for as long as the process lives."""
+  global _watch
   sys.unraisablehook = _ignored
   for number in SIGNALS:
     signal.signal(number, _stop)
-  _acknowledge()
+  _watch = _Watch()
 
 
-def _acknowledge() -> None:
-  """Confirms a signal whose Python handler has to wait. Called by the main thread."""
-  reader, writer = os.pipe()
-  os.set_blocking(writer, False)
-  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Written to by the signal itself.
-
-  def tell():
-    while number := os.read(reader, 1):
-      waits = (ANSWERED_WITHIN, 0.05)  # Twice, in case this thread had to wait.
-      if number[0] in SIGNALS and not any(select.select([reader], [], [], s)[0] for s in waits):
-        name = signal.Signals(number[0]).name
-        os.write(2, f'\n{name}: stopping as soon as what runs now allows it\n'.encode())
-
-  threading.Thread(target=tell, daemon=True).start()
+def share(peers: Any) -> None:
+  """Lets all processes of a run end together. peers: peers.Peers, whose signals are answered from now on."""
+  if _watch:
+    _watch.peers = peers
 
 
-def _answered() -> None:
-  """Stops the confirmation of _acknowledge. Called by handlers, in the main thread."""
-  writer = signal.set_wakeup_fd(-1)
-  if writer >= 0:
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    os.write(writer, b'\0')
+def current() -> 'Interruption | None':
+  """Returns that of the training that runs, or ran last."""
+  return _watch.interruption if _watch else None
 
 
 def end(number: int) -> None:
@@ -60,49 +101,146 @@ def end(number: int) -> None:
   if mode in KEEPING:
     code, advice = 75, 'the same command goes on from what is finished'
   program = os.path.basename(sys.argv[0])
-  with contextlib.suppress(OSError, RuntimeError):  # A closed pipe; a signal within print.
+  with contextlib.suppress(OSError, RuntimeError, ValueError):  # A closed pipe; within print.
     sys.stdout.flush()
-  os.write(2, f'{program}: {signal.Signals(number).name}: {advice}\n'.encode())
+  say(f'{program}: {signal.Signals(number).name}: {advice}')
   os._exit(code)
+
+
+def say(line: str) -> None:
+  """Writes to stderr from any thread; print is not allowed to interrupt itself."""
+  with contextlib.suppress(OSError):
+    os.write(2, f'{line}\n'.encode())
 
 
 def _stop(number, frame) -> None:
   """Raises KeyboardInterrupt; within an import, which may swallow it, ends the process."""
-  _answered()
+  if _watch and _watch.peers:
+    return  # The processes end together.
   if any(f.f_code.co_filename.startswith('<frozen importlib') for f, _ in walk_stack(frame)):
     end(number)
   raise KeyboardInterrupt(number)
 
 
 def _ignored(lost) -> None:
-  """Sends a signal again if Python ignored its exception, raised in a callback such as weakref's."""
+  """Ends the process if Python ignored a KeyboardInterrupt, raised in a callback such as weakref's."""
   if lost.exc_type is KeyboardInterrupt and lost.exc_value.args:
-    threading.Timer(AGAIN_AFTER, os.kill, (os.getpid(), *lost.exc_value.args)).start()
-  else:
-    sys.__unraisablehook__(lost)
+    end(*lost.exc_value.args)
+  sys.__unraisablehook__(lost)
 
 
 class Interruption:
-  """Context manager: the first signal sets `requested`; a second one acts as it always did."""
+  """Context manager: a signal ends a training between two steps, on all processes after the same one.
+
+  `requested`: the name of the signal. The loop asks `may_begin` before each step. What may take long and
+  changes nothing, as a preview, runs inside `breakable`.
+  """
 
   signals = SIGNALS
-  requested = ''
+
+  def __init__(self):
+    self.requested = ''
+    self.ended = False
+    self.begun: int | None = None  # The step that was begun last.
+    self._last: int | None = None  # The last step that may begin; None: any.
+    self._frozen = False  # Whether none may begin until the processes have agreed.
+    self._save: Callable[[], None] | None = None  # Inside breakable.
+    self._taken = False  # Whether the thread writes the checkpoint.
+    self._changed = threading.Condition()
 
   def __enter__(self) -> 'Interruption':
+    global _watch
+    self._own = _Watch() if _watch is None else None  # A notebook, or a test.
+    _watch = _watch or self._own
+    _watch.interruption, _watch._seen = self, 0
     self._previous = {number: signal.signal(number, self._note) for number in self.signals}
     return self
 
   def __exit__(self, *unused) -> None:
-    self._restore()
-
-  def _note(self, number, frame) -> None:
-    del frame
-    _answered()
-    self.requested = signal.Signals(number).name
-    text = f'\n{self.requested}: stopping after this step, then writing a checkpoint\n'
-    os.write(2, text.encode())  # print is not allowed to interrupt itself.
-    self._restore()
-
-  def _restore(self) -> None:
+    global _watch
+    self.ended = True
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    if not _watch.peers:
+      _watch.interruption = None
+    if self._own:
+      self._own.close()
+      _watch = None
+
+  def may_begin(self, step: int) -> bool:
+    """Returns whether the step may begin, and notes that it does; waits while processes agree."""
+    with self._changed:
+      self._changed.wait_for(lambda: not self._frozen)
+      if self._last is not None and step > self._last:
+        return False
+      self.begun = step
+      return True
+
+  @contextlib.contextmanager
+  def breakable(self, save: Callable[[], None]) -> Iterator[None]:
+    """Runs what a signal may break off, by Broken, with a single process.
+
+    save: writes a checkpoint; the thread calls it where Broken cannot be raised, as in a compilation.
+    Raises: Broken.
+    """
+    alone = not (_watch and _watch.peers)
+    with self._changed:
+      if self.requested and alone:
+        raise Broken
+      self._save = save if alone else None
+    try:
+      yield
+    finally:
+      with self._changed:
+        self._save = None
+        self._changed.notify_all()
+        self._changed.wait_for(lambda: not self._taken)  # Then the process ends.
+
+  def request(self, number: int) -> None:
+    """Asks for the end, as the thread does on a signal with a single process."""
+    with self._changed:
+      if self.begun is None:  # Nothing is unsaved.
+        end(number)
+      self._end_after(self.begun, number)
+    say(f'\n{self.requested}: stopping after this step, then writing a checkpoint')
+    threading.Thread(target=self._rescue, args=(number,), daemon=True).start()
+
+  def _rescue(self, number: int) -> None:
+    """Writes the checkpoint if the main thread cannot."""
+    with self._changed:
+      if self._changed.wait_for(lambda: self._save is None, BROKEN_WITHIN):
+        return  # It ended, or Broken was raised.
+      save, self._taken = self._save, True
+    say(f'{self.requested}: writing a checkpoint now, because what runs does not end')
+    save()
+    end(number)
+
+  def freeze(self) -> int | None:
+    """Lets no step begin before `agree`. Returns: the step that was begun last; None: none yet."""
+    with self._changed:
+      self._frozen = True
+      return self.begun
+
+  def agree(self, step: int, number: int) -> None:
+    """Ends the training after `step`, as all processes do."""
+    with self._changed:
+      self._frozen = False
+      self._end_after(step, number)
+
+  def _end_after(self, step: int, number: int) -> None:
+    self._last, self.requested = step, signal.Signals(number).name
+    self._changed.notify_all()
+
+  def _note(self, number, frame) -> None:
+    """The handler of a single process: ends what may be broken off. The thread does the rest."""
+    del frame
+    if _watch.peers:
+      return
+    with self._changed:
+      self._changed.wait_for(lambda: not self._taken)
+      if self.begun is None:
+        return
+      breaks, self._save = self._save is not None, None
+      self._end_after(self.begun, number)
+    if breaks:
+      raise Broken

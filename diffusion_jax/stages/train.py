@@ -177,10 +177,15 @@ def train(
 
   def save(step, state):
     nonlocal saved_at
-    measure(step, state)
     with alive(f'writing the checkpoint of step {step}'):
       checkpoints.save(step, state, measured[step])
     saved_at = step
+
+  def save_now(step, state):
+    with alive(f'writing the checkpoint of step {step}'):
+      if saved_at != step:  # No time to measure.
+        checkpoints.save(step, state, {})
+      checkpoints.wait()
 
   (workdir / 'previews').mkdir(exist_ok=True)
   batches = train_batches(
@@ -208,16 +213,15 @@ def train(
       Action(config.train.holdout_every_steps, measure),
       Action(config.train.preview_every_steps, preview),
       *([Action(config.train.eval_every_steps, evaluate)] if evaluates else []),
-      Action(config.checkpoint.every_steps, save),
+      Action(config.checkpoint.every_steps, measure),  # Ranks the checkpoint.
+      Action(config.checkpoint.every_steps, save, breakable=False),
     ),
     max_skipped=config.train.max_skipped,
     interruption=interruption,
+    save=save_now,
   )
   batches.close()  # Nothing is read ahead while the last checkpoint is written.
-  with alive(f'writing the checkpoint of step {outcome.step}'):
-    if saved_at != outcome.step:  # Interrupted: no time to measure.
-      checkpoints.save(outcome.step, outcome.state, {})
-    checkpoints.wait()
+  save_now(outcome.step, outcome.state)
   if outcome.step < config.train.num_steps:
     raise Interrupted(
       f'{interruption.requested} at step {outcome.step}: checkpoint written to {checkpoints.directory}; '

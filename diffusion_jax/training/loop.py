@@ -4,6 +4,7 @@ The device is never waited for in between: metrics of step n are read after step
 over, and only at the steps that are logged.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +16,18 @@ from tqdm import tqdm
 
 from diffusion_jax.errors import DivergedError
 from diffusion_jax.runtime import hosts
-from diffusion_jax.runtime.interruption import Interruption
+from diffusion_jax.runtime.interruption import Broken, Interruption
 
 
 class Action(NamedTuple):
-  """run(step, state) after every `every` steps, and after the last."""
+  """run(step, state) after every `every` steps, and after the last.
+
+  breakable: whether a signal may break it off.
+  """
 
   every: int
   run: Callable[[int, Any], None]
+  breakable: bool = True
 
   def due(self, step: int, stop: int) -> bool:
     return step % self.every == 0 or step == stop
@@ -50,11 +55,13 @@ def run_loop(
   actions: Sequence[Action],
   max_skipped: int,
   interruption: Interruption,
+  save: Callable[[int, Any], None],
 ) -> Outcome:
   """Steps start + 1..stop of train_step(step, state, batch) -> (state, metrics).
 
-  A requested interruption ends it between two steps. A line of the log averages the steps since the
-  last one, or since `start`: averaged_steps says how many, where they are fewer than log_every_steps.
+  An interruption ends it between two steps; save(step, state) writes a checkpoint where that cannot be
+  waited for. A line of the log averages the steps since the last one, or since `start`: averaged_steps says
+  how many, where they are fewer than log_every_steps.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
@@ -96,32 +103,42 @@ def run_loop(
     bar.set_postfix_str(f'loss {values["loss"]:.4f}, {images_per_s:.0f} images/s', refresh=False)
 
   step = start
+
+  def save_state():
+    save(step, state)
+
   with bar:
-    while not interruption.requested:
-      asked = time.perf_counter()
-      batch = next(batches, None)
-      waited += time.perf_counter() - asked
-      if batch is None:
-        break
-      step += 1
-      state, metrics = train_step(step, state, batch)
-      since_log.append(metrics)
-      if pending:
-        report(pending)
-        pending = None
-      if step % log_every_steps == 0 or step == stop:
-        pending, since_log = (step, since_log), []
-      bar.update()
-      due = [action for action in actions if action.due(step, stop)]
-      if due:
-        jax.block_until_ready(state.step)  # Steps that still run do not count as the actions' time.
+    with contextlib.suppress(Broken):
+      while True:
+        asked = time.perf_counter()
+        with interruption.breakable(save_state):
+          batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None or not interruption.may_begin(step + 1):
+          break
+        step += 1
+        state, metrics = train_step(step, state, batch)
+        since_log.append(metrics)
         if pending:
           report(pending)
           pending = None
-        began = time.perf_counter()
-        for action in due:
-          action.run(step, state)
-        paused += time.perf_counter() - began
+        if step % log_every_steps == 0 or step == stop:
+          pending, since_log = (step, since_log), []
+        bar.update()
+        due = [action for action in actions if action.due(step, stop)]
+        if due:
+          jax.block_until_ready(
+            state.step
+          )  # Steps that still run do not count as the actions' time.
+          if pending:
+            report(pending)
+            pending = None
+          began = time.perf_counter()
+          for action in due:
+            breakable = interruption.breakable(save_state)
+            with breakable if action.breakable else contextlib.nullcontext():
+              action.run(step, state)
+          paused += time.perf_counter() - began
     if pending:
       report(pending)
   return Outcome(state, step, last)

@@ -1,56 +1,120 @@
-"""A signal is answered at once, and acted on between two steps."""
+"""A signal ends a training between two steps, and any other command at once, whatever runs."""
 
-import hashlib
 import os
 import signal
+import subprocess
 import sys
-import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from diffusion_jax.runtime.interruption import ANSWERED_WITHIN, SIGNALS, Interruption, answer
+from diffusion_jax.runtime import interruption
+from diffusion_jax.runtime.interruption import Broken, Interruption
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_for(condition):
+  ends = time.monotonic() + 5
+  while not condition() and time.monotonic() < ends:
+    time.sleep(0.01)
+  assert condition()
 
 
 @pytest.mark.parametrize('number', Interruption.signals)
-def test_a_signal_is_acknowledged_at_once(capfd, number):
+def test_no_step_begins_after_a_signal(capfd, number):
   before = signal.getsignal(number)
-  with Interruption() as interruption:
-    assert not interruption.requested
+  with Interruption() as running:
+    assert running.may_begin(4) and running.may_begin(5)
     signal.raise_signal(number)
-    assert interruption.requested == number.name
-    assert number.name in capfd.readouterr().err
-    assert signal.getsignal(number) == before  # A second one acts as it always did.
+    assert not running.may_begin(6) and running.requested == number.name
+    said = []
+    wait_for(lambda: said.append(capfd.readouterr().err) or number.name in ''.join(said))
+  assert signal.getsignal(number) == before
 
 
-def test_a_signal_is_acknowledged_while_python_is_held_up(capfd):
-  """As by a compilation: no handler runs before it returns. One that runs in time says enough."""
-  before = [signal.getsignal(number) for number in SIGNALS], sys.unraisablehook
-  told = []
-
-  def send():
-    time.sleep(0.1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    for _ in range(300):
-      if text := capfd.readouterr().err:
-        return told.append(text)
-      time.sleep(0.01)
-
-  try:
-    answer()
-    sender = threading.Thread(target=send)
-    with pytest.raises(KeyboardInterrupt):
-      sender.start()
-      while sender.is_alive():  # In C, which sees no signals.
-        hashlib.pbkdf2_hmac('sha256', b'x', b'x', 5_000_000)
-    sender.join()
-    assert len(told) == 1 and 'SIGTERM: stopping' in told[0]
-    with pytest.raises(KeyboardInterrupt):
+def test_what_may_be_broken_off_is(monkeypatch):
+  with Interruption() as running:
+    running.may_begin(1)
+    with pytest.raises(Broken), running.breakable(lambda: None):
       signal.raise_signal(signal.SIGTERM)
-    time.sleep(2 * ANSWERED_WITHIN)
-    assert capfd.readouterr().err == ''
+      time.sleep(5)
+    with pytest.raises(Broken), running.breakable(lambda: None):
+      pytest.fail('entered after a signal')
+    assert not running.may_begin(2)
+
+
+def test_processes_wait_for_each_other_and_go_on_to_the_same_step():
+  running = Interruption()
+  assert running.freeze() is None
+  running.agree(7, signal.SIGTERM)
+  assert running.may_begin(7) and not running.may_begin(8)
+  assert running.requested == 'SIGTERM' and running.freeze() == 7
+
+
+# The main thread is in C, as in a compilation, where no handler of Python runs.
+HELD_UP = """
+import hashlib, os, signal, sys, threading
+from diffusion_jax.runtime import interruption
+from diffusion_jax.runtime.interruption import Interruption
+interruption.answer()
+interruption.ENDS_WITHIN = interruption.BROKEN_WITHIN = 0.5
+def send():
+  os.kill(os.getpid(), signal.SIGTERM)
+def hold():
+  threading.Timer(0.2, send).start()
+  if sys.argv[-1] == 'twice':
+    threading.Timer(0.4, send).start()
+  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 60_000_000)
+with Interruption() as running:
+  if sys.argv[1] == 'step':
+    running.may_begin(1)
+  if sys.argv[1] == 'preview':
+    running.may_begin(1)
+    with running.breakable(lambda: print('saved', flush=True)):
+      hold()
+  if sys.argv[1] in ('compiling', 'step'):
+    hold()
+hold()
+"""
+
+
+@pytest.mark.parametrize(
+  ('where', 'mode', 'code', 'saved'),
+  [
+    ('elsewhere', '--mode=sample', 75, False),
+    ('elsewhere', '--mode=describe', 143, False),
+    ('compiling', '--mode=train', 75, False),  # Before the first step: nothing is unsaved.
+    ('preview', '--mode=train', 75, True),
+    ('step', 'twice', 75, False),
+  ],
+)
+def test_a_signal_ends_what_holds_python_up(where, mode, code, saved):
+  began = time.monotonic()
+  found = subprocess.run(
+    [sys.executable, '-c', HELD_UP, where, mode],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  assert found.returncode == code, found.stderr
+  assert time.monotonic() - began < 5 and 'SIGTERM' in found.stderr
+  assert ('saved' in found.stdout) == saved
+
+
+def test_outside_a_training_a_signal_interrupts(monkeypatch):
+  before = [signal.getsignal(number) for number in interruption.SIGNALS], sys.unraisablehook
+  monkeypatch.setattr(interruption, 'ENDS_WITHIN', 3600)
+  try:
+    interruption.answer()
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(5)
   finally:
-    signal.set_wakeup_fd(-1)
-    sys.unraisablehook = before[1]
-    for number, handler in zip(SIGNALS, before[0]):
+    interruption._watch.close()
+    interruption._watch, sys.unraisablehook = None, before[1]
+    for number, handler in zip(interruption.SIGNALS, before[0]):
       signal.signal(number, handler)

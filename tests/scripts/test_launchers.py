@@ -130,7 +130,7 @@ def test_the_batch_scripts_ask_slurm_for_a_signal_and_a_requeue(cluster, script)
 
 @pytest.mark.slow
 @pytest.mark.unoptimised
-def test_a_job_is_interrupted_on_one_task_and_goes_on_with_two(cluster, tmp_path):
+def test_a_job_is_interrupted_on_two_tasks_and_goes_on_with_one(cluster, tmp_path):
   cluster |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2'}
   cluster.pop('XLA_FLAGS', None)
   workdir = tmp_path / 'run'
@@ -148,7 +148,7 @@ def test_a_job_is_interrupted_on_one_task_and_goes_on_with_two(cluster, tmp_path
   }
   flags = [f'--config.{name}={value}' for name, value in tiny.items()]
   command = [cluster, SLURM['train'], 'configs/quickstart.py', str(workdir), *flags]
-  cluster['TASKS'] = '1'
+  cluster['TASKS'] = '2'
   batch, metrics = sbatch(*command), workdir / 'metrics.jsonl'
   deadline = time.monotonic() + 200
   while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
@@ -162,14 +162,12 @@ def test_a_job_is_interrupted_on_one_task_and_goes_on_with_two(cluster, tmp_path
   stopped = json.loads(metrics.read_text().splitlines()[-1])['step']
   assert stopped < 200
 
-  cluster['TASKS'] = '2'
+  cluster['TASKS'] = '1'
   batch = sbatch(*command)
   output, errors = batch.communicate(timeout=300)
   assert batch.returncode == 0, errors
   steps = [json.loads(line)['step'] for line in metrics.read_text().splitlines()]
   assert max(steps) == 200 and 'done: 200 steps' in output
-  for number in (0, 1):
-    assert 'done: 200 steps' in (workdir / 'logs' / f'host-{number}.log').read_text()
 
 
 def test_tpu_vm_creates_and_deletes():

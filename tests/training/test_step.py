@@ -276,6 +276,7 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options)
     actions=actions,
     max_skipped=max_skipped,
     interruption=Interruption(),
+    save=None,
     **{'log_every_steps': 5, **options},
   )
 
@@ -381,6 +382,7 @@ def test_the_log_has_learning_rate_step_time_and_the_wait_for_data(monkeypatch):
     actions=(),
     max_skipped=3,
     interruption=Interruption(),
+    save=None,
   )
   ((step, values),) = written
   assert step == 2 and values['step_time'] == pytest.approx(3)
