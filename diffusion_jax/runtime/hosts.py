@@ -1,20 +1,37 @@
 """Coordinates the processes of one run, one a host; with a single process nothing waits.
 
-All processes share a file system and make the same calls in the same order.
+All processes share a file system and make the same calls in the same order. What they tell each other goes
+through the coordinator's key-value store, so nobody waits inside a collective while another one works.
 """
 
 import json
 import secrets
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src.distributed import global_state  # The only way to the key-value store.
 
 from diffusion_jax import errors
+from diffusion_jax.runtime import files
 from diffusion_jax.types import Array
+
+HEARD_EVERY = 0.5  # Seconds: a signal waits no longer.
+CHECKED_EVERY = 0.5  # Seconds between looks for processes that failed.
+SHARED = 'all processes need one shared folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
+
+
+def number() -> int:
+  """Returns the number of this process, from 0."""
+  return jax.process_index()
+
+
+def count() -> int:
+  """Returns the number of processes."""
+  return jax.process_count()
 
 
 def is_first() -> bool:
@@ -28,6 +45,58 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+class _Call:
+  """One call that all processes make: what each of them tells the others."""
+
+  def __init__(self):
+    self._client = global_state.client
+    number = self._client.key_value_increment(f'hosts/calls/{jax.process_index()}', 1)
+    self._key, self._checked = f'hosts/{number}', time.monotonic()
+
+  def tell(self, value: Any) -> None:
+    """Gives the others this process's JSON value."""
+    self._client.key_value_set(f'{self._key}/{jax.process_index()}', json.dumps(value))
+
+  def hear(self, number: int) -> Any:
+    """Waits for the value of process `number`."""
+    while True:
+      try:
+        key = f'{self._key}/{number}'
+        return json.loads(self._client.blocking_key_value_get(key, int(1000 * HEARD_EVERY)))
+      except jax.errors.JaxRuntimeError as error:
+        if 'DEADLINE_EXCEEDED' not in str(error):
+          raise
+
+  def hear_all(self) -> list[Any]:
+    """Waits for the values of all processes."""
+    return [self.hear(number) for number in range(jax.process_count())]
+
+  def attempt(self, work: Callable[[], Any]) -> tuple[dict[str, Any], Exception | None]:
+    """Calls work(). Returns: what to tell the others, and what it raised; of others' failures neither."""
+    try:
+      return {'value': work()}, None
+    except _Ended:
+      return {}, None
+    except Exception as error:  # Any error: the others must not wait for ever.
+      self._client.key_value_set(f'{self._key}/failed/{jax.process_index()}', '')
+      kind = type(error).__name__
+      text = files.message(error) if isinstance(error, OSError) else None
+      if text is None and not hasattr(errors, kind):
+        text = f'{kind}: {error}'
+      return {'error': kind, 'text': text or str(error)}, error
+
+  def check(self) -> None:
+    """Raises: _Ended soon after another process has failed."""
+    if time.monotonic() - self._checked > CHECKED_EVERY:
+      self._checked = time.monotonic()
+      if self._client.key_value_dir_get(f'{self._key}/failed'):
+        raise _Ended
+
+
+class _Ended(Exception):
+  """Ends the work of this process because another one has failed."""
+
+
 def from_first(work: Callable[[], Any]) -> Any:
   """Calls work() on the first process while the others wait, and returns its result on all of them.
 
@@ -35,62 +104,71 @@ def from_first(work: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return work()
-  answer, failure = {}, None
+  call, failure = _Call(), None
   if is_first():
-    try:
-      answer = {'value': work()}
-    except Exception as error:  # Any error: the others must not wait for ever.
-      failure = error
-      answer = {'error': type(error).__name__, 'text': str(error)}
-  answer = json.loads(_broadcast(json.dumps(answer).encode()))
-  if failure is not None:
-    raise failure
-  if 'error' in answer:
-    kind = getattr(errors, answer['error'], None)
-    if kind is None:
-      kind, answer = errors.InputError, {'text': f'process 0: {answer["error"]}: {answer["text"]}'}
-    raise _of_all(kind(answer['text']))
-  return answer['value']
+    outcome, failure = call.attempt(work)
+    call.tell(outcome)
+  return _values([call.hear(0)], failure)[0]
 
 
-def _broadcast(content: bytes) -> bytes:
-  """Returns the first process's `content` on all processes."""
-  length = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
-  buffer = np.zeros(length, np.uint8)
-  if is_first():
-    buffer[:] = np.frombuffer(content, np.uint8)
-  return np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes()
+def gather(value: Any) -> list[Any]:
+  """Returns the JSON values of all processes, in their order, on all of them."""
+  return together(lambda check: value)
 
 
-def require_shared(workdir: Path) -> None:
-  """Checks that DIR is one folder for all processes: process 0 writes a file there, and all look for it.
+def together(work: Callable[[Callable[[], None]], Any]) -> list[Any]:
+  """Calls work(check) on every process, and returns the results of all, in their order, on all of them.
 
-  Raises: InputError on all of them.
+  work: returns a JSON value; where it takes long, calls check() often, which ends it when another process
+  has failed. Raises: on all processes, what work raises on the first one that fails.
+  """
+  if jax.process_count() == 1:
+    return [work(lambda: None)]
+  call = _Call()
+  outcome, failure = call.attempt(lambda: work(call.check))
+  call.tell(outcome)
+  return _values(call.hear_all(), failure)
+
+
+def _values(outcomes: list[dict[str, Any]], failure: Exception | None) -> list[Any]:
+  """Returns the values of all. Raises: the failure of the first process that has one."""
+  failed = [number for number, outcome in enumerate(outcomes) if 'error' in outcome]
+  if not failed:
+    return [outcome['value'] for outcome in outcomes]
+  number = failed[0]
+  if number == jax.process_index():
+    raise of_all(failure) if isinstance(failure, errors.Stop) else failure
+  kind, text = outcomes[number]['error'], outcomes[number]['text']
+  known = getattr(errors, kind, errors.InputError)
+  raise of_all(known(f'process {number}: {text}' if number or not hasattr(errors, kind) else text))
+
+
+def require_shared(folder: Path, name: str = '--workdir', advice: str = SHARED) -> None:
+  """Checks that all processes see one folder: process 0 writes a file there, and all look for it.
+
+  name: what gives the folder. Raises: InputError on all of them.
   """
   if jax.process_count() == 1:
     return
-  name = from_first(lambda: _token(workdir))
-  seen = np.asarray(multihost_utils.process_allgather(np.bool_((workdir / name).is_file())))
+  token = from_first(lambda: _token(folder))
+  seen = gather((folder / token).is_file())
   if is_first():
-    (workdir / name).unlink()
-  if not seen.all():
-    blind = ', '.join(map(str, np.flatnonzero(~seen.reshape(-1))))
-    raise _of_all(
-      errors.InputError(
-        f'--workdir={workdir}: not the folder of process 0 on process {blind}; all processes need one shared '
-        'folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
-      )
-    )
+    (folder / token).unlink()
+  if not all(seen):
+    apart = ', '.join(str(number) for number, sees in enumerate(seen) if not sees)
+    message = f'{name}={folder}: not the folder of process 0 on process {apart}; {advice}'
+    raise of_all(errors.InputError(message))
 
 
-def _of_all(error: errors.Stop) -> errors.Stop:
+def of_all(error: errors.Stop) -> errors.Stop:
+  """Marks an error that every process raises: the first one alone reports it."""
   error.on_all = True
   return error
 
 
-def _token(workdir: Path) -> str:
+def _token(folder: Path) -> str:
   name = f'.shared-{secrets.token_hex(8)}'
-  (workdir / name).touch()
+  (folder / name).touch()
   return name
 
 
