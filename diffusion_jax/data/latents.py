@@ -4,24 +4,29 @@ SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
   posterior.npy  (N, h, w, 2 c) float16, mean and log variance: of the training images, of the same
                  mirrored (if they were), of the held-out images
   meta.json      of which images by which autoencoder, their statistics, digests 16 MiB at a time
+Several processes, one a host, encode a share of the batches each.
 """
 
+import contextlib
+import functools
+import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.data import packed
+from diffusion_jax.data import packed, shares
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError, Stop
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, hosts, lease
 
-DONE = 'done'  # Beside an unfinished file: how many rows are on disk.
+DONE, NOTES = 'done', 'done*'  # Beside an unfinished file: process N > 0 of several keeps done-N.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
 NOTE_SECONDS = 5.0  # Between notes on disk of the rows that are done.
 
@@ -127,8 +132,8 @@ def encode(
 ) -> dict[str, Any]:
   """Makes the latents of a verified image set, or goes on with them. Returns: their description.
 
-  autoencoder: its 'fingerprint' and 'origin', noted. encode_batch: (batch_size, H, W, C) uint8 ->
-  (batch_size, h, w, 2 c) float32.
+  Called by all processes. autoencoder: its 'fingerprint' and 'origin', noted. encode_batch:
+  (batch_size, H, W, C) uint8 -> (batch_size, h, w, 2 c) float32, without the other processes.
   Raises: InputError for a full disk, or an autoencoder whose output is not finite.
   """
   work = folder / f'.encoding-{autoencoder["fingerprint"]}-{"mirrored" if mirrored else "plain"}'
@@ -138,44 +143,80 @@ def encode(
   parts = parts if mirrored else [parts[0], parts[2]]
   height, width, channels = latent_shape
   shape = (sum(map(len, parts)), height, width, 2 * channels)
-  with files.building(work, 2 * math.prod(shape)):
-    path = work / 'posterior.npy'
-    posterior = files.reserved_array(path, shape, np.float16, DONE)
-    _fill(posterior, path.with_name(DONE), parts, encode_batch, batch_size)
-    made = {
-      'version': packed.VERSION,
-      'images': meta['fingerprint'],
-      'autoencoder': dict(autoencoder),
-      'mirrored': mirrored,
-      'latent_shape': list(latent_shape),
-      'statistics': statistics(posterior[: train * (1 + mirrored)]),
-      'posterior_bytes': path.stat().st_size,
-      'chunk_digests': packed.chunk_digests(path),
-    }
-    packed.write_meta(work, made)
-    target = folder_of(folder, made)
-    if target.exists():  # Without mirrored images, or of other images.
-      shutil.rmtree(target)
-    files.publish(work, target, DONE)
-  return packed.read_meta(target)
+  path = work / 'posterior.npy'
+  advising = functools.partial(files.advising, work, 2 * math.prod(shape))
+
+  def begin():
+    with advising():
+      work.mkdir(parents=True, exist_ok=True)
+      files.reserved_array(path, shape, np.float16, NOTES)
+      missing = shares.missing(shape[0], [piece[:2] for piece in noted(work)])
+    done = shape[0] - len(shares.rows_of(missing))
+    if done:
+      print(f'going on: {done:,} latents are there from an interrupted run')
+    return missing
+
+  def fill(missing, number, count, check):
+    batches = list(shares.cut([len(part) for part in parts], missing, batch_size))
+    with advising():
+      own = shares.share(batches, number, count)
+      print(f'encoding {len(own):,} of {len(batches):,} missing batches', flush=True)
+      _fill(path, parts, own, encode_batch, batch_size=batch_size, check=check)
+
+  def finish():
+    with advising():
+      done = noted(work)
+      if hosts.count() > 1 or list(work.glob(f'{DONE}-*')):
+        done = whole(np.load(path, mmap_mode='r'), done)
+      missing = shares.missing(shape[0], [piece[:2] for piece in done])
+    if missing:
+      again = len(shares.rows_of(missing))
+      print(f'{again:,} latents did not arrive whole from all processes: encoding them again')
+      fill(missing, 0, 1, lambda: None)
+    with advising():
+      made = {
+        'version': packed.VERSION,
+        'images': meta['fingerprint'],
+        'autoencoder': dict(autoencoder),
+        'mirrored': mirrored,
+        'latent_shape': list(latent_shape),
+        'statistics': statistics(np.load(path, mmap_mode='r')[: train * (1 + mirrored)]),
+        'posterior_bytes': path.stat().st_size,
+        'chunk_digests': packed.chunk_digests(path),
+      }
+      packed.write_meta(work, made)
+      target = folder_of(folder, made)
+      if target.exists():  # Without mirrored images, or of other images.
+        shutil.rmtree(target)
+      files.publish(work, target, NOTES)
+      return packed.read_meta(target)
+
+  with advising(), lease.held(folder / f'{work.name}.lease', f'encoding latents in {folder}'):
+    hosts.require_shared(folder, 'config.data.dir', shares.ADVICE)
+    missing = hosts.from_first(begin)
+    hosts.together(lambda check: fill(missing, hosts.number(), hosts.count(), check))
+    return hosts.from_first(finish)
 
 
 def _fill(
-  posterior: np.memmap, note: Path, parts: list, encode_batch: Callable, batch_size: int
+  path: Path,
+  parts: Sequence[np.ndarray],
+  batches: Sequence[tuple[int, int]],
+  encode_batch: Callable,
+  *,
+  batch_size: int,
+  check: Callable[[], None],
 ) -> None:
-  """Writes the rows that are missing, a batch at a time; `note` says how many are on disk."""
-  text = note.read_text() if note.exists() else ''
-  done = int(text) if text.isdigit() else 0
-  if done:
-    print(f'going on: {done:,} latents are there from an interrupted run')
-  with tqdm(
-    total=len(posterior), initial=done, unit='image', desc='encoding', mininterval=5
-  ) as bar:
-    noted = time.monotonic()
-    for start, batch in _batches(parts, done, batch_size):
-      count = len(batch)
-      padding = [(0, batch_size - count)] + [(0, 0)] * 3
-      encoded = encode_batch(np.pad(batch, padding))[:count]
+  """Writes the rows of these batches; this process's note says which are on disk. Calls check() often."""
+  posterior = np.load(path, mmap_mode='r+')
+  number, total = hosts.number(), sum(stop - start for start, stop in batches)
+  note = Note(posterior, path.with_name(f'{DONE}-{number}' if number else DONE))
+  options = {'unit': 'image', 'desc': 'encoding', 'mininterval': 5, 'disable': number > 0}
+  with tqdm(total=total, **options) as bar:
+    for start, stop in batches:
+      batch = _images(parts, start, stop)
+      padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
+      encoded = encode_batch(np.pad(batch, padding))[: len(batch)]
       with np.errstate(over='ignore'):
         rows = encoded.astype(np.float16)
       if not np.isfinite(rows).all():
@@ -183,27 +224,66 @@ def _fill(
           'config.vae.checkpoint: this autoencoder gives posterior parameters that are not finite in '
           f'float16 (largest {np.abs(encoded).max():.3g}): it has diverged, or is none for these images'
         )
-      posterior[start : start + count] = rows
-      bar.update(count)
-      if time.monotonic() - noted > NOTE_SECONDS:
-        _note(posterior, note, start + count)
-        noted = time.monotonic()
-  _note(posterior, note, len(posterior))
+      posterior[start:stop] = rows
+      note.add(start, rows)
+      bar.update(len(rows))
+      check()
+  note.write()
 
 
-def _note(posterior: np.memmap, note: Path, rows: int) -> None:
-  """Writes first the rows, then the note that they are there."""
-  posterior.flush()
-  files.write(note, str(rows))
-
-
-def _batches(parts: list[np.ndarray], done: int, batch_size: int) -> Iterator[tuple]:
-  """Yields (first row, images) of the rows from `done` on; no batch crosses from part to part."""
-  first = 0
+def _images(parts: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:
+  """Returns these rows, which lie in one part."""
   for part in parts:
-    for start in range(max(done - first, 0), len(part), batch_size):
-      yield first + start, np.ascontiguousarray(part[start : start + batch_size])
-    first += len(part)
+    if start < len(part):
+      break
+    start, stop = start - len(part), stop - len(part)
+  return np.ascontiguousarray(part[start:stop])
+
+
+class Note:
+  """The rows that a process has finished: pieces [start, stop, checksum)."""
+
+  def __init__(self, posterior: np.memmap, path: Path):
+    self._posterior, self._path = posterior, path
+    self._pieces = _read(path)
+    self._open = False  # Whether the last piece may grow.
+    self._written = time.monotonic()
+
+  def add(self, start: int, rows: np.ndarray) -> None:
+    """Notes rows from `start` on; on disk within some seconds."""
+    if not self._open or self._pieces[-1][1] != start:
+      self._pieces.append([start, start, 0])
+    piece = self._pieces[-1]
+    piece[1], piece[2] = start + len(rows), zlib.crc32(rows.tobytes(), piece[2])
+    self._open = True
+    if time.monotonic() - self._written > NOTE_SECONDS:
+      self.write()
+
+  def write(self) -> None:
+    """Writes first the rows, then the note that they are there."""
+    self._posterior.flush()
+    files.write(self._path, json.dumps(self._pieces))
+    self._written, self._open = time.monotonic(), False
+
+
+def _read(path: Path) -> list[list[int]]:
+  """Reads a note; one that is missing or of another form notes nothing."""
+  with contextlib.suppress(OSError, ValueError, TypeError):
+    return [
+      [int(n) for n in (start, stop, checksum)]
+      for start, stop, checksum in json.loads(path.read_text())
+    ]
+  return []
+
+
+def noted(work: Path) -> list[list[int]]:
+  """Returns the finished pieces [start, stop, checksum) of all processes."""
+  return [piece for path in sorted(work.glob(NOTES)) for piece in _read(path)]
+
+
+def whole(posterior: np.ndarray, pieces: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+  """Returns the pieces that are as they were written: two hosts that write to one page at once may spoil it."""
+  return [p for p in pieces if zlib.crc32(np.ascontiguousarray(posterior[p[0] : p[1]])) == p[2]]
 
 
 def statistics(posterior: np.ndarray) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Decodes images in all cores into one array on disk, so that a killed run can go on.
+"""Decodes images in all cores, of several hosts too, into one array on disk, so that a killed run can go on.
 
-What is finished is noted in a journal after it is safely on disk. Every image has its place from the
-start, so neither the order of the work nor an interruption changes a byte of the result.
+What is finished is noted in a journal, one a host, after it is safely on disk. Every image has its place from
+the start, so neither the order of the work nor an interruption changes a byte of the result.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.data.decode import FORMATS, BadImage, to_pixels
@@ -31,7 +33,10 @@ from diffusion_jax.runtime import files
 TASK_IMAGES = 32
 ALONE_SECONDS = 1.0  # Shorter work starts no other processes.
 JOURNAL_SECONDS = 1.0
-JOURNAL = 'journal'  # Beside the images.
+JOURNAL, JOURNALS = (
+  'journal',
+  'journal*',
+)  # Beside the images: process N > 0 of several keeps journal-N.
 
 
 class Target(NamedTuple):
@@ -44,12 +49,12 @@ class Target(NamedTuple):
 
 
 class Result(NamedTuple):
-  """rows: finished. bad: row -> why it has no image. odd: row -> what is odd, though it was read.
+  """rows: finished row -> checksum. bad: row -> why it has no image.
 
-  small: rows whose image had to be enlarged.
+  odd: row -> what is odd, though it was read. small: rows whose image had to be enlarged.
   """
 
-  rows: list[int]
+  rows: dict[int, int]
   bad: dict[int, str]
   odd: dict[int, str]
   small: list[int]
@@ -57,7 +62,7 @@ class Result(NamedTuple):
 
 def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Result:
   """Decodes each (row, name, payload) and writes it to its row. Raises: OSError if it cannot write."""
-  rows, bad, odd, small = [], {}, {}, []
+  rows, bad, odd, small = {}, {}, {}, []
   with open(target.path, 'r+b') as file:
     for row, name, payload in items:
       try:
@@ -72,7 +77,7 @@ def pack_task(target: Target, items: Sequence[tuple[int, str, Payload]]) -> Resu
       with files.naming(Path(target.path)):
         if os.pwrite(file.fileno(), data, target.offset + row * len(data)) < len(data):
           raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-      rows.append(row)
+      rows[row] = zlib.crc32(data)
       if is_small:
         small.append(row)
   return Result(rows, bad, odd, small)
@@ -91,20 +96,27 @@ def content(payload: Payload) -> bytes:
 
 
 class Journal:
-  """The finished rows, a line for those of a task; a torn line is ignored."""
+  """The finished rows, a line for those of a task; a torn line is ignored.
 
-  def __init__(self, images: Path):
-    self._path, self._images = images.with_name(JOURNAL), images
-    self.rows, self.odd, self.small = set(), {}, set()
+  Process `number` of several writes one of its own. All that are there are read.
+  """
+
+  def __init__(self, images: Path, number: int = 0):
+    self._path = images.with_name(f'{JOURNAL}-{number}' if number else JOURNAL)
+    self._images = images
+    self.rows, self.odd, self.small = {}, {}, set()
     self._pending, self._flushed = [], time.monotonic()
-    there = self._path.read_text('utf-8', 'replace') if self._path.exists() else ''
-    for line in there.splitlines():
-      with contextlib.suppress(ValueError, TypeError, AttributeError):
-        rows, odd, small = json.loads(line)
-        odd = {int(row): text for row, text in odd.items()}
-        self._count(list(map(int, rows)), odd, list(map(int, small)))
+    paths = sorted(images.parent.glob(JOURNALS))
+    self.is_shared = len(paths) > 1
+    for path in paths:
+      for line in path.read_text('utf-8', 'replace').splitlines():
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+          rows, odd, small = json.loads(line)
+          rows = {int(row): int(checksum) for row, checksum in rows.items()}
+          odd = {int(row): text for row, text in odd.items()}
+          self._count(rows, odd, list(map(int, small)))
 
-  def _count(self, rows: list[int], odd: dict[int, str], small: list[int]) -> None:
+  def _count(self, rows: dict[int, int], odd: dict[int, str], small: list[int]) -> None:
     self.rows.update(rows)
     self.odd.update(odd)
     self.small.update(small)
@@ -128,46 +140,54 @@ class Journal:
     self._pending, self._flushed = [], time.monotonic()
 
 
+def lacking(journal: Journal, count: int, bad: Mapping[int, str]) -> np.ndarray:
+  """Lists the rows of 0..count - 1 that are neither finished nor known to be bad."""
+  return np.setdiff1d(np.arange(count), [*journal.rows, *bad])
+
+
+def altered(images: np.ndarray, journal: Journal) -> list[int]:
+  """Lists finished rows whose pixels are not what was written, as where two hosts write to one page at once."""
+  return [row for row, checksum in journal.rows.items() if zlib.crc32(images[row]) != checksum]
+
+
 def pack(
   reader: Reader,
   entries: Sequence[Entry],
+  rows: Sequence[int],
   target: Target,
   journal: Journal,
   *,
-  known_bad: dict[int, str],
   check_bad: Callable[[dict[int, str]], None],
   workers: int,
+  check: Callable[[], None] = lambda: None,
+  hidden: bool = False,
 ) -> dict[int, str]:
-  """Fills the rows of `entries` that the journal lacks. Returns: row -> why there is no image.
+  """Fills these rows of the images of `entries`. Returns: row -> why there is no image.
 
-  check_bad is called with the bad rows so far whenever there are more, and may raise.
-  Raises: OSError that names the file for a full disk.
+  check_bad is called with the bad ones so far whenever there are more, and may raise; so is check, often.
+  hidden: shows no bar. Raises: OSError that names the file for a full disk.
   """
-  bad = dict(known_bad)
-  check_bad(bad)
-  missing = [row for row in range(len(entries)) if row not in journal.rows and row not in bad]
-  done = len(entries) - len(missing)
-  if done > len(bad):
-    print(f'going on: {done - len(bad):,} images are there from an interrupted run')
-  work = [entries[row] for row in missing]
-  items = ((missing[i], work[i].name, payload) for i, payload in reader.payloads(work))
+  bad: dict[int, str] = {}
+  work = [entries[row] for row in rows]
+  items = ((int(rows[i]), work[i].name, payload) for i, payload in reader.payloads(work))
   tasks = iter(lambda: list(itertools.islice(items, TASK_IMAGES)), [])
   results = _results(functools.partial(pack_task, target), tasks, workers)
-  bar = tqdm(total=len(entries), initial=done, unit='image', desc='preparing', mininterval=1)
+  options = {'unit': 'image', 'desc': 'preparing', 'mininterval': 1, 'disable': hidden}
   try:
-    with bar, contextlib.closing(results):
+    with tqdm(total=len(rows), **options) as bar, contextlib.closing(results):
       for result in results:
         journal.add(result)
         bar.update(len(result.rows) + len(result.bad))
+        check()
         if result.bad:
           bad.update(result.bad)
           check_bad(bad)
     journal.flush()
-    lacking = [row for row in missing if row not in journal.rows and row not in bad]
-    if lacking:
+    lost = [row for row in rows if row not in journal.rows and row not in bad]
+    if lost:
       raise DamagedError(
-        f'{reader.origin}: {len(lacking)} images are listed but were not found when it was read, '
-        f'first {entries[lacking[0]].where}'
+        f'{reader.origin}: {len(lost)} images are listed but were not found when it was read, '
+        f'first {entries[lost[0]].where}'
       )
   except BrokenProcessPool as error:
     raise InputError(

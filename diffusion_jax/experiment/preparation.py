@@ -12,11 +12,11 @@ import numpy as np
 
 from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.prepare import prepare
-from diffusion_jax.diffusion.pixels import from_uint8, psnr
+from diffusion_jax.diffusion.pixels import from_uint8, psnr, to_uint8
 from diffusion_jax.errors import InputError, listed
-from diffusion_jax.experiment import stored
+from diffusion_jax.experiment import agreement, stored
 from diffusion_jax.experiment.experiment import Experiment
-from diffusion_jax.models.latents import Scaling
+from diffusion_jax.models.latents import in_batches
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity, table
 from diffusion_jax.runtime import files, hosts, mesh
@@ -28,19 +28,19 @@ LISTED = 10  # Bad files printed; data.json lists all of them.
 
 
 def prepare_images(experiment: Experiment, workdir: Path) -> None:
-  """Prepares the set of config.data."""
+  """Prepares the set of config.data, each process a share of it."""
   data, datasets = experiment.config.data, experiment.datasets
-  rebuilt = rebuild_descriptions(datasets.folder, workdir)
+  rebuilt = hosts.from_first(lambda: rebuild_descriptions(datasets.folder, workdir))
   if rebuilt and not data.source:
-    made = rebuilt[0]
+    folder, meta = rebuilt[0]
   else:
     options = {'max_bad_fraction': data.max_bad_fraction, 'workers': data.workers}
     options['num_classes'] = experiment.config.num_classes
-    made = prepare(data.source, datasets.recipe, datasets.folder, **options)
-  tell_images(*made, workdir)
+    folder, meta = prepare(data.source, datasets.recipe, datasets.folder, **options)
+  hosts.from_first(lambda: tell_images(Path(folder), meta, workdir))
 
 
-def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mapping[str, Any]]]:
+def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[str, Mapping[str, Any]]]:
   """Rewrites a damaged or missing meta.json of the set that DIR/data.json describes.
 
   A damaged file is kept as meta.json.damaged. Returns: the sets that could be rebuilt.
@@ -57,7 +57,7 @@ def rebuild_descriptions(folder: Path, workdir: Path) -> list[tuple[Path, Mappin
         f'{path / "meta.json"} was damaged or missing: rebuilt from {workdir / stored.META_FILE}; '
         f'the images, labels and names have the fingerprint {meta["fingerprint"]}'
       )
-      rebuilt.append((path, meta))
+      rebuilt.append((str(path), meta))
   return rebuilt
 
 
@@ -77,66 +77,86 @@ def tell_images(folder: Path, meta: Mapping[str, Any], workdir: Path) -> None:
 
 
 def ensure(experiment: Experiment, workdir: Path) -> None:
-  """Prepares the data of a run if necessary. Raises: InputError if that is impossible."""
+  """Prepares the data of a run if necessary, on all processes. Raises: InputError if that is impossible."""
   ensure_images(experiment, workdir)
-  if not experiment.is_latent or jax.process_count() > 1:  # Several hosts would prepare the same.
+  if not experiment.is_latent:
     return
   folder, _ = experiment.datasets.prepared
-  if not latents.existing(folder):
-    print(f'no latents of {folder} yet: encoding them first')
+  if not hosts.from_first(lambda: latents.existing(folder)):
+    hosts.say(f'no latents of {folder} yet: encoding them first')
     prepare_latents(experiment, workdir)
+  agreement.require_same_latents(experiment)
 
 
 def ensure_images(experiment: Experiment, workdir: Path) -> None:
   """Prepares the images if necessary; otherwise prints what they were prepared from."""
-  hosts.from_first(lambda: _ensure_images(experiment, workdir))
+  others = hosts.from_first(lambda: _missing(experiment))
+  if others is not None:
+    try:
+      prepare_images(experiment, workdir)
+    except InputError as error:
+      error.args = (f'{others}\n{error}' if others else str(error),)
+      raise
+  agreement.require_same_images(experiment.datasets)
 
 
-def _ensure_images(experiment: Experiment, workdir: Path) -> None:
+def _missing(experiment: Experiment) -> str | None:
+  """Returns None unless images have to be prepared; otherwise what is there instead, or ''."""
   data, datasets = experiment.config.data, experiment.datasets
   if data.fingerprint or not data.source:
-    return
+    return None
   is_there = '/' not in data.source or Path(data.source).expanduser().exists()
   if datasets.from_source() or (datasets.is_prepared() and not is_there):
     folder, meta = datasets.prepared
     print(f'data: {folder}, prepared from {", ".join(sorted(sets.sources(meta)))}')
-  else:
-    others = sets.what_is_there(datasets.folder, datasets.recipe.mapping())
-    print(others or f'no prepared data in {datasets.folder} yet')
-    print(f'preparing them from {data.source} first', flush=True)
-    try:
-      prepare_images(experiment, workdir)
-    except InputError as error:
-      raise InputError(f'{others}\n{error}' if others else str(error)) from error
+    return None
+  others = sets.what_is_there(datasets.folder, datasets.recipe.mapping())
+  print(others or f'no prepared data in {datasets.folder} yet')
+  print(f'preparing them from {data.source} first', flush=True)
+  return others
 
 
 def prepare_latents(experiment: Experiment, workdir: Path) -> None:
-  """Encodes the prepared set with config.vae.checkpoint and draws DIR/latents.png."""
+  """Encodes the prepared set with config.vae.checkpoint, each process a share; draws DIR/latents.png."""
   config, first = experiment.config, experiment.first_stage
-  if jax.process_count() > 1:
-    raise InputError(
-      '--mode=prepare: got several processes, allowed one for latents; run it on one host alone'
-    )
+  agreement.require_same_images(experiment.datasets)
   folder, meta = experiment.datasets.prepared
-  made = latents.usable(folder, meta, first.fingerprint, mirrored=config.data.flip)
-  if made:
-    latents.verify(folder, meta, made, full=True)
-    print(f'{latents.folder_of(folder, made)}: complete already')
-  else:
-    packed.verify(folder, meta, full=config.data.verify == 'full')
+
+  def find():
+    made = latents.usable(folder, meta, first.fingerprint, mirrored=config.data.flip)
+    if made:
+      latents.verify(folder, meta, made, full=True)
+      print(f'{latents.folder_of(folder, made)}: complete already')
+    else:
+      packed.verify(folder, meta, full=config.data.verify == 'full')
+    return made
+
+  made = hosts.from_first(find)
+  if not made:
     encode, shape = compile_encode(experiment), experiment.x0_shape
     by = {'fingerprint': first.fingerprint, 'origin': first.origin}
-    size = config.vae.batch_size * mesh.batch_shards(experiment.mesh)
+    size = config.vae.batch_size * jax.local_device_count()
     options = {'batch_size': size, 'mirrored': config.data.flip}
     made = latents.encode(folder, meta, by, shape, encode, **options)
+  hosts.from_first(lambda: tell_latents(experiment, folder, meta, made, workdir))
+
+
+def tell_latents(
+  experiment: Experiment,
+  folder: Path,
+  meta: Mapping[str, Any],
+  made: Mapping[str, Any],
+  workdir: Path,
+) -> None:
+  """Describes the latents on the screen and in DIR/latents.png."""
   quality, drawn = reconstructions(experiment, folder, meta, made)
   files.write_png(workdir / 'latents.png', drawn)
-  statistics = made['statistics']
+  statistics, by = made['statistics'], made['autoencoder']
   print(
     f'latents: {"x".join(map(str, made["latent_shape"]))} of {meta["num_train"]:,} training images'
     f'{" and the same mirrored" if made["mirrored"] else ""}, {meta["num_holdout"]:,} held out; '
     f'{quantity(made["posterior_bytes"], "B")}\n'
-    f'  by {first.fingerprint} ({first.origin})\n'
+    f'  by {by["fingerprint"]} ({by["origin"]})\n'
     f'  mean {" ".join(f"{m:.4f}" for m in statistics["mean"])}, standard deviation '
     f'{statistics["std"]:.4f}: scale {1 / statistics["std"]:.5f}\n'
     f'  held-out images decoded from them: PSNR {quality:.2f} dB\n'
@@ -148,24 +168,29 @@ def prepare_latents(experiment: Experiment, workdir: Path) -> None:
 def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
   """Compiles images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
 
-  The mesh must divide B.
+  Runs on the devices of this process alone, which divide B.
   """
-  first, sharding = experiment.first_stage, mesh.batch_sharding(experiment.mesh)
+  first, here = experiment.first_stage, mesh.local_mesh()
   params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
-  params = mesh.to_devices(params, mesh.replicated(experiment.mesh))
+  params = mesh.to_devices(params, mesh.replicated(here))
 
   @jax.jit
   def encode(params, pixels):
     posterior = first.module.apply({'params': params}, from_uint8(pixels), method='encode')
     return jnp.concatenate(posterior, axis=-1)
 
-  return lambda batch: jax.device_get(encode(params, mesh.to_devices(batch, sharding)))
+  return lambda batch: jax.device_get(
+    encode(params, mesh.to_devices(batch, mesh.batch_sharding(here)))
+  )
 
 
 def reconstructions(
   experiment: Experiment, folder: Path, meta: Mapping[str, Any], made: Mapping[str, Any]
 ) -> tuple[float, np.ndarray]:
-  """Decodes held-out images from their stored means. Returns: mean PSNR in dB, a picture of pairs."""
+  """Decodes held-out images from their stored means on the devices of this process alone.
+
+  Returns: mean PSNR in dB, a picture of pairs.
+  """
   split = 'holdout' if meta['num_holdout'] else 'train'
   source = packed.open_split(folder, meta, split)
   stored_latents = latents.open_split(folder, meta, made, split, mirrored=False)
@@ -173,10 +198,20 @@ def reconstructions(
   chosen = np.linspace(0, source.num_examples - 1, count).round().astype(int)
   real, posterior = source.read(chosen)['image'], stored_latents.read(chosen)['posterior']
   means = posterior[..., : posterior.shape[-1] // 2].astype(np.float32)
-  padding = [(0, mesh.round_up(count, experiment.mesh) - count)] + [(0, 0)] * 3
-  placed = mesh.to_devices(np.pad(means, padding), mesh.batch_sharding(experiment.mesh))
-  identity = Scaling(jnp.zeros(means.shape[-1]), jnp.ones(()))
-  decoded = jax.jit(experiment.to_images)(experiment.decoder, identity, placed)
+  here, module = mesh.local_mesh(), experiment.autoencoder
+  params = {name: experiment.first_stage.params[name] for name in ('decoder', 'post_quant_conv')}
+
+  @jax.jit
+  def decode(params, z):
+    def images_of(z):
+      return to_uint8(module.apply({'params': params}, z, method='decode'))
+
+    size, shards = experiment.config.vae.batch_size, mesh.batch_shards(here)
+    return in_batches(images_of, z, batch_size=size, shards=shards)
+
+  padding = [(0, mesh.round_up(count, here) - count)] + [(0, 0)] * 3
+  placed = mesh.to_devices(np.pad(means, padding), mesh.batch_sharding(here))
+  decoded = decode(mesh.to_devices(params, mesh.replicated(here)), placed)
   decoded = jax.device_get(decoded)[:count]
   error = (decoded.astype(np.float32) - real) / 127.5
   return float(psnr(error).mean()), images.pairs(real[:SHOWN], decoded[:SHOWN], PAIRS)

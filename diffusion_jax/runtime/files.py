@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import re
@@ -116,14 +115,17 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
       yield Path(folder), folders, names
 
 
-def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -> np.memmap:
-  """Opens an existing .npy file whose rows the file `note` counts, or makes one with its space reserved."""
+def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, notes: str) -> np.memmap:
+  """Opens an existing .npy file whose rows the files `notes` count, or makes one with its space reserved.
+
+  notes: a pattern, as 'journal*', for files beside it.
+  """
   with contextlib.suppress(ValueError, OSError):
     there = np.lib.format.open_memmap(path, mode='r+')
     size = there.offset + there.nbytes
     if (there.shape, there.dtype, path.stat().st_size) == (shape, dtype, size):
       return there
-  path.with_name(note).unlink(missing_ok=True)  # It counts the rows of another file.
+  remove(path.parent, notes)  # They count the rows of another file.
   with naming(path):
     array = np.lib.format.open_memmap(path, mode='w+', dtype=dtype, shape=shape)
     if hasattr(os, 'posix_fallocate'):
@@ -133,18 +135,10 @@ def reserved_array(path: Path, shape: tuple[int, ...], dtype: type, note: str) -
 
 
 @contextlib.contextmanager
-def building(work: Path, needed: int) -> Iterator[None]:
-  """Locks the folder `work`, made if it is new, for this process, which writes `needed` bytes there.
-
-  Raises: InputError if another process holds it, or something cannot be written.
-  """
+def advising(work: Path, needed: int) -> Iterator[None]:
+  """Raises an InputError with advice where one of the `needed` bytes cannot be written in the folder `work`."""
   try:
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / 'lock', 'w') as file:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield
-  except BlockingIOError as error:
-    raise InputError(f'{work}: another process is preparing this set; wait for it') from error
+    yield
   except OSError as error:
     number = error.errno or errno.ENOSPC
     named = OSError(number, os.strerror(number), str(error.filename or work))
@@ -152,12 +146,17 @@ def building(work: Path, needed: int) -> Iterator[None]:
     raise InputError(f'config.data.dir: {message(named)}{size}') from error
 
 
-def publish(work: Path, target: Path, note: str) -> None:
-  """Renames a finished folder to its name and removes the `note` of what was done."""
+def publish(work: Path, target: Path, notes: str) -> None:
+  """Renames a finished folder to its name and removes the `notes` (a pattern) of what was done."""
   os.replace(work, target)
   sync(target.parent)
-  for name in (note, 'lock'):
-    (target / name).unlink(missing_ok=True)
+  remove(target, notes)
+
+
+def remove(folder: Path, pattern: str) -> None:
+  """Removes the files of the folder that match the pattern."""
+  for path in folder.glob(pattern):
+    path.unlink(missing_ok=True)
 
 
 def number_in(text: str) -> int | None:

@@ -31,6 +31,12 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
+def local_mesh() -> Mesh:
+  """Arranges the devices of this process alone, all along `data`: for work without the others."""
+  devices = np.asarray(jax.local_devices()).reshape(-1, 1, 1)
+  return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Shards the leading axis over all devices that do not share a tensor."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))

@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion_jax.data import adm, class_names, image_folder
 from diffusion_jax.errors import InputError
-from diffusion_jax.experiment import datasets, first_stage, stored
+from diffusion_jax.experiment import agreement, datasets, first_stage, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.weights import (
@@ -59,6 +59,7 @@ def begin(experiment: Experiment, workdir: Path) -> Restored:
   Raises: as initial_weights.
   """
   check_devices(experiment)
+  agreement.require_same_images(experiment.datasets)
   meta, found = datasets.meta_without_data(experiment.config), {}
   if experiment.config.data.fingerprint or experiment.datasets.is_prepared():
     meta = experiment.meta

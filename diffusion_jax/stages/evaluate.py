@@ -16,7 +16,7 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
-from diffusion_jax.experiment import stored
+from diffusion_jax.experiment import agreement, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -42,6 +42,7 @@ def main(run: Run) -> None:
   experiment, workdir = run.experiment, run.workdir
   check_devices(experiment)
   check_data(experiment)
+  agreement.require_same_images(experiment.datasets)
   experiment = with_num_samples(experiment)
   if not experiment.datasets.is_prepared():
     hosts.say('no prepared images: real images are neither measured nor shown beside the samples')

@@ -10,6 +10,7 @@ from diffusion_jax.data import latents, packed, sets
 from diffusion_jax.data.plan import Recipe
 from diffusion_jax.data.prepare import prepare
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import lease
 from tests.support.sources import SMALL, write_tree
 
 AUTOENCODER = {'fingerprint': 'a' * 16, 'origin': 'the one'}
@@ -84,8 +85,8 @@ def test_an_interruption_changes_nothing(image_set, tmp_path, monkeypatch, stop_
   folder, meta = image_set
   whole = encode(folder, meta, by={**AUTOENCODER, 'fingerprint': 'b' * 16})
   calls = []
-  note = latents._note
-  monkeypatch.setattr(latents, '_note', lambda *a: (note(*a), calls.append(a)))
+  write = latents.Note.write
+  monkeypatch.setattr(latents.Note, 'write', lambda note: (write(note), calls.append(note)))
   monkeypatch.setattr(latents, 'NOTE_SECONDS', 0.0)
 
   def killed(images):
@@ -177,11 +178,12 @@ def test_parameters_that_float16_cannot_hold(image_set, bad):
     encode(*image_set, function=lambda images: np.full((len(images), 4, 4, 4), bad, np.float32))
 
 
-def test_two_processes_do_not_share_the_work(image_set):
+def test_two_commands_do_not_share_the_work(image_set, monkeypatch):
+  monkeypatch.setattr(lease, 'RENEWED_EVERY', 0.05)
   folder, meta = image_set
 
   def again(images):
-    with pytest.raises(InputError, match='another process is preparing'):
+    with pytest.raises(InputError, match=f'encoding .*process {os.getpid()} of host'):
       encode(folder, meta)
     return encode_batch(images)
 

@@ -25,6 +25,7 @@ from diffusion_jax.data.prepare import prepare
 from diffusion_jax.data.readers import tree
 from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.runtime import files as writing
+from diffusion_jax.runtime import lease
 from tests.support.sources import SMALL, as_tar, as_zip, digits, encoded, picture, write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -339,19 +340,22 @@ def test_images_that_are_listed_but_not_delivered_stop_it(root, tmp_path, monkey
 
 
 def test_two_at_once_are_refused(root, tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, 'RENEWED_EVERY', 0.05)
   inner = []
 
   def pack(*arguments, **named):
     if not inner:
       inner.append(True)
-      with pytest.raises(InputError, match='another process is preparing this set'):
+      with pytest.raises(
+        InputError, match=f'preparing .*process {os.getpid()} of host .* since 20'
+      ):
         made(root, tmp_path / 'data')
     return original(*arguments, **named)
 
   original = packing.pack
   monkeypatch.setattr(packing, 'pack', pack)
-  made(root, tmp_path / 'data')
-  assert inner
+  folder, _ = made(root, tmp_path / 'data')
+  assert inner and list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize('call', ['posix_fallocate', 'pwrite'])

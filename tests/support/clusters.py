@@ -16,8 +16,11 @@ def free_port():
     return free.getsockname()[1]
 
 
-def start(*arguments, num_processes=2, devices=2, **environment):
-  """Starts main.py in as many processes of so many CPU devices each."""
+def start(*arguments, num_processes=2, devices=2, program=('main.py',), each=(), **environment):
+  """Starts main.py in as many processes of so many CPU devices each.
+
+  program: instead of main.py. each: further arguments of each process.
+  """
   port = free_port()
   base = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}
   base.pop('XLA_FLAGS', None)
@@ -26,7 +29,8 @@ def start(*arguments, num_processes=2, devices=2, **environment):
   running = []
   for number in range(num_processes):
     own = [*joining, f'--process_id={number}'] if num_processes > 1 else []
-    command = [sys.executable, 'main.py', *arguments, *own]
+    own += each[number] if each else []
+    command = [sys.executable, *program, *arguments, *own]
     running.append(subprocess.Popen(command, cwd=ROOT, env=base | environment, **pipes))
   return running
 
