@@ -65,15 +65,21 @@ def run_mode(
     cluster.keep_logs(there)
     if there:
       hosts.require_shared(there)
-    config = from_data.as_stored(config, folder)
-    if mode not in OF_RUNS:
-      config = resolve.remembered(folder, config, overrides)
+    config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
     run_stage(mode, stage, folder, config, overrides, **({'as_json': True} if as_json else {}))
   except OSError as error:
     message = files.message(error)
     if message is None:
       raise
     raise InputError(message) from error
+
+
+def as_kept(
+  mode: str, folder: Path | None, config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """Returns the config with what the work directory keeps of it."""
+  config = from_data.as_stored(config, folder)
+  return config if mode in OF_RUNS else resolve.remembered(folder, config, overrides)
 
 
 def run_stage(
@@ -87,13 +93,13 @@ def run_stage(
   given = meta = None
   if begins:
     require_writable(folder)
-    restored = samples.begin(create(config), folder)
+    restored = samples.begin(hosts.on_all(lambda: create(config)), folder)
     if mode == 'sample':
       given = restored.state, restored.step  # They are read once.
     del restored
   if mode not in (*BEFORE_TRAINING, *OF_RUNS):
-    config, meta = resolve.trained(mode, folder, config, overrides)
-  stage.main(Run(create(config, meta), folder, given), **options)
+    config, meta = hosts.on_all(lambda: resolve.trained(mode, folder, config, overrides))
+  stage.main(Run(hosts.on_all(lambda: create(config, meta)), folder, given), **options)
 
 
 def require_writable(folder: Path) -> None:

@@ -144,6 +144,19 @@ def test_a_signal_ends_all_and_the_same_command_goes_on(folder, alone, stopped):
   assert files_of(found) == files_of(alone) and list((folder / 'data').iterdir()) == [found]
 
 
+def test_a_signal_ends_a_single_process_which_goes_on(folder, alone):
+  running = start(*command(folder), num_processes=1, program=SLOWLY)
+  wait_for(lambda: sum(journaled(folder)) > 6, running)
+  codes, errors = stop(running, (0,))
+  assert codes == [75] and 'the same command goes on' in errors[0]
+  assert not list((folder / 'data').glob('*.lease'))
+  done = sum(journaled(folder))
+  codes, outputs, errors = finish(start(*command(folder), num_processes=1))
+  assert codes == [0] and f'going on: {done} images' in outputs[0], errors
+  ((found, _),) = sets.prepared(folder / 'data').items()
+  assert files_of(found) == files_of(alone)
+
+
 def test_an_error_of_one_process_ends_both(folder, root):
   """All images of process 1 are empty, which it sees long before process 0 has done its share."""
   source = folder.parent / f'{folder.name}-pets'
@@ -178,6 +191,16 @@ def test_different_data_on_two_hosts_are_refused_by_both(alone, folder, kind):
   found = r'none \(' if kind == 'none' else rf'[0-9a-f]{{16}} in {folder}'
   assert re.search(f'process 1: {found}', errors[0]), errors
   assert 'copy the folder' in errors[0] and 'process 0' not in errors[1]
+
+
+def test_a_config_that_fails_on_one_process_ends_both(alone, folder):
+  """Only process 0 has the data that say how many channels there are."""
+  flags = {**TINY, 'data.source': '', 'data.channels': 0}
+  each = [[f'--config.data.dir={place}'] for place in (alone.parent, folder / 'data')]
+  arguments = [a for a in command(folder, 'train', **flags) if 'data.dir' not in a]
+  codes, _, errors = finish(start(*arguments, each=each), timeout=60)
+  assert codes == [2, 2], errors
+  assert re.search(rf'process 1: no prepared data .*{folder}', errors[0]), errors
 
 
 @pytest.mark.slow

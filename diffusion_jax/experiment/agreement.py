@@ -50,10 +50,8 @@ def _require_same(what: str, place: str, find: Callable[[], dict[str, str]]) -> 
       return {'fingerprint': '', 'reason': str(error).splitlines()[0]}
 
   found = hosts.together(look)
-  if (
-    len({each['fingerprint'] for each in found}) == 1
-  ):  # If no process has any, the caller reports it.
-    return
+  if len({each['fingerprint'] for each in found}) == 1:
+    return  # If no process has any, the caller reports it.
   lines = [
     f'  process {number}: {each["fingerprint"]} in {each["folder"]}'
     if each['fingerprint']

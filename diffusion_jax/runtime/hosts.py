@@ -130,6 +130,16 @@ def together(work: Callable[[Callable[[], None]], Any]) -> list[Any]:
   return _values(call.hear_all(), failure)
 
 
+def on_all(work: Callable[[], Any]) -> Any:
+  """Calls work() on every process, and returns its own result on each.
+
+  work: makes no call that processes make together. Raises: as together.
+  """
+  results = []
+  together(lambda check: results.append(work()))
+  return results[0]
+
+
 def _values(outcomes: list[dict[str, Any]], failure: Exception | None) -> list[Any]:
   """Returns the values of all. Raises: the failure of the first process that has one."""
   failed = [number for number, outcome in enumerate(outcomes) if 'error' in outcome]

@@ -48,6 +48,13 @@ def test_an_error_of_one_process_ends_all(failing):
   assert str(errors[failing]) == 'a bad archive'
 
 
+def test_each_process_has_its_own_result_unless_one_fails():
+  assert crowd.run(3, lambda number: hosts.on_all(lambda: {number})) == [{0}, {1}, {2}]
+  errors = crowd.run(3, lambda number: hosts.on_all(lambda: [0][number]))
+  assert [type(error) for error in errors] == [InputError, IndexError, InputError]
+  assert hosts.on_all(lambda: 5) == 5
+
+
 def test_of_several_errors_that_of_the_first_process_counts():
   def work(number):
     def own(check):
