@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 from diffusion_jax.data import latents
 from diffusion_jax.errors import InputError, listed
@@ -11,6 +13,10 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime import hosts
 
 LISTED = 20  # Processes in a message.
+ARRIVES_WITHIN = (
+  90.0  # Seconds until all hosts see what one wrote: NFS keeps listings for up to 60.
+)
+LOOKED_EVERY = 1.0  # Seconds.
 
 
 def require_same_images(datasets: Datasets) -> None:
@@ -23,7 +29,7 @@ def require_same_images(datasets: Datasets) -> None:
     folder, meta = datasets.prepared
     return {'fingerprint': meta['fingerprint'], 'folder': str(folder)}
 
-  _require_same('prepared images', str(datasets.folder), find)
+  _require_same('prepared images', datasets.folder, find)
 
 
 def require_same_latents(experiment: Experiment) -> None:
@@ -36,20 +42,26 @@ def require_same_latents(experiment: Experiment) -> None:
     digest = hashlib.sha256(json.dumps(made['chunk_digests']).encode()).hexdigest()[:16]
     return {'fingerprint': digest, 'folder': str(latents.folder_of(folder, made))}
 
-  _require_same('latents', str(folder), find)
+  _require_same('latents', folder, find)
 
 
-def _require_same(what: str, place: str, find: Callable[[], dict[str, str]]) -> None:
+def _require_same(what: str, place: Path, find: Callable[[], dict[str, str]]) -> None:
   if hosts.count() == 1:
     return
 
-  def look(check):
-    try:
-      return find()
-    except InputError as error:
-      return {'fingerprint': '', 'reason': str(error).splitlines()[0]}
+  def look(until=0.0):
+    while True:
+      try:
+        return find()
+      except InputError as error:
+        if time.monotonic() > until:
+          return {'fingerprint': '', 'reason': str(error).splitlines()[0]}
+      time.sleep(LOOKED_EVERY)
 
-  found = hosts.together(look)
+  found = hosts.together(lambda check: look())
+  late = [number for number, each in enumerate(found) if not each['fingerprint']]
+  if late and found[0]['fingerprint'] and not {*late} & {*_apart(place)}:
+    found = hosts.together(lambda check: look(time.monotonic() + ARRIVES_WITHIN))
   if len({each['fingerprint'] for each in found}) == 1:
     return  # If no process has any, the caller reports it.
   lines = [
@@ -65,3 +77,11 @@ def _require_same(what: str, place: str, find: Callable[[], dict[str, str]]) -> 
       'copy the folder of one process to the same place on every host, or give a folder that all share'
     )
   )
+
+
+def _apart(place: Path) -> list[int]:
+  """Lists the processes that see another folder there; where none may write, all of them."""
+  try:
+    return hosts.apart(place)
+  except (OSError, InputError):
+    return list(range(hosts.count()))

@@ -153,20 +153,22 @@ def _values(outcomes: list[dict[str, Any]], failure: Exception | None) -> list[A
   raise of_all(known(f'process {number}: {text}' if number or not hasattr(errors, kind) else text))
 
 
-def require_shared(folder: Path, name: str = '--workdir', advice: str = SHARED) -> None:
-  """Checks that all processes see one folder: process 0 writes a file there, and all look for it.
-
-  name: what gives the folder. Raises: InputError on all of them.
-  """
+def apart(folder: Path) -> list[int]:
+  """Lists the processes that see another `folder` than process 0, which writes a file there for a moment."""
   if jax.process_count() == 1:
-    return
+    return []
   token = from_first(lambda: _token(folder))
   seen = gather((folder / token).is_file())
   if is_first():
     (folder / token).unlink()
-  if not all(seen):
-    apart = ', '.join(str(number) for number, sees in enumerate(seen) if not sees)
-    message = f'{name}={folder}: not the folder of process 0 on process {apart}; {advice}'
+  return [number for number, sees in enumerate(seen) if not sees]
+
+
+def require_shared(folder: Path, name: str = '--workdir', advice: str = SHARED) -> None:
+  """Checks that all processes see one folder. name: what gives it. Raises: InputError on all of them."""
+  others = ', '.join(map(str, apart(folder)))
+  if others:
+    message = f'{name}={folder}: not the folder of process 0 on process {others}; {advice}'
     raise of_all(errors.InputError(message))
 
 

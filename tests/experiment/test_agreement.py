@@ -1,5 +1,6 @@
 """Processes whose data differ are told by which of them has what, and end together."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -35,6 +36,42 @@ def test_equal_copies_are_as_good_as_one_folder(tmp_path):
   assert compare(tmp_path, 'aa', 'aa', 'aa') == [None] * 3
   assert compare(tmp_path, None, None) == [None] * 2  # The caller reports it.
   agreement.require_same_images(Data(tmp_path, None))  # A single process has nothing to compare.
+
+
+def test_a_shared_folder_may_show_a_new_set_late(tmp_path, monkeypatch):
+  monkeypatch.setattr(agreement, 'LOOKED_EVERY', 0.01)
+  looks = []
+
+  class Late(Data):
+    @property
+    def prepared(self):
+      looks.append(self)
+      self._fingerprint = 'aa' if len(looks) > 5 else None
+      return super().prepared
+
+  def work(number):
+    data = (Late if number else Data)(tmp_path, 'aa')
+    agreement.require_same_images(data)
+
+  assert crowd.run(2, work) == [None] * 2 and len(looks) == 6
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('shared', [True, False])
+def test_a_set_that_never_comes_is_waited_for_in_a_shared_folder_alone(
+  tmp_path, monkeypatch, shared
+):
+  monkeypatch.setattr(agreement, 'LOOKED_EVERY', 0.01)
+  monkeypatch.setattr(agreement, 'ARRIVES_WITHIN', 0.5)
+  (tmp_path / 'host0').mkdir()
+
+  def work(number):
+    folder = tmp_path / f'host{0 if shared else number}'
+    agreement.require_same_images(Data(folder, None if number else 'aa'))
+
+  began = time.monotonic()
+  assert all(isinstance(error, InputError) for error in crowd.run(2, work))
+  assert (time.monotonic() - began > 0.5) == shared
 
 
 @pytest.mark.parametrize('other, told', [('bb', 'bb in '), (None, 'none (')])
