@@ -59,14 +59,16 @@ def run_mode(
     raise InputError(f'--workdir is missing\n{usage()}')
   try:
     cluster.join(joining)
-    if mode in BEFORE_TRAINING:
-      require_writable(folder)
-    there = folder if folder and folder.is_dir() else None
-    cluster.keep_logs(there)
-    if there:
-      hosts.require_shared(there)
-    config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
-    run_stage(mode, stage, folder, config, overrides, **({'as_json': True} if as_json else {}))
+    with hosts.leaving():
+      if mode in BEFORE_TRAINING:
+        require_writable(folder)
+      there = folder if folder and folder.is_dir() else None
+      cluster.keep_logs(there)
+      if there:
+        hosts.require_shared(there)
+      config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
+      options = {'as_json': True} if as_json else {}
+      run_stage(mode, stage, folder, config, overrides, **options)
   except OSError as error:
     message = files.message(error)
     if message is None:

@@ -203,6 +203,17 @@ def test_a_config_that_fails_on_one_process_ends_both(alone, folder):
   assert re.search(rf'process 1: no prepared data .*{folder}', errors[0]), errors
 
 
+def test_a_file_that_one_host_lacks_ends_both(root, folder):
+  """Process 1 alone finds no autoencoder, while process 0 prepares."""
+  there = str(root / 'vae.safetensors')
+  arguments = command(folder, **{**LATENT, **TINY, **PETS})
+  each = [[f'--config.vae.checkpoint={path}'] for path in (there, f'{there}-gone')]
+  began = time.monotonic()
+  codes, _, errors = finish(start(*arguments, each=each), timeout=60)
+  assert codes == [2, 2] and time.monotonic() - began < LONGEST, errors
+  assert all('vae.safetensors-gone: no such file' in text for text in errors), errors
+
+
 @pytest.mark.slow
 @pytest.mark.unoptimised
 def test_two_hosts_train_on_copies_of_one_set(alone, folder):

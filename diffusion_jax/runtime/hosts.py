@@ -4,10 +4,11 @@ All processes share a file system and make the same calls in the same order. Wha
 through the coordinator's key-value store, so nobody waits inside a collective while another one works.
 """
 
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffusion_jax.types import Array
 
 HEARD_EVERY = 0.5  # Seconds: a signal waits no longer.
 CHECKED_EVERY = 0.5  # Seconds between looks for processes that failed.
+LEFT = 'hosts/left'  # Keys of processes that failed by themselves.
 SHARED = 'all processes need one shared folder, as by NFS, Filestore or gcsfuse: docs/clusters.md'
 
 
@@ -66,6 +68,16 @@ class _Call:
       except jax.errors.JaxRuntimeError as error:
         if 'DEADLINE_EXCEEDED' not in str(error):
           raise
+      self._require_none_left()
+
+  def _require_none_left(self) -> None:
+    """Raises: the error of a process that failed by itself, and makes no more calls."""
+    left = {
+      int(key.rpartition('/')[2]): value for key, value in self._client.key_value_dir_get(LEFT)
+    }
+    if left:
+      number = min(left)
+      raise _error(json.loads(left[number]), number)
 
   def hear_all(self) -> list[Any]:
     """Waits for the values of all processes."""
@@ -79,11 +91,7 @@ class _Call:
       return {}, None
     except Exception as error:  # Any error: the others must not wait for ever.
       self._client.key_value_set(f'{self._key}/failed/{jax.process_index()}', '')
-      kind = type(error).__name__
-      text = files.message(error) if isinstance(error, OSError) else None
-      if text is None and not hasattr(errors, kind):
-        text = f'{kind}: {error}'
-      return {'error': kind, 'text': text or str(error)}, error
+      return _outcome(error), error
 
   def check(self) -> None:
     """Raises: _Ended soon after another process has failed."""
@@ -95,6 +103,37 @@ class _Call:
 
 class _Ended(Exception):
   """Ends the work of this process because another one has failed."""
+
+
+@contextlib.contextmanager
+def leaving() -> Iterator[None]:
+  """Lets the processes that wait for this one raise its error too, unless all have it already."""
+  try:
+    yield
+  except Exception as error:
+    joined = global_state.client is not None and jax.process_count() > 1
+    if joined and not getattr(error, 'on_all', False):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # The coordinator is gone.
+        own = json.dumps(_outcome(error))
+        global_state.client.key_value_set(f'{LEFT}/{jax.process_index()}', own)
+    raise
+
+
+def _outcome(error: Exception) -> dict[str, str]:
+  """Describes an error to other processes."""
+  kind = type(error).__name__
+  text = files.message(error) if isinstance(error, OSError) else None
+  if text is None and not hasattr(errors, kind):
+    text = f'{kind}: {error}'
+  return {'error': kind, 'text': text or str(error)}
+
+
+def _error(outcome: Mapping[str, str], number: int) -> errors.Stop:
+  """Makes the error that another process, `number`, has described."""
+  kind, text = outcome['error'], outcome['text']
+  is_named = number == 0 and hasattr(errors, kind)
+  text = text if is_named else f'process {number}: {text}'
+  return of_all(getattr(errors, kind, errors.InputError)(text))
 
 
 def from_first(work: Callable[[], Any]) -> Any:
@@ -148,9 +187,7 @@ def _values(outcomes: list[dict[str, Any]], failure: Exception | None) -> list[A
   number = failed[0]
   if number == jax.process_index():
     raise of_all(failure) if isinstance(failure, errors.Stop) else failure
-  kind, text = outcomes[number]['error'], outcomes[number]['text']
-  known = getattr(errors, kind, errors.InputError)
-  raise of_all(known(f'process {number}: {text}' if number or not hasattr(errors, kind) else text))
+  raise _error(outcomes[number], number)
 
 
 def apart(folder: Path) -> list[int]:

@@ -48,6 +48,24 @@ def test_an_error_of_one_process_ends_all(failing):
   assert str(errors[failing]) == 'a bad archive'
 
 
+def test_a_process_that_fails_by_itself_ends_those_that_wait_for_it():
+  def work(number):
+    with hosts.leaving():
+      if number == 1:
+        raise DamagedError('its own disk')
+      return hosts.from_first(lambda: time.sleep(0.1)) or hosts.gather(number)
+
+  errors = crowd.run(3, work)
+  assert [type(error) for error in errors] == [DamagedError] * 3
+  assert [str(error) for error in errors] == [
+    'process 1: its own disk',
+    'its own disk',
+    'process 1: its own disk',
+  ]
+  with pytest.raises(InputError, match='alone'), hosts.leaving():
+    raise InputError('alone')
+
+
 def test_each_process_has_its_own_result_unless_one_fails():
   assert crowd.run(3, lambda number: hosts.on_all(lambda: {number})) == [{0}, {1}, {2}]
   errors = crowd.run(3, lambda number: hosts.on_all(lambda: [0][number]))
