@@ -221,6 +221,10 @@ def test_two_hosts_train_on_copies_of_one_set(alone, folder):
   codes, outputs, errors = train(folder, [alone.parent, folder / 'data'], 'trained')
   assert codes == [0, 0], errors
   assert 'done: 2 steps' in outputs[0]
+  each = [[f'--config.data.dir={place}'] for place in (alone.parent, folder / 'nowhere')]
+  evaluate = [f'--workdir={folder / "trained"}', '--mode=evaluate']
+  codes, _, errors = finish(start(*evaluate, each=each))
+  assert codes == [2, 2] and 'process 1: none (' in errors[0], errors
 
 
 @pytest.mark.slow
