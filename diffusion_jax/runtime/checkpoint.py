@@ -74,27 +74,27 @@ class _Manager(ocp.CheckpointManager):
 
 @contextlib.contextmanager
 def _one_message():
-  """Suppresses the tracebacks of reads that Orbax abandons; the error raised here says the same.
+  """Suppresses the tracebacks of reads and writes that Orbax abandons; the error raised here says the same.
 
-  A failed read leaves other reads unfinished in a closed event loop, each with a traceback.
+  A failed one leaves others unfinished in a closed event loop, each with a traceback.
   """
 
-  def of_reading(kind, error, source=None) -> bool:
+  def is_abandoned(kind, error, source=None) -> bool:
     if kind is RuntimeError and str(error) == 'Event loop is closed':
       return True
     return inspect.iscoroutine(source) and 'orbax' in source.cr_code.co_filename
 
   unraisable, uncaught = sys.unraisablehook, sys.excepthook
   sys.unraisablehook = lambda e: (
-    None if of_reading(e.exc_type, e.exc_value, e.object) else unraisable(e)
+    None if is_abandoned(e.exc_type, e.exc_value, e.object) else unraisable(e)
   )
   sys.excepthook = lambda kind, error, trace: (
-    None if of_reading(kind, error) else uncaught(kind, error, trace)
+    None if is_abandoned(kind, error) else uncaught(kind, error, trace)
   )
   try:
     yield
   except BaseException:
-    gc.collect()  # Ends the abandoned reads before the hooks are restored.
+    gc.collect()  # Ends what was abandoned before the hooks are restored.
     raise
   finally:
     sys.unraisablehook, sys.excepthook = unraisable, uncaught
@@ -138,6 +138,9 @@ class Checkpoints:
       best_fn=score,
       best_mode=best_mode,
     )
+    self._exits = contextlib.ExitStack()
+    if not read_only:
+      self._exits.enter_context(_one_message())  # Saves fail in the background.
     items = ('state', 'checksums')
     self._manager = _Manager(self.directory, item_names=items, options=options)
 
@@ -276,7 +279,7 @@ class Checkpoints:
 
   def close(self) -> None:
     """Waits, then releases the background threads. Raises: InputError as wait does."""
-    with self._writing():
+    with self._exits, self._writing():
       self._manager.close()
 
 
