@@ -40,13 +40,14 @@ def run() -> int:
   workdir = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
   mode = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
   as_json = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
+  shardings = flags.DEFINE_bool('shardings', False, 'With --mode=describe: how arrays are cut.')
   fields = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
   where = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if there are several.')
   size = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
   rank = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
   try:
     config, overrides = parse(sys.argv, flags.FLAGS)
-    page = {'as_json': as_json.value, 'fields': fields.value}
+    page = {'as_json': as_json.value, 'shardings': shardings.value, 'fields': fields.value}
     joining = cluster.Flags(where.value, size.value, rank.value)
     run_mode(mode.value, config, overrides, workdir.value, joining=joining, **page)
   except Stop as reason:

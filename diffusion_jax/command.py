@@ -27,12 +27,13 @@ def run_mode(
   workdir,
   *,
   as_json: bool = False,
+  shardings: bool = False,
   fields: bool = False,
   joining: cluster.Flags = ALONE,
 ) -> None:
   """Checks the mode, the work directory and the config, then runs the stage.
 
-  as_json, fields: what --mode=describe prints instead of its page. joining: the other processes.
+  as_json, shardings, fields: what --mode=describe prints instead of its page. joining: the other processes.
 
   Raises: errors.Stop with the message and the exit code.
   """
@@ -40,7 +41,8 @@ def run_mode(
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if mode not in modes():
     raise InputError(unknown('--mode', mode, modes()))
-  for flag in ['json'] * as_json + ['fields'] * fields:
+  pages = {'json': as_json, 'shardings': shardings}
+  for flag in [name for name, asked in {**pages, 'fields': fields}.items() if asked]:
     if mode != 'describe':
       raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=describe')
   if fields:
@@ -67,8 +69,8 @@ def run_mode(
       if there:
         hosts.require_shared(there)
       config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
-      options = {'as_json': True} if as_json else {}
-      run_stage(mode, stage, folder, config, overrides, **options)
+      page = {'as_json': as_json, 'shardings': shardings} if mode == 'describe' else {}
+      run_stage(mode, stage, folder, config, overrides, **page)
   except OSError as error:
     message = files.message(error)
     if message is None:

@@ -380,16 +380,22 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices along each axis of the mesh; -1 takes those that are left."""
+  """Devices along each axis of the mesh; -1 takes those that are left, 0 takes what the preset says."""
 
-  data: int = option(-1, 'Copies of the state, each of which gets a part of the batch.')
-  fsdp: int = option(1, 'Parts into which state and batch are cut.')
-  tensor: int = option(1, 'Parts into which the state is cut, each with the whole batch.')
+  preset: str = option(
+    'replicated',
+    "How the state is cut: 'replicated' not at all, 'fsdp' over all devices, 'fsdp_tensor' over pairs of "
+    'heads and channels too.',
+    one_of('replicated', 'fsdp', 'fsdp_tensor'),
+  )
+  data: int = option(0, 'Copies of the state, each of which gets a part of the batch.')
+  fsdp: int = option(0, 'Parts into which state and batch are cut.')
+  tensor: int = option(0, 'Parts into which the state is cut, each with the whole batch.')
   rules: tuple[Any, ...] = option(
     (),
     "Pairs of a regular expression and, for each dimension, an axis or ''. The first "
     "expression found in an array's path decides how the array is cut, for example "
-    "('mlp_in/kernel', ('', 'fsdp', 'tensor')). An array without a rule is copied.",
+    "('mlp_in/kernel', ('', 'fsdp', 'tensor')). The preset cuts an array without a rule.",
   )
 
 

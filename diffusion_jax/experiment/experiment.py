@@ -25,6 +25,7 @@ from diffusion_jax.experiment.first_stage import FirstStage
 from diffusion_jax.models.latents import Scaling, in_batches
 from diffusion_jax.models.vae import AutoencoderKL
 from diffusion_jax.objectives.base import Context
+from diffusion_jax.runtime import presets
 from diffusion_jax.runtime.mesh import (
   batch_sharding,
   batch_shards,
@@ -33,6 +34,7 @@ from diffusion_jax.runtime.mesh import (
   replicated,
   state_shardings,
   to_devices,
+  within,
 )
 from diffusion_jax.training import resident
 from diffusion_jax.training.compilation import Step, compile_steps, sum_over
@@ -178,8 +180,16 @@ class Experiment:
 
   @functools.cached_property
   def objective(self) -> Objective:
-    """The objective of config.objective. Raises: as make_objective."""
-    return self.make_objective(self.dtype)
+    """The objective of config.objective, whose functions see the mesh. Raises: as make_objective."""
+    objective, seen = self.make_objective(self.dtype), functools.partial(within, self.mesh)
+    network, reconstruct = objective.network, objective.reconstruct
+    return dataclasses.replace(
+      objective,
+      gradients=seen(objective.gradients),
+      holdout=seen(objective.holdout),
+      network=network and (lambda parts: seen(network(parts))),
+      reconstruct=reconstruct and seen(reconstruct),
+    )
 
   def make_objective(self, dtype: jnp.dtype) -> Objective:
     """Builds the objective with activations of this dtype.
@@ -287,9 +297,10 @@ class Experiment:
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh:
     """The mesh of config.mesh. Raises: InputError if the devices do not fit it."""
-    sizes = self.config.mesh
+    given = self.config.mesh
+    sizes = presets.sizes(given.preset, (given.data, given.fsdp, given.tensor))
     try:
-      return make_mesh(sizes.data, sizes.fsdp, sizes.tensor)
+      return make_mesh(*sizes)
     except ValueError as error:
       raise InputError(f'config.mesh (data, fsdp, tensor): {error}') from error
 
@@ -313,7 +324,8 @@ class Experiment:
       path = self.config.model.section if self.objective.network else 'config.vae'
       raise InputError(f'{path}.{error}') from error
     try:
-      shardings = state_shardings(state, self.mesh, self.config.mesh.rules)
+      sizes = self.config.mesh
+      shardings = state_shardings(state, self.mesh, sizes.rules, sizes.preset)
     except ValueError as error:
       raise InputError(f'config.mesh.{error}') from error
     return jax.tree.map(

@@ -14,8 +14,7 @@ from diffusion_jax.runtime.mesh import batch_shards
 
 PARTS = ('state', 'gradient', 'activation', 'resident')  # Parts of the memory of training.
 SMALLER_STATE = (
-  'choose a smaller model (config.model), or cut the state over more devices (config.mesh.fsdp with '
-  'config.mesh.rules)'
+  'choose a smaller model (config.model), or cut the state over devices (--config.mesh.preset=fsdp)'
 )
 
 

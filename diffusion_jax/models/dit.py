@@ -85,8 +85,8 @@ class DiTBlock(nn.Module):
     """x (B, N, d), c (B, d) -> x; None is the scan's per-block output."""
     width = x.shape[-1]
 
-    def dense(features, name):
-      return Dense(features, dtype=self.dtype, kernel_init=xavier, name=name)
+    def dense(features, name, hidden=False):
+      return Dense(features, dtype=self.dtype, kernel_init=xavier, hidden=hidden, name=name)
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
     h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
@@ -94,7 +94,7 @@ class DiTBlock(nn.Module):
     h = dense(width, 'attention_out')(h)
     x = x + spread(gate_a, h) * h
     h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)
-    h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in')(h), approximate=True)
+    h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in', hidden=True)(h), approximate=True)
     h = dense(width, 'mlp_out')(h)
     x = x + spread(gate_m, h) * h
     self.sow('intermediates', 'hidden', x, reduce_fn=lambda _, new: new)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from diffusion_jax.config.options import Check
 from diffusion_jax.types import Array, Condition
@@ -18,14 +19,29 @@ LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a lev
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
-def spread(values: Array, like: Array) -> Array:
+def by_batch(x: Array, hidden: bool = False) -> Array:
+  """x (B, ...), cut over `data` and `fsdp` along the batch and whole otherwise, whatever cuts the parameters.
+
+  Without it the compiler may as well cut activations as the kernels are, and move them instead of kernels.
+  hidden: the other dimensions may be cut, as hidden channels and heads are over `tensor`.
+  Does nothing where no mesh is set (runtime/mesh.py, within).
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or len(x) % (mesh.shape['data'] * mesh.shape['fsdp']):
+    return x
+  rest = [PartitionSpec.UNCONSTRAINED if hidden else None] * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp'), *rest))
+
+
+def spread(values: Array, like: Array, num_features: int = 1) -> Array:
   """values (d,) or (B, d) over the positions of `like` (B, ..., d), in its dtype.
 
-  The gradient is summed in float32, and in the dtype of `values`.
+  num_features: the number of dimensions that d stands for. The gradient is summed in float32, and in the
+  dtype of `values`.
   """
-  lead = values.shape[:-1]
-  aligned = (*lead, *(1,) * (like.ndim - values.ndim), values.shape[-1])
-  summed = tuple(range(len(lead), like.ndim - 1))
+  lead, features = values.shape[:-num_features], values.shape[-num_features:]
+  aligned = (*lead, *(1,) * (like.ndim - values.ndim), *features)
+  summed = tuple(range(len(lead), like.ndim - num_features))
   accumulator = jnp.promote_types(like.dtype, jnp.float32)
 
   @jax.custom_vjp
@@ -45,24 +61,32 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 
 class Dense(nn.Dense):
-  """nn.Dense with a bias that is spread: the same parameters and values."""
+  """nn.Dense with a bias that is spread: the same parameters and values.
+
+  hidden: its outputs are hidden channels, which `tensor` may cut.
+  """
 
   use_bias: bool = False  # nn.Dense adds none: `spread` does.
+  hidden: bool = False
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
-    y = super().__call__(inputs)
+    y = by_batch(super().__call__(by_batch(inputs, hidden=True)), self.hidden)
     return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
 
 
 class Conv(nn.Conv):
-  """nn.Conv with a bias that is spread: the same parameters and values."""
+  """nn.Conv with a bias that is spread: the same parameters and values.
+
+  hidden: its outputs are hidden channels, which `tensor` may cut.
+  """
 
   use_bias: bool = False  # nn.Conv adds none: `spread` does.
+  hidden: bool = False
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
-    y = super().__call__(inputs)
+    y = by_batch(super().__call__(by_batch(inputs, hidden=True)), self.hidden)
     return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
 
 
@@ -70,7 +94,7 @@ class QKV(nn.Module):
   """Queries, keys and values of all heads in one product: (..., d) -> (..., 3, heads, head width).
 
   The kernel (d, 3, heads, head width) and the bias keep the heads apart, so that rules can cut them by
-  heads; both are drawn and applied as (d, 3d) and (3d,).
+  heads; the kernel is drawn as (d, 3d).
   """
 
   num_heads: int
@@ -87,9 +111,9 @@ class QKV(nn.Module):
 
     kernel = self.param('kernel', init, (width, *heads)).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros, heads)
-    y = x.astype(self.dtype) @ kernel.reshape(width, 3 * width)
-    y = y + spread(bias.reshape(3 * width), y)
-    return y.reshape(*y.shape[:-1], *heads)
+    y = jnp.tensordot(by_batch(x).astype(self.dtype), kernel, 1)
+    y = by_batch(y, hidden=True)
+    return y + spread(bias, y, num_features=3)
 
 
 def sinusoidal_embedding(
@@ -128,15 +152,19 @@ class ConditionEmbedding(nn.Module):
       h = sinusoidal_embedding(
         value, self.sinusoid_width, frequency_shift=self.frequency_shift
       )  # (B, sinusoid_width)
-      h = nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_in')(h)
-      return nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_out')(nn.silu(h))
+      h = by_batch(
+        nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_in')(by_batch(h))
+      )
+      return by_batch(
+        nn.Dense(self.width, kernel_init=self.kernel_init, name=f'{name}_out')(nn.silu(h))
+      )
 
     h = embed(time, 'time')  # (B, width)
     if self.num_classes:
       table = nn.Embed(
         self.num_classes + 1, self.width, embedding_init=EMBEDDING_INIT, name='label'
       )
-      h = h + table(condition['label'])
+      h = h + by_batch(table(condition['label']))
     for name in sorted(set(condition) - {'label'}):
       h = h + embed(condition[name], name)
     return h

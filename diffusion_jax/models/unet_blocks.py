@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
     """x (B, H, W, C), condition (B, d) -> (B, H', W', channels)."""
     resize = RESIZE[self.resample]
     h = resize(nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_in')(x)))
-    h = conv(self.channels, self.dtype, 'conv_in')(h)  # (B, H', W', channels)
+    h = conv(self.channels, self.dtype, 'conv_in', hidden=True)(h)  # (B, H', W', channels)
     width = 2 * self.channels if self.scale_shift_norm else self.channels
     modulation = Dense(width, dtype=self.dtype, name='modulation')(nn.silu(condition))
     modulation = modulation.astype(jnp.float32)  # (B, width)

@@ -41,9 +41,11 @@ class Posterior(NamedTuple):
     return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
 
 
-def conv(channels: int, dtype, name: str | None, kernel: int = 3) -> Conv:
+def conv(channels: int, dtype, name: str | None, kernel: int = 3, hidden: bool = False) -> Conv:
   """A convolution that keeps the size."""
-  return Conv(channels, (kernel, kernel), padding=kernel // 2, dtype=dtype, name=name)
+  return Conv(
+    channels, (kernel, kernel), padding=kernel // 2, dtype=dtype, hidden=hidden, name=name
+  )
 
 
 def norm(dtype, name: str) -> nn.GroupNorm:
@@ -60,7 +62,8 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """(B, H, W, C) -> (B, H, W, channels)."""
-    h = conv(self.channels, self.dtype, 'conv_in')(nn.silu(norm(self.dtype, 'norm_in')(x)))
+    h = nn.silu(norm(self.dtype, 'norm_in')(x))
+    h = conv(self.channels, self.dtype, 'conv_in', hidden=True)(h)
     h = conv(self.channels, self.dtype, 'conv_out')(nn.silu(norm(self.dtype, 'norm_out')(h)))
     if x.shape[-1] != self.channels:
       x = Dense(self.channels, dtype=self.dtype, name='skip')(x)

@@ -1,12 +1,14 @@
 """Arranges the devices in one mesh and says which part of every array each of them holds."""
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_jax.runtime import presets
 from diffusion_jax.types import Array, PyTree
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -37,6 +39,17 @@ def local_mesh() -> Mesh:
   return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
+def within(mesh: Mesh, traced: Callable) -> Callable:
+  """Returns `traced`, called under jit, with the mesh set for constraints on activations."""
+
+  @functools.wraps(traced)
+  def call(*args, **options):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return traced(*args, **options)
+
+  return call
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Shards the leading axis over all devices that do not share a tensor."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
@@ -57,17 +70,19 @@ def path_name(path: tuple) -> str:
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
-def state_shardings(state: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+def state_shardings(state: PyTree, mesh: Mesh, rules: Rules, preset: str = '') -> PyTree:
   """Returns the sharding of every array of `state`: that of the first rule found in the array's path.
 
   state: arrays or ShapeDtypeStructs. rules: (regular expression, one axis name, tuple of names or
-  '' a dimension). Scalars and arrays that no rule matches are replicated.
+  '' a dimension). preset: of presets.py, for arrays that no rule matches. Scalars are replicated.
   Raises: ValueError for a rule that does not fit an array that it matches.
   """
 
   def shard(path, leaf):
     name = path_name(path)
-    axes = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+    axes = next((axes for pattern, axes in rules if re.search(pattern, name)), None)
+    if axes is None and preset:
+      return NamedSharding(mesh, presets.spec_of(preset, name, leaf.shape, mesh.shape))
     if not leaf.shape or not axes:
       return replicated(mesh)
     if len(axes) > len(leaf.shape):

@@ -5,9 +5,17 @@ import json
 import jax
 
 from diffusion_jax.experiment.checks import check_data, check_devices
-from diffusion_jax.experiment.facts import PARTS, facts, memory_warnings, meta_if_prepared
-from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.facts import (
+  PARTS,
+  facts,
+  local_bytes,
+  memory_warnings,
+  meta_if_prepared,
+)
+from diffusion_jax.reporting.tables import quantity, table
 from diffusion_jax.run import Run
+from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.patience import alive
 
 
@@ -33,10 +41,28 @@ def latent_row(f: dict) -> dict[str, str]:
   }
 
 
-def main(run: Run, *, as_json: bool = False) -> None:
-  """Prints the facts, for a person or (as_json) as one JSON object."""
+def sharding_table(experiment: Experiment) -> str:
+  """Lists every array of the training state: how it is cut, and its bytes on a device."""
+  rows, total = [], 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(experiment.abstract_state):
+    size = local_bytes(leaf)
+    total += size
+    axes = [[axis] if isinstance(axis, str) else axis or ['-'] for axis in leaf.sharding.spec]
+    cut = ', '.join('+'.join(names) for names in axes) if any(leaf.sharding.spec) else 'whole'
+    shape = 'x'.join(map(str, leaf.shape)) or '()'
+    rows.append([mesh.path_name(path), shape, leaf.dtype.name, cut, f'{size:,}'])
+  sizes = ', '.join(f'{name} {size}' for name, size in experiment.mesh.shape.items())
+  title = f'mesh: {sizes}; {len(rows)} arrays, {total:,} bytes a device'
+  return f'{title}\n\n{table(["array", "shape", "type", "cut over", "bytes a device"], rows)}'
+
+
+def main(run: Run, *, as_json: bool = False, shardings: bool = False) -> None:
+  """Prints the facts, for a person or (as_json) as one JSON object; shardings: of every array instead."""
   experiment = run.experiment
   check_devices(experiment)
+  if shardings:
+    print(sharding_table(experiment))
+    return
   if meta_if_prepared(experiment):
     check_data(experiment)
   with alive('counting operations and memory'):

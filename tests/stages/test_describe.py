@@ -33,7 +33,7 @@ def test_more_memory_than_a_device_has_is_a_warning_that_names_what_helps(
   assert helps[0] in warning and not any(field in warning for field in helps[1:])
   monkeypatch.setattr(cost, 'device_bytes', lambda: fixed - 1)
   (warning,) = described(tmp_path, capsys)['warnings']
-  assert 'config.mesh.fsdp' in warning and 'batch_size' not in warning
+  assert 'config.mesh.preset' in warning and 'batch_size' not in warning
   run_mode('describe', tiny_mapping(tmp_path), {}, None, as_json=False)
   assert f'warning   {warning}' in capsys.readouterr().out
   monkeypatch.setattr(cost, 'device_bytes', lambda: 0)  # Not known.
