@@ -58,7 +58,8 @@ def spec_of(
         cut[dimension] = 'tensor'
   if preset in ('fsdp', 'fsdp_tensor') and CUT.search(path):
     free = [i for i in range(1 if STACKED in path else 0, len(shape)) if not cut[i]]
-    for names in ('fsdp',) if 'tensor' in cut else (('fsdp', 'tensor'), 'fsdp'):
+    both = preset == 'fsdp_tensor' and 'tensor' not in cut
+    for names in (('fsdp', 'tensor'), 'fsdp') if both else ('fsdp',):
       parts = math.prod(axes[name] for name in ([names] if isinstance(names, str) else names))
       fitting = [i for i in free if shape[i] % parts == 0]
       if fitting:

@@ -2,11 +2,13 @@
 
 import json
 
+import jax
 import pytest
 
 from configs import report
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.checks import create
 from diffusion_jax.runtime import cost
 from tests.conftest import tiny_mapping
 
@@ -42,7 +44,7 @@ def test_more_memory_than_a_device_has_is_a_warning_that_names_what_helps(
 
 def test_training_refuses_a_state_that_does_not_fit_before_anything_else(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, 'device_bytes', lambda: 10_000)
-  with pytest.raises(InputError, match=r'the training state takes .* 10 kB.*config\.mesh\.fsdp'):
+  with pytest.raises(InputError, match=r'the training state takes .* 10 kB.*config\.mesh\.preset'):
     run_mode('train', tiny_mapping(tmp_path), {}, tmp_path / 'run', as_json=False)
   assert not (tmp_path / 'data').exists() and not list((tmp_path / 'run').iterdir())
 
@@ -51,3 +53,19 @@ def test_training_refuses_a_state_that_does_not_fit_before_anything_else(tmp_pat
 def test_the_config_of_a_report_is_refused(tmp_path, mode):
   with pytest.raises(InputError, match='describes a report, not a run; use --mode=report'):
     run_mode(mode, report.get_config().to_dict(), {}, tmp_path / 'run', as_json=False)
+
+
+def test_shardings_of_every_array_are_listed(tmp_path, capsys):
+  changes = {'mesh.preset': 'fsdp', 'mesh.rules': (('qkv/kernel', ('', '', '', 'tensor')),)}
+  mapping = tiny_mapping(tmp_path, **changes)
+  run_mode('describe', mapping, {}, None, shardings=True)
+  title, _, _, _, *rows = capsys.readouterr().out.splitlines()
+  state = jax.tree.leaves(create(mapping).abstract_state)
+  assert len(rows) == len(state) and f'{sum(leaf.nbytes for leaf in state):,} bytes' in title
+  (row,) = [row.split() for row in rows if row.startswith('params/model/blocks/mlp_in/kernel')]
+  assert row[1:] == ['2x32x128', 'float32', '-,', '-,', 'fsdp', f'{4 * 2 * 32 * 128:,}']
+  assert 'tensor' in next(
+    row for row in rows if row.startswith('averages/ema/model/blocks/qkv/kernel')
+  )
+  with pytest.raises(InputError, match='--shardings'):
+    run_mode('train', mapping, {}, tmp_path / 'run', shardings=True)
