@@ -19,6 +19,7 @@ from typing import Any
 
 KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that resume.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DRAINED = 0  # Stands for no signal.
 ENDS_WITHIN = 5.0  # Seconds, by KeyboardInterrupt; then by the thread.
 BROKEN_WITHIN = (
   10.0  # Seconds to leave what may be broken off; then the thread writes the checkpoint.
@@ -36,6 +37,7 @@ class _Watch:
     self.interruption: Interruption | None = None  # Of the training that runs.
     self.peers: Any = None  # peers.Peers, if this process has joined others.
     self._seen = 0
+    self._is_drained = threading.Event()
     reader, self._writer = os.pipe()
     os.set_blocking(self._writer, False)
     self._previous = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -46,7 +48,15 @@ class _Watch:
       if data[0] in SIGNALS:
         self._seen += 1
         self._act(data[0])
+      elif data[0] == DRAINED:
+        self._is_drained.set()
     os.close(reader)
+
+  def drain(self) -> None:
+    """Waits until the thread has acted on the signals that have arrived."""
+    self._is_drained.clear()
+    os.write(self._writer, bytes([DRAINED]))
+    self._is_drained.wait(1)
 
   def _act(self, number: int) -> None:
     if self._seen > 1:
@@ -158,6 +168,7 @@ class Interruption:
 
   def __exit__(self, *unused) -> None:
     global _watch
+    _watch.drain()  # They are of this training.
     self.ended = True
     for number, handler in self._previous.items():
       signal.signal(number, handler)

@@ -109,7 +109,7 @@ def with_data(experiment: Experiment, workdir: Path) -> tuple[Experiment, list[s
     found['vae.fingerprint'] = experiment.first_stage.fingerprint
   experiment = with_settings(experiment, found)
   check_data(experiment)
-  experiment.open_data()
+  hosts.on_all(experiment.open_data)
   return experiment, changed
 
 

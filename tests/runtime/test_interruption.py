@@ -45,6 +45,18 @@ def test_what_may_be_broken_off_is(monkeypatch):
     assert not running.may_begin(2)
 
 
+def test_a_signal_of_a_training_that_ended_does_not_end_the_process(monkeypatch):
+  ended = []
+  monkeypatch.setattr(interruption, 'ENDS_WITHIN', 0.1)
+  monkeypatch.setattr(interruption, 'end', ended.append)
+  for _ in range(20):
+    with Interruption() as running:
+      running.may_begin(1)
+      signal.raise_signal(signal.SIGTERM)
+  time.sleep(0.5)
+  assert not ended
+
+
 def test_processes_wait_for_each_other_and_go_on_to_the_same_step():
   running = Interruption()
   assert running.freeze() is None

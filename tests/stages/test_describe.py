@@ -61,7 +61,7 @@ def test_shardings_of_every_array_are_listed(tmp_path, capsys):
   run_mode('describe', mapping, {}, None, shardings=True)
   title, _, _, _, *rows = capsys.readouterr().out.splitlines()
   state = jax.tree.leaves(create(mapping).abstract_state)
-  assert len(rows) == len(state) and f'{sum(leaf.nbytes for leaf in state):,} bytes' in title
+  assert len(rows) == len(state) and f'{cost.num_bytes(state):,} bytes' in title
   (row,) = [row.split() for row in rows if row.startswith('params/model/blocks/mlp_in/kernel')]
   assert row[1:] == ['2x32x128', 'float32', '-,', '-,', 'fsdp', f'{4 * 2 * 32 * 128:,}']
   assert 'tensor' in next(
