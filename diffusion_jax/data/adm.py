@@ -7,6 +7,7 @@ labels; mu (D,) and sigma (D, D) the mean and the covariance of features. Other 
 import hashlib
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -25,7 +26,10 @@ LOCAL_HEADER = (
   30  # Bytes before a member's name, with the sizes of the name and of what follows it.
 )
 SYMMETRY = 1e-4  # Relative to the largest entry; float32 rounds that much.
-UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error)
+UNREADABLE = (
+  *(zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, struct.error),
+  *(SyntaxError, tokenize.TokenError),  # Of a header that is no Python literal.
+)
 
 
 class Reference(NamedTuple):

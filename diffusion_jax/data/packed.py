@@ -52,7 +52,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
   try:
     meta = json.loads(path.read_text())
     whole = meta.pop('digest') == _digest(meta)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+  except (*files.NOT_JSON, KeyError, TypeError, AttributeError) as error:
     reason = 'missing' if isinstance(error, FileNotFoundError) else f'damaged ({error!r})'
     raise DamagedError(f'{path}: {reason}; {meta_remedy(folder)}') from error
   if not whole:

@@ -96,7 +96,7 @@ def load_meta(workdir: Path, fingerprint: str) -> dict[str, Any] | None:
   try:
     meta = json.loads((workdir / META_FILE).read_text())
     return meta if meta['fingerprint'] == fingerprint else None
-  except (OSError, ValueError, KeyError, TypeError):
+  except (*files.NOT_JSON, KeyError, TypeError):
     return None
 
 

@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict:
     content = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise InputError(f'{path}: no such file') from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise DamagedError(f'{path}: not JSON ({error})') from error
   if not isinstance(content, dict):
     raise DamagedError(f'{path}: not a JSON object')

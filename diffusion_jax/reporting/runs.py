@@ -31,7 +31,7 @@ def read_json(path: Path, remark: Callable[[str], None]) -> dict[str, Any] | Non
     remark(f'{path}: not a JSON object, left out')
   except FileNotFoundError:
     pass
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     remark(f'{path}: damaged ({error}), left out')
   return None
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import secrets
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -34,10 +35,15 @@ ADVICE = {
 TEMPORARY = re.compile(r'\..+-[0-9a-f]{16}\.tmp|\.probe-\d+')
 # NumPy's message for a write that the system cut short; it carries no error number.
 CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
+NOT_JSON = (
+  OSError,
+  ValueError,
+  RecursionError,
+)  # The errors of reading JSON that someone may have sent.
 # The errors with which NumPy refuses a damaged .npz file.
 UNREADABLE = (
   *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),
-  *(zipfile.BadZipFile, zlib.error),
+  *(zipfile.BadZipFile, zlib.error, SyntaxError, tokenize.TokenError),
 )
 
 

@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     found = json.loads(path.read_bytes())
   except FileNotFoundError:
     return None
-  except (OSError, ValueError):
+  except files.NOT_JSON:
     return {}
   return found if isinstance(found, dict) else {}
 

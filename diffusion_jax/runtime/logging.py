@@ -146,7 +146,7 @@ def _is_until(line: str, step: int) -> bool:
   """False for a line that a killed process left unfinished, too."""
   try:
     return json.loads(line)['step'] <= step
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, RecursionError, KeyError, TypeError):
     return False
 
 

@@ -204,7 +204,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
   try:
     meta = json.loads(path.read_text())
     return {**meta, 'identity': {**meta['identity']}}  # Both must be objects.
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (*files.NOT_JSON, KeyError, TypeError) as error:
     raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error
 
 

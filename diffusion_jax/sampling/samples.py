@@ -245,7 +245,7 @@ def stored_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | N
     sums = json.loads((checkpoints.directory / str(step) / 'checksums' / 'metadata').read_text())
     paths = tuple(f'{"/".join(path)}/' for path in paths_of(experiment).values())
     sums = [value for name, value in sums.items() if name.startswith(paths)]
-  except (InputError, OSError, ValueError, AttributeError):
+  except (InputError, *files.NOT_JSON, AttributeError):
     return None
   finally:
     checkpoints.close()

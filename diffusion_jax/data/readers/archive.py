@@ -77,7 +77,10 @@ class Archive:
           infos = file.infolist()
           for number, entry in enumerate(entries):
             try:
+              base.require_size(entry.size)
               yield number, file.read(infos[entry.key])
+            except BadImage as error:
+              yield number, error
             except (zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:  # This member only.
               yield number, BadImage(f'damaged in the archive ({error})')
       else:
@@ -85,7 +88,11 @@ class Archive:
         with tarfile.open(self.path, 'r|*') as file:  # One pass, in the order of the archive.
           for key, member in enumerate(file):
             if key in numbers:
-              yield numbers[key], file.extractfile(member).read()
+              try:
+                base.require_size(member.size)
+                yield numbers[key], file.extractfile(member).read()
+              except BadImage as error:
+                yield numbers[key], error
 
 
 def matches(source: str) -> bool:

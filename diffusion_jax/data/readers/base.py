@@ -29,6 +29,7 @@ SOURCES = (
   "a folder of images, a .tar, .tar.gz or .zip of one, the folder of ILSVRC2012's archives, a TFDS name "
   "such as 'cifar10', or 'digits'"
 )
+MAX_BYTES = 2**28  # Of one image file; what is larger is no image, or meant to fill the memory.
 FLAT = 'images'  # The only class where no image lies in a class folder.
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
 HIDDEN = ('.', '__MACOSX')
@@ -44,11 +45,19 @@ class Slice(NamedTuple):
 
   def read(self) -> bytes:
     """Raises: BadImage for a pipe or a device, which might never end; OSError."""
-    if not stat.S_ISREG(os.stat(self.path).st_mode):
+    status = os.stat(self.path)
+    if not stat.S_ISREG(status.st_mode):
       raise BadImage('not a regular file')
+    require_size(status.st_size if self.size < 0 else self.size)
     with open(self.path, 'rb') as file:
       file.seek(self.offset)
       return file.read(self.size)
+
+
+def require_size(size: int) -> None:
+  """Raises: BadImage for more bytes than an image file has."""
+  if size > MAX_BYTES:
+    raise BadImage(f'{size:,} bytes, allowed {MAX_BYTES:,}')
 
 
 class Entry(NamedTuple):
