@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROWS = re.findall(
-  r'^\|.*`(tests/\S+\.py)(?: -k (\w+))?[^`]*`', (ROOT / 'docs/reliability.md').read_text(), re.M
+  r'^\|.*`(tests/\S+\.py)(?: -k ([\w-]+))?[^`]*`', (ROOT / 'docs/reliability.md').read_text(), re.M
 )
 
 
