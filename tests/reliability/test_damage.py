@@ -197,7 +197,7 @@ def test_damaged_features_are_computed_again(tmp_path, capsys):
 
 
 def test_damaged_statistics_are_never_used(tmp_path):
-  mean, covariance = np.arange(2.0), np.array([[2.0, 0.5], [0.5, 1.0]])
+  mean, covariance = np.arange(48.0), np.eye(48)  # More than is read, and so verified, at once.
   adm.write_feature_stats(tmp_path / 'reference.npz', mean, covariance)
 
   def use():
