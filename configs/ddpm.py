@@ -5,7 +5,7 @@
 Prepare DATA first, with configs/data.py. The first publication, in PyTorch, has FID 150.0 and IS 4.45;
 ours are not measured. About 19 hours on one H200 if 40% of its 790 TFLOP/s are reached (UNets often
 reach less); not measured. That is with blocks recomputed in the backward pass, without which the batch
-does not fit; where four such GPUs share it, --config.model.unet.remat=False saves a quarter.
+does not fit; where four such GPUs share it, --config.model.unet.remat=none saves a quarter.
 
 What differs from the publication, in all eight: batch 256 for 100,000 steps (202 epochs) with warm-up,
 where it took 32 for 200 epochs; averaged parameters; mirroring as the only augmentation, because
@@ -29,7 +29,7 @@ def get_config():
   config.model.unet.channel_mult = (1, 2, 2, 4)
   config.model.unet.attention_resolutions = (32, 16)
   config.model.unet.head_channels = 64
-  config.model.unet.remat = True
+  config.model.unet.remat = 'blocks'
   config.optimizer.warmup_steps = 1000
   config.train.num_steps = 100_000
   config.train.batch_size = 256

@@ -18,7 +18,7 @@ def get_config():
   config = ddpm.get_config()
   config.space = 'latent'
   config.process.prediction_type = 'v'
-  config.model.unet.remat = False
+  config.model.unet.remat = 'none'
   config.sample.clip_x0 = False
   config.published.update(
     name='DDPM-VAE', fid=241.9, inception_score=3.32, inception_score_std=0.12

@@ -9,7 +9,7 @@ VAE is Stable Diffusion's KL-f8, such as the diffusers directory sd-vae-ft-ema. 
 weights: --config.init_from=DiT-XL-2-256x256.pt --config.allow_pickle=True. Published: FID 19.5 after
 these 400,000 steps without guidance, 9.62 after 7,000,000, 2.27 at scale 1.5 (50,000 samples); ours are
 not measured. About 64 hours on one H200 (8 on eight) if 40% of its 790 TFLOP/s are reached; not
-measured. One needs --config.model.dit.remat=True to fit, which takes a third longer. As published,
+measured. One needs --config.model.dit.remat=blocks to fit, which takes a third longer. As published,
 guidance acts on three of the four channels; --config.sample.guide_channels=0 guides all.
 """
 

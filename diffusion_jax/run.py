@@ -140,8 +140,10 @@ class Run:
     """
     phase = self.objective.phase(int(state.step) + 1)
     seed, donated = self.config.seed, {'donate_argnums': 0}
+    options = self.experiment.step_options
     step = self._once(
-      ('train', phase), lambda: jax.jit(make_train_step(self.objective, seed, phase), **donated)
+      ('train', phase),
+      lambda: jax.jit(make_train_step(self.objective, seed, phase, **options), **donated),
     )
     return step(state, dict(batch), self.experiment.frozen)
 

@@ -79,7 +79,9 @@ class Sampler(Protocol):
 class Backbone(Protocol):
   """A Flax module: x (B,H,W,C), network time (B,), condition -> (B,H,W,C), or 2C with learned variance.
 
-  It sows hidden states as 'hidden' into the collection 'intermediates', for those who ask for it.
+  It sows hidden states as 'hidden' into the collection 'intermediates', for those who ask for it. One with
+  dropout may take rows (B,), the numbers of the examples in the batch, as a keyword: with masks that depend on
+  them, config.train.accumulate changes nothing.
   """
 
   def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool) -> Array: ...

@@ -120,7 +120,7 @@ def test_settings_come_from_flags_then_from_training_then_from_the_config_file(t
 
 def test_sizes_come_from_init_from_unless_a_flag_gives_them(tmp_path):
   there = begun(tmp_path / 'there', tiny_mapping(tmp_path, **{'process.prediction_type': 'x0'}))
-  wide = {'model.dit.hidden_size': 64, 'model.dit.remat': True, 'init_from': str(there)}
+  wide = {'model.dit.hidden_size': 64, 'model.dit.remat': 'blocks', 'init_from': str(there)}
   mapping = tiny_mapping(tmp_path, **wide)
   config = remembered(tmp_path / 'new', mapping, {})
   assert config['model']['dit'] == {**mapping['model']['dit'], 'hidden_size': 32}

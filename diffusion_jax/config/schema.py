@@ -227,7 +227,21 @@ class Train:
     "'frechet_distance@500'.",
     at_least(2),
   )
-  max_skipped: int = option(10, 'Consecutive non-finite steps after which training stops.', COUNT)
+  accumulate: int = option(
+    1, 'Passes that a batch is cut into: less memory, the same update.', COUNT, IF_GIVEN
+  )
+  max_skipped: int = option(
+    10, 'Consecutive steps without an update after which training stops.', COUNT
+  )
+  skip_grad_norm_above: float = option(
+    0.0, 'Gradient norm above which a step changes nothing; 0: any is taken.', NOT_NEGATIVE
+  )
+  watchdog_seconds: float = option(
+    1800.0,
+    'Seconds without a step after which the process ends (exit code 70); 0 waits for ever.',
+    NOT_NEGATIVE,
+    BY_COMMAND,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

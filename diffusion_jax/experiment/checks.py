@@ -137,6 +137,12 @@ def _objective_problems(config: Config, objective: Objective) -> list[str]:
       f'config.sample.cfg_scale: got {scale:g}, allowed 1 unless the model also learns without labels '
       f'(config.objective.{config.objective.name}.class_dropout > 0)'
     )
+  phases = {objective.phase(step) for step in (1, config.train.num_steps)}
+  if config.train.accumulate > 1 and phases & set(objective.whole_batch):
+    problems.append(
+      f'config.train.accumulate: got {config.train.accumulate}, allowed 1 with the discriminator of '
+      'config.objective.autoencoder, whose weight depends on the whole batch'
+    )
   if config.sample.average not in ('', *objective.averages):
     problems.append(
       f'config.sample.average: got {config.sample.average!r}, allowed '
@@ -253,12 +259,13 @@ def device_problems(experiment: Experiment) -> list[str]:
       f"{config.model.section}.attention: got 'cudnn', allowed 'xla' on {backend} devices"
     )
     return problems
-  shards, size = batch_shards(mesh), config.train.batch_size
-  if size % shards:
-    nearest = max(shards, round(size / shards) * shards)
+  parts, size = batch_shards(mesh) * config.train.accumulate, config.train.batch_size
+  if size % parts:
+    nearest = max(parts, round(size / parts) * parts)
+    passes = f' times config.train.accumulate {config.train.accumulate}'
     problems.append(
-      f'config.train.batch_size: got {size}, allowed multiples of the {shards} devices that '
-      f'share a batch (nearest {nearest})'
+      f'config.train.batch_size: got {size}, allowed multiples of the {batch_shards(mesh)} devices that '
+      f'share a batch{passes if config.train.accumulate > 1 else ""} (nearest {nearest})'
     )
   _attempt(lambda: experiment.abstract_state, problems)
   return problems

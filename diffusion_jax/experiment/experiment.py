@@ -275,7 +275,17 @@ class Experiment:
       self.frozen,
       self.resident_data,
       range(start + 1, config.train.num_steps + 1),
+      **self.step_options,
     )
+
+  @property
+  def step_options(self) -> dict[str, Any]:
+    """The options of make_train_step."""
+    train = self.config.train
+    return {
+      'accumulate': train.accumulate,
+      'skip_grad_norm_above': train.skip_grad_norm_above,
+    }
 
   @functools.cached_property
   def _holdout_step(self) -> Callable:

@@ -94,8 +94,8 @@ def memory_warnings(experiment: Experiment, f: dict) -> list[str]:
   helps = []
   if config.train.batch_size > shards:
     helps.append(f'a smaller --config.train.batch_size than {config.train.batch_size:,}')
-  if experiment.objective.network and config.model.options.get('remat') is False:
-    helps.append(f'--{config.model.section}.remat=True')
+  if experiment.objective.network and config.model.options.get('remat') == 'none':
+    helps.append(f'--{config.model.section}.remat=blocks')
   if f['dtype'] == 'float32':
     helps.append('--config.dtype=bfloat16')
   if f['resident_bytes_per_device']:

@@ -11,11 +11,13 @@ import numpy as np
 from diffusion_jax.config.options import IF_GIVEN, one_of, option, require_options
 from diffusion_jax.models.layers import (
   QKV,
+  REMAT,
   SIZE,
   ConditionEmbedding,
   Dense,
   attend,
   modulate,
+  remat,
   require_divisible,
   spread,
 )
@@ -104,8 +106,7 @@ class DiTBlock(nn.Module):
 class DiT(nn.Module):
   """x (B, H, W, C), network time (B,), condition -> (B, H, W, out_channels) float32.
 
-  dtype: of all but the condition and what comes after the blocks, which are float32. remat keeps only
-  the input of each block for the backward pass and computes the block again; the values are the same.
+  dtype: of all but the condition and what comes after the blocks, which are float32.
   """
 
   patch_size: int = option(
@@ -129,8 +130,12 @@ class DiT(nn.Module):
     one_of(*ATTENTIONS),
     IF_GIVEN,
   )
-  remat: bool = option(
-    False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN
+  remat: str = option(
+    'none',
+    "What the backward pass computes again: 'none', 'blocks' all but their inputs, 'dots' all but those "
+    'and products with parameters.',
+    one_of(*REMAT),
+    IF_GIVEN,
   )
   out_channels: int = 3
   num_classes: int = 0
@@ -175,7 +180,7 @@ class DiT(nn.Module):
     )(time, condition)  # (B, d)
 
     # Inside a scan nothing can be merged with its recomputation, so prevent_cse would only cost.
-    block = nn.remat(DiTBlock, prevent_cse=False) if self.remat else DiTBlock
+    block = remat(DiTBlock, self.remat, prevent_cse=False)
     blocks = nn.scan(
       block,
       variable_axes={'params': 0, 'intermediates': 0},

@@ -4,6 +4,8 @@ The gradient of what is broadcast, as a bias over examples and positions, is a s
 terms, in which bfloat16 would lose all but two digits: it is taken in float32 whatever the dtype.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from diffusion_jax.config.options import Check
+from diffusion_jax.randomness import example_keys
 from diffusion_jax.types import Array, Condition
 
 MAX_SIZE = 65_536  # Largest width, depth or number of heads: beyond it even shapes take for ever.
 SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
 LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a level')
+REMAT = ('none', 'blocks', 'dots')
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
@@ -114,6 +118,34 @@ class QKV(nn.Module):
     y = jnp.tensordot(by_batch(x).astype(self.dtype), kernel, 1)
     y = by_batch(y, hidden=True)
     return y + spread(bias, y, num_features=3)
+
+
+def remat(block: type[nn.Module], policy: str, **options: Any) -> type[nn.Module]:
+  """A block that is computed again in the backward pass, as one of REMAT says; values are the same.
+
+  options: of nn.remat.
+  """
+  if policy == 'none':
+    return block
+  kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == 'dots' else None
+  return nn.remat(block, policy=kept, **options)
+
+
+class Dropout(nn.Module):
+  """Zeroes a share of the values and scales the others, by a mask that depends on an example's row."""
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: Array, rows: Array | None) -> Array:
+    """x (B, ...), rows (B,) numbers of the examples in the batch; None changes nothing."""
+    if rows is None or self.rate == 0:
+      return x
+    if self.rate == 1:
+      return jnp.zeros_like(x)
+    keys, kept = example_keys(self.make_rng('dropout'), rows), 1 - self.rate
+    mask = jax.vmap(lambda key: jax.random.bernoulli(key, kept, x.shape[1:]))(keys)
+    return jnp.where(mask, x / kept, 0)
 
 
 def sinusoidal_embedding(

@@ -24,7 +24,14 @@ from diffusion_jax.config.options import (
   option,
   require_options,
 )
-from diffusion_jax.models.layers import LEVELS, SIZE, ConditionEmbedding, require_divisible
+from diffusion_jax.models.layers import (
+  LEVELS,
+  REMAT,
+  SIZE,
+  ConditionEmbedding,
+  remat,
+  require_divisible,
+)
 from diffusion_jax.models.unet_blocks import (
   NUM_GROUPS,
   AttentionBlock,
@@ -79,8 +86,12 @@ class UNet(nn.Module):
     one_of('xla', 'cudnn'),
     IF_GIVEN,
   )
-  remat: bool = option(
-    False, 'Recompute blocks in the backward pass: less memory, more time.', change=IF_GIVEN
+  remat: str = option(
+    'none',
+    "What the backward pass computes again: 'none', 'blocks' all but their inputs, 'dots' all but those "
+    'and products with parameters.',
+    one_of(*REMAT),
+    IF_GIVEN,
   )
   out_channels: int = 3
   num_classes: int = 0
@@ -101,9 +112,21 @@ class UNet(nn.Module):
       )
 
   @nn.compact
-  def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool = False) -> Array:
-    """Raises: ValueError if the image cannot be halved often enough or attention would be nowhere."""
+  def __call__(
+    self,
+    x: Array,
+    time: Array,
+    condition: Condition,
+    *,
+    train: bool = False,
+    rows: Array | None = None,
+  ) -> Array:
+    """rows: numbers of the examples in the batch, for dropout; 0 to B - 1 if not given.
+
+    Raises: ValueError if the image cannot be halved often enough or attention would be nowhere.
+    """
     self._check(x.shape[1:3])
+    rows = (jnp.arange(len(x)) if rows is None else rows) if train else None
     c = ConditionEmbedding(
       4 * self.channels,
       self.channels,
@@ -112,10 +135,8 @@ class UNet(nn.Module):
       frequency_shift=self.frequency_shift,
       name='condition',
     )(time, condition)  # (B, 4 channels)
-    residual_block, attention_block = ResidualBlock, AttentionBlock
-    if self.remat:
-      residual_block = nn.remat(ResidualBlock, static_argnums=(3,))  # `train`, after self.
-      attention_block = nn.remat(AttentionBlock)
+    residual_block = remat(ResidualBlock, self.remat)
+    attention_block = remat(AttentionBlock, self.remat)
 
     def residual(h, channels, name, resample=''):
       block = residual_block(
@@ -127,7 +148,7 @@ class UNet(nn.Module):
         resample,
         name=name,
       )
-      return block(h, c, train)
+      return block(h, c, rows)
 
     def attend(h, name):
       block = attention_block(

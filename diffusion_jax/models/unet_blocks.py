@@ -8,7 +8,7 @@ into scale and shift of the second norm and may change resolution inside a resid
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import QKV, Conv, Dense, attend, modulate, spread
+from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, attend, modulate, spread
 from diffusion_jax.types import Array
 
 NUM_GROUPS = 32
@@ -58,8 +58,8 @@ class ResidualBlock(nn.Module):
   resample: str = ''
 
   @nn.compact
-  def __call__(self, x: Array, condition: Array, train: bool) -> Array:
-    """x (B, H, W, C), condition (B, d) -> (B, H', W', channels)."""
+  def __call__(self, x: Array, condition: Array, rows: Array | None) -> Array:
+    """x (B, H, W, C), condition (B, d) -> (B, H', W', channels). rows: as Dropout."""
     resize = RESIZE[self.resample]
     h = resize(nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_in')(x)))
     h = conv(self.channels, self.dtype, 'conv_in', hidden=True)(h)  # (B, H', W', channels)
@@ -72,7 +72,7 @@ class ResidualBlock(nn.Module):
       h = modulate(norm_out(h), shift, scale)
     else:
       h = norm_out(h + spread(modulation, h))
-    h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+    h = Dropout(self.dropout)(nn.silu(h), rows)
     h = conv(self.channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
     x = resize(x)
     if x.shape[-1] != self.channels:

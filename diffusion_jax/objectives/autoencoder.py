@@ -132,6 +132,7 @@ class Autoencoder:
       averages={'ema': context.ema()},
       frozen=frozen,
       phase=lambda step: ADVERSARIAL if step > self.discriminator_start else ALONE,
+      whole_batch=(ADVERSARIAL,),
       reconstruct=reconstruct,
     )
 

@@ -6,6 +6,7 @@ T times the term of one uniform timestep estimates.
 """
 
 import dataclasses
+import inspect
 
 import flax.linen as nn
 import jax
@@ -25,7 +26,7 @@ from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.time_sampling.uniform import Uniform
 from diffusion_jax.objectives.base import Context, gradients_of, x0_of
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
-from diffusion_jax.training.objective import Batch, Draws, Objective
+from diffusion_jax.training.objective import Batch, Draws, DropoutDraws, Objective
 from diffusion_jax.types import Array, Condition, Network, PyTree, TimeSampling
 
 
@@ -139,21 +140,23 @@ class Denoising:
 def network_of(
   model: nn.Module,
   params: PyTree,
-  dropout_key: Array | None = None,
+  dropout: DropoutDraws | None = None,
   hidden: list[Array] | None = None,
 ) -> Network:
-  """A backbone with these parameters; dropout is on if a key is given.
+  """A backbone with these parameters; dropout is on if its draws are given.
 
   hidden: a list to which each call appends the hidden states, (depth, B, N, d) of a DiT and
   (B, h, w, c), from the middle, of a UNet.
   """
-  rngs = {} if dropout_key is None else {'dropout': dropout_key}
+  options = {'train': False, 'rngs': {}}
+  if dropout is not None:
+    options = {'train': True, 'rngs': {'dropout': dropout.key}}
+    if 'rows' in inspect.signature(type(model).__call__).parameters:
+      options['rows'] = dropout.rows
 
   def apply(x, time, condition):
     mutable = False if hidden is None else ['intermediates']
-    out = model.apply(
-      {'params': params}, x, time, condition, train=bool(rngs), rngs=rngs, mutable=mutable
-    )
+    out = model.apply({'params': params}, x, time, condition, mutable=mutable, **options)
     if hidden is None:
       return out
     out, kept = out

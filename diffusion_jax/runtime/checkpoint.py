@@ -143,6 +143,7 @@ class Checkpoints:
       self._exits.enter_context(_one_message())  # Saves fail in the background.
     items = ('state', 'checksums')
     self._manager = _Manager(self.directory, item_names=items, options=options)
+    self._is_unchecked = False  # Whether a save has begun since the last look for its error.
 
   def steps(self) -> list[int]:
     """Returns the finished steps, oldest first."""
@@ -164,6 +165,7 @@ class Checkpoints:
       sums = ocp.args.JsonSave(checksums(state))
       items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=sums)
       self._manager.save(step, args=items, metrics=metrics or None, force=True)
+    self._is_unchecked = True
 
   def _require_room(self, state: PyTree) -> None:
     needed, disk = sum(x.nbytes for x in jax.tree.leaves(state)), os.statvfs(self.directory)
@@ -175,7 +177,8 @@ class Checkpoints:
 
   def check(self) -> None:
     """Raises InputError if a save that ended since the last call has failed; never waits."""
-    if not self._manager.is_saving_in_progress():
+    if self._is_unchecked and not self._manager.is_saving_in_progress():
+      self._is_unchecked = False
       self.wait()  # Returns at once, or raises the error of the ended thread.
 
   @contextlib.contextmanager

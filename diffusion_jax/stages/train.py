@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from diffusion_jax.config.schema import Optimizer
-from diffusion_jax.data.pipeline import carrier, train_batches
+from diffusion_jax.data.pipeline import carrier, example_indices, train_batches
 from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment import facts, first_stage, initial, preparation, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create, with_settings
@@ -26,11 +28,13 @@ from diffusion_jax.runtime import files, hosts, lease, logging, mesh
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
+from diffusion_jax.runtime.watchdog import Watchdog
 from diffusion_jax.sampling.previews import Previews
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree
 
+SKIPPED = 'skipped.jsonl'  # Steps without an update, with the numbers of their examples.
 NEXT = '--mode=sample or evaluate'
 
 
@@ -150,10 +154,6 @@ def train(
     measured.setdefault(step, {}).update(found)
     writer.write_scalars(step, found)
 
-  def log(step, values):
-    writer.write_scalars(step, values)
-    checkpoints.check()
-
   def measure(step, state):
     nonlocal held_out_at
     if held_out_at != step:
@@ -187,6 +187,19 @@ def train(
         checkpoints.save(step, state, {})
       checkpoints.wait()
 
+  def note_skipped(step, values):
+    first = (step - 1) * config.train.batch_size
+    positions = np.arange(first, first + config.train.batch_size)
+    examples = example_indices(config.seed, experiment.train_data.num_examples, positions).tolist()
+    loss, norm = float(values['loss']), float(values['grad_norm'])
+    tqdm.write(
+      f'step {step:,} changed nothing: loss {loss:.4g}, gradient norm {norm:.4g}; {SKIPPED}'
+    )
+    if hosts.is_first():
+      line = {'step': step, 'loss': repr(loss), 'grad_norm': repr(norm), 'examples': examples}
+      with open(workdir / SKIPPED, 'a') as file:
+        file.write(json.dumps(line) + '\n')
+
   (workdir / 'previews').mkdir(exist_ok=True)
   batches = train_batches(
     experiment.step_input,
@@ -199,27 +212,36 @@ def train(
   )
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
-  outcome = run_loop(
-    experiment.compile_steps(start),
-    state,
-    (mesh.to_devices(batch, sharding) for batch in batches),
-    start=start,
-    stop=config.train.num_steps,
-    batch_size=config.train.batch_size,
-    log_every_steps=config.train.log_every_steps,
-    learning_rate=learning_rates(experiment, start),
-    write=log,
-    actions=(
-      Action(config.train.holdout_every_steps, measure),
-      Action(config.train.preview_every_steps, preview),
-      *([Action(config.train.eval_every_steps, evaluate)] if evaluates else []),
-      Action(config.checkpoint.every_steps, measure),  # Ranks the checkpoint.
-      Action(config.checkpoint.every_steps, save, breakable=False),
-    ),
-    max_skipped=config.train.max_skipped,
-    interruption=interruption,
-    save=save_now,
-  )
+  compiled = experiment.compile_steps(start)
+
+  def train_step(step, state, batch):
+    checkpoints.check()
+    return compiled(step, state, batch)
+
+  with Watchdog(config.train.watchdog_seconds, workdir) as watchdog:
+    outcome = run_loop(
+      train_step,
+      state,
+      (mesh.to_devices(batch, sharding) for batch in batches),
+      start=start,
+      stop=config.train.num_steps,
+      batch_size=config.train.batch_size,
+      log_every_steps=config.train.log_every_steps,
+      learning_rate=learning_rates(experiment, start),
+      write=writer.write_scalars,
+      actions=(
+        Action(config.train.holdout_every_steps, measure),
+        Action(config.train.preview_every_steps, preview),
+        *([Action(config.train.eval_every_steps, evaluate)] if evaluates else []),
+        Action(config.checkpoint.every_steps, measure),  # Ranks the checkpoint.
+        Action(config.checkpoint.every_steps, save, breakable=False),
+      ),
+      max_skipped=config.train.max_skipped,
+      interruption=interruption,
+      save=save_now,
+      watchdog=watchdog,
+      note_skipped=note_skipped,
+    )
   batches.close()  # Nothing is read ahead while the last checkpoint is written.
   save_now(outcome.step, outcome.state)
   if outcome.step < config.train.num_steps:

@@ -25,13 +25,17 @@ def compile_steps(
   frozen: PyTree,
   data: dict[str, Array],
   steps: range,
+  **options: Any,
 ) -> Step:
   """(step, state, batch) -> (state, metrics): one program a phase of `steps`; the state is donated.
 
   state, batch: abstract, with shardings. frozen, data (of resident.load): arrays on the devices.
+  options: of make_train_step.
   """
   programs = {
-    phase: compile_step(make_train_step(objective, seed, phase), state, batch, frozen, data)
+    phase: compile_step(
+      make_train_step(objective, seed, phase, **options), state, batch, frozen, data
+    )
     for phase in sorted(set(map(objective.phase, steps)))
   }
   return lambda step, state, batch: programs[objective.phase(step)](state, batch)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from diffusion_jax.errors import DivergedError
 from diffusion_jax.runtime import hosts
 from diffusion_jax.runtime.interruption import Broken, Interruption
+from diffusion_jax.runtime.watchdog import Watchdog
 
 
 class Action(NamedTuple):
@@ -56,12 +57,15 @@ def run_loop(
   max_skipped: int,
   interruption: Interruption,
   save: Callable[[int, Any], None],
+  watchdog: Watchdog,
+  note_skipped: Callable[[int, Mapping[str, float]], None],
 ) -> Outcome:
   """Steps start + 1..stop of train_step(step, state, batch) -> (state, metrics).
 
   An interruption ends it between two steps; save(step, state) writes a checkpoint where that cannot be
   waited for. A line of the log averages the steps since the last one, or since `start`: averaged_steps says
-  how many, where they are fewer than log_every_steps.
+  how many, where they are fewer than log_every_steps. note_skipped(step, metrics) is called for each step that
+  changed nothing, when it is logged. The watchdog's clock runs between actions.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
@@ -84,10 +88,14 @@ def run_loop(
     step_time = (now - lap_start - paused) / len(metrics)
     images_per_s, data_wait = batch_size / step_time, waited / (step_time * len(metrics))
     lap_start, paused, waited = now, 0.0, 0.0
+    watchdog.beat()
+    for number, values in enumerate(metrics, step - len(metrics) + 1):
+      if values['skipped'] > 0:
+        note_skipped(number, values)
     skipped = max(int(m['skipped']) for m in metrics)
     if skipped >= max_skipped:
       raise DivergedError(
-        f'training diverged: no finite loss, gradient or update in {skipped} steps in a row, up to '
+        f'training diverged: no loss, gradient or update that could be used in {skipped} steps in a row, up to '
         f'step {step} or shortly before. Those steps changed nothing, but what came before them may be '
         'spoilt: look at the loss in metrics.jsonl before you use a checkpoint. Lower '
         'config.optimizer.learning_rate, config.optimizer.clip_norm or config.optimizer.weight_decay.'
@@ -117,6 +125,7 @@ def run_loop(
         if batch is None or not interruption.may_begin(step + 1):
           break
         step += 1
+        watchdog.beat()
         state, metrics = train_step(step, state, batch)
         since_log.append(metrics)
         if pending:
@@ -136,7 +145,7 @@ def run_loop(
           began = time.perf_counter()
           for action in due:
             breakable = interruption.breakable(save_state)
-            with breakable if action.breakable else contextlib.nullcontext():
+            with watchdog.paused(), breakable if action.breakable else contextlib.nullcontext():
               action.run(step, state)
           paused += time.perf_counter() - began
     if pending:

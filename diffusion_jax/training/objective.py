@@ -18,11 +18,18 @@ Parts = dict[
 Metrics = dict[str, Array]
 
 
+class DropoutDraws(NamedTuple):
+  """The randomness of dropout: its key, and rows (B,) uint32, the numbers of the examples in the batch."""
+
+  key: Array
+  rows: Array
+
+
 class Draws(NamedTuple):
-  """The randomness of a step: keys (B,), one an example, of which 0 is spent on x0; dropout's key."""
+  """The randomness of a step: keys (B,), one an example, of which 0 is spent on x0; that of dropout."""
 
   keys: Array
-  dropout: Array
+  dropout: DropoutDraws
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +47,8 @@ class Objective:
     that every average covers.
   frozen: () -> arrays that are not trained, on the host; an argument of the compiled step. Raises:
     InputError for what is not there.
-  phase: step, from 1 -> which of the compiled steps it takes.
+  phase: step, from 1 -> which of the compiled steps it takes. whole_batch: the phases whose gradients are no
+    means over examples, so that a batch cannot be taken in passes.
   network: parts -> what sampling and previews call; None: nothing is sampled.
   network_parts: the parts that `network` looks at.
   reconstruct: (parts, images uint8) -> images uint8, for previews and metrics where nothing is sampled.
@@ -58,6 +66,7 @@ class Objective:
   averaged: tuple[str, ...] = ('model',)
   frozen: Callable[[], PyTree] = dict
   phase: Callable[[int], str] = lambda step: ''
+  whole_batch: tuple[str, ...] = ()
   network: Callable[[Parts], Network] | None = None
   network_parts: tuple[str, ...] = ('model',)
   reconstruct: Callable[[Parts, Array], Array] | None = None

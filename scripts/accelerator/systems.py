@@ -158,7 +158,12 @@ def make_unet(
   """A UNet on RGB images."""
   classes = NUM_CLASSES['unet']
   return unet.UNet(
-    **options, attention=attention, remat=remat, out_channels=3, num_classes=classes, dtype=dtype
+    **options,
+    attention=attention,
+    remat='blocks' if remat else 'none',
+    out_channels=3,
+    num_classes=classes,
+    dtype=dtype,
   )
 
 

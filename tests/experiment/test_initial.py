@@ -198,8 +198,8 @@ def test_as_many_classes_that_are_others(tmp_path):
 @pytest.mark.parametrize(
   'model, changes',
   [
-    ('dit', {'model.dit.remat': True}),
-    ('unet', {'model.unet.remat': True, 'model.unet.dropout': 0.5}),
+    ('dit', {'model.dit.remat': 'blocks'}),
+    ('unet', {'model.unet.remat': 'blocks', 'model.unet.dropout': 0.5}),
   ],
 )
 def test_options_that_parameters_do_not_depend_on_may_differ(tmp_path, model, changes):

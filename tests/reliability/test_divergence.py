@@ -42,7 +42,7 @@ def poison(monkeypatch, first, last):
   monkeypatch.setattr(
     compilation,
     'make_train_step',
-    lambda objective, *rest: make(Poisoned(objective, first, last), *rest),
+    lambda objective, *rest, **options: make(Poisoned(objective, first, last), *rest, **options),
   )
 
 

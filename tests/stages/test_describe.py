@@ -27,9 +27,13 @@ def test_more_memory_than_a_device_has_is_a_warning_that_names_what_helps(
   assert f['activation_bytes_per_device'] > 0
   monkeypatch.setattr(cost, 'device_bytes', lambda: fixed + 1)
   (warning,) = described(tmp_path, capsys)['warnings']
-  helps = ('--config.train.batch_size', '--config.model.dit.remat=True', '--config.dtype=bfloat16')
+  helps = (
+    '--config.train.batch_size',
+    '--config.model.dit.remat=blocks',
+    '--config.dtype=bfloat16',
+  )
   assert all(field in warning for field in helps)
-  (warning,) = described(tmp_path, capsys, **{'model.dit.remat': True, 'dtype': 'bfloat16'})[
+  (warning,) = described(tmp_path, capsys, **{'model.dit.remat': 'blocks', 'dtype': 'bfloat16'})[
     'warnings'
   ]
   assert helps[0] in warning and not any(field in warning for field in helps[1:])

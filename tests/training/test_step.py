@@ -1,6 +1,7 @@
 """The training step: compiled once, reproducible, safe against non-finite losses."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from diffusion_jax.models.latents import Scaling
 from diffusion_jax.objectives.base import gradients_of, x0_of
 from diffusion_jax.objectives.denoising import network_of
 from diffusion_jax.runtime.interruption import Interruption
+from diffusion_jax.runtime.watchdog import Watchdog
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.state import create_state, ema_decay_at
 from diffusion_jax.training.step import draws_of, make_train_step
@@ -277,6 +279,8 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options)
     max_skipped=max_skipped,
     interruption=Interruption(),
     save=None,
+    watchdog=Watchdog(0, Path()),
+    note_skipped=lambda step, values: None,
     **{'log_every_steps': 5, **options},
   )
 
@@ -383,6 +387,8 @@ def test_the_log_has_learning_rate_step_time_and_the_wait_for_data(monkeypatch):
     max_skipped=3,
     interruption=Interruption(),
     save=None,
+    watchdog=Watchdog(0, Path()),
+    note_skipped=lambda step, values: None,
   )
   ((step, values),) = written
   assert step == 2 and values['step_time'] == pytest.approx(3)
