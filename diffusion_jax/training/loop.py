@@ -65,7 +65,8 @@ def run_loop(
   An interruption ends it between two steps; save(step, state) writes a checkpoint where that cannot be
   waited for. A line of the log averages the steps since the last one, or since `start`: averaged_steps says
   how many, where they are fewer than log_every_steps. note_skipped(step, metrics) is called for each step that
-  changed nothing, when it is logged. The watchdog's clock runs between actions.
+  changed nothing, when it is logged. The watchdog's clock does not run during breakable
+  actions.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
@@ -144,9 +145,13 @@ def run_loop(
             pending = None
           began = time.perf_counter()
           for action in due:
-            breakable = interruption.breakable(save_state)
-            with watchdog.paused(), breakable if action.breakable else contextlib.nullcontext():
+            watchdog.beat()
+            if action.breakable:
+              with watchdog.paused(), interruption.breakable(save_state):  # It may compile.
+                action.run(step, state)
+            else:
               action.run(step, state)
+          watchdog.beat()
           paused += time.perf_counter() - began
     if pending:
       report(pending)

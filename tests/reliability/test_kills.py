@@ -79,7 +79,7 @@ def chain(tmp_path, name, moments, **changes):
   return json.loads((tmp_path / f'{name}-results.json').read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.unoptimised
 def test_twenty_kills_change_nothing(tmp_path):
   steps = {'train.num_steps': 24}

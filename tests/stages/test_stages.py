@@ -1,6 +1,7 @@
 """The stages on tiny models, through the same door as the command line."""
 
 import json
+import os
 import re
 import signal
 
@@ -11,7 +12,6 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import DamagedError, InputError, Interrupted
 from diffusion_jax.experiment.checks import create
-from diffusion_jax.experiment.stored import has_checkpoint
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.runtime.checkpoint import Checkpoints
 from diffusion_jax.sampling.pictures import picture_indices
@@ -54,15 +54,20 @@ def test_training_leaves_what_the_readme_says(trained):
   assert picture.height > 10 * 48 and picture.width > 2 * 48  # 10 classes, 2 columns, enlarged.
 
 
-def test_a_save_that_failed_ends_training_at_the_next_line_of_the_log(trained, monkeypatch):
-  def failed(self):
-    raise InputError('a checkpoint could not be written')
+def test_a_save_that_failed_ends_training_at_the_next_step(trained, monkeypatch):
+  wait, looks = Checkpoints.wait, []
 
-  monkeypatch.setattr(Checkpoints, 'check', failed)
+  def failed(self):
+    looks.append(not self._manager.is_saving_in_progress())
+    if looks[-1]:
+      raise InputError('a checkpoint could not be written')
+    wait(self)
+
+  monkeypatch.setattr(Checkpoints, 'wait', failed)
+  changes = {'checkpoint.every_steps': 100, 'train.num_steps': 1000}
   with pytest.raises(InputError, match='could not be written'):
-    run('train', trained / 'failing', trained)
-  (line,) = (trained / 'failing' / 'metrics.jsonl').read_text().splitlines()
-  assert json.loads(line)['step'] == 2 and not has_checkpoint(trained / 'failing')
+    run('train', trained / 'failing', trained, **changes)
+  assert looks == [True] and os.listdir(trained / 'failing' / 'checkpoints') == ['100']
 
 
 def test_trained_already_does_nothing(trained, capsys):

@@ -1,0 +1,61 @@
+"""Item 8: one of two processes is killed or asleep; the other ends, and both go on when started again."""
+
+import signal
+import time
+
+import pytest
+
+from diffusion_jax.runtime.cluster import HEARTBEAT
+from tests.support.clusters import finish, start, wait_for
+from tests.test_clusters_signals import flags, lines
+
+pytestmark = [pytest.mark.unoptimised]
+
+
+@pytest.fixture
+def command(tmp_path):
+  changes = flags(**{'train.watchdog_seconds': 10, 'checkpoint.every_steps': 100})
+  config = ['--config=configs/quickstart.py', f'--config.data.dir={tmp_path}/data']
+  return [*config, f'--workdir={tmp_path}/run', *changes]
+
+
+def train_until(command, folder, count):
+  running, there = start(*command), len(lines(folder))
+  wait_for(lambda: len(lines(folder)) > there + count, running)
+  return running
+
+
+@pytest.mark.slow
+def test_one_process_asleep_is_noticed_by_the_watchdog_of_the_other(command, tmp_path):
+  folder = tmp_path / 'run'
+  running = train_until(command, folder, 21)  # Between two checkpoints: there the clock runs.
+  running[1].send_signal(signal.SIGSTOP)
+  _, errors = running[0].communicate(timeout=60)
+  assert running[0].returncode == 70 and 'watchdog_seconds' in errors, errors[-6000:]
+  assert 'run_loop' in (folder / 'logs' / 'stacks-0.txt').read_text()
+  running[1].send_signal(signal.SIGCONT)
+  running[1].communicate(timeout=HEARTBEAT + 60)
+  assert running[1].returncode not in (0, None)
+  finish_again(command, folder)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('killed', [0, 1])
+def test_one_process_killed_ends_the_other(command, tmp_path, killed):
+  folder = tmp_path / 'run'
+  running = train_until(command, folder, 21)
+  began = time.monotonic()
+  running[killed].kill()
+  running[1 - killed].communicate(timeout=HEARTBEAT + 60)
+  assert running[1 - killed].returncode not in (0, None)
+  assert time.monotonic() - began < HEARTBEAT + 30
+  finish_again(command, folder)
+
+
+def finish_again(command, folder):
+  """The same command goes on from a checkpoint, on both."""
+  running = train_until(command, folder, 1)
+  running[1].send_signal(signal.SIGTERM)
+  codes, outputs, errors = finish(running)
+  assert codes == [75, 75], errors
+  assert 'resumed at step' in outputs[0]
