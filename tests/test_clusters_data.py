@@ -157,6 +157,7 @@ def test_a_signal_ends_a_single_process_which_goes_on(folder, alone):
   assert files_of(found) == files_of(alone)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_both(folder, root):
   """All images of process 1 are empty, which it sees long before process 0 has done its share."""
   source = folder.parent / f'{folder.name}-pets'
@@ -178,6 +179,7 @@ def train(folder, places, name):
   return finish(start(*arguments, each=[[f'--config.data.dir={place}'] for place in places]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['another', 'none'])
 def test_different_data_on_two_hosts_are_refused_by_both(alone, folder, kind):
   if kind == 'another':

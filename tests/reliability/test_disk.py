@@ -30,7 +30,7 @@ def trained(tmp_path_factory):
 pytestmark = pytest.mark.unoptimised
 
 
-@pytest.fixture(params=[pytest.param(Tmpfs, marks=pytest.mark.slow), Injected])
+@pytest.fixture(params=[pytest.param(Tmpfs, marks=pytest.mark.full), Injected])
 def disk(request, tmp_path):
   """A disk with a copy of the trained folder."""
   try:

@@ -79,6 +79,7 @@ def test_steps_that_stay_not_finite_end_the_run(tmp_path, digits, monkeypatch):
   assert_finite(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_of_a_million_ends_the_run(tmp_path, digits):
   changes = {'train.num_steps': 1000, 'optimizer.learning_rate': 1e6}
   with pytest.raises(DivergedError, match=r'config\.optimizer\.learning_rate') as stop:

@@ -30,11 +30,15 @@ def test_one_process_asleep_is_noticed_by_the_watchdog_of_the_other(command, tmp
   folder = tmp_path / 'run'
   running = train_until(command, folder, 21)  # Between two checkpoints: there the clock runs.
   running[1].send_signal(signal.SIGSTOP)
-  _, errors = running[0].communicate(timeout=60)
+  try:
+    _, errors = running[0].communicate(timeout=HEARTBEAT + 60)
+  except BaseException:
+    running[1].kill()
+    raise
+  running[1].send_signal(signal.SIGCONT)  # It has lost the other.
+  running[1].communicate(timeout=HEARTBEAT + 60)
   assert running[0].returncode == 70 and 'watchdog_seconds' in errors, errors[-6000:]
   assert 'run_loop' in (folder / 'logs' / 'stacks-0.txt').read_text()
-  running[1].send_signal(signal.SIGCONT)
-  running[1].communicate(timeout=HEARTBEAT + 60)
   assert running[1].returncode not in (0, None)
   finish_again(command, folder)
 
