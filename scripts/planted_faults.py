@@ -302,8 +302,8 @@ DATA = _faults(
   (
     'more bad files are allowed than max_bad_fraction says',
     'prepare.py',
-    'if len(bad) > max_bad_fraction * len(entries):',
-    'if len(bad) > 10 * max_bad_fraction * len(entries):',
+    'if len(bad) > self.max_bad_fraction * len(entries):',
+    'if len(bad) > 10 * self.max_bad_fraction * len(entries):',
   ),
   (
     'the split ignores its seed',
