@@ -33,10 +33,8 @@ from diffusion_jax.runtime import files
 TASK_IMAGES = 32
 ALONE_SECONDS = 1.0  # Shorter work starts no other processes.
 JOURNAL_SECONDS = 1.0
-JOURNAL, JOURNALS = (
-  'journal',
-  'journal*',
-)  # Beside the images: process N > 0 of several keeps journal-N.
+# Beside the images: process N > 0 of several keeps journal-N.
+JOURNAL, JOURNALS = 'journal', 'journal*'
 
 
 class Target(NamedTuple):

@@ -13,9 +13,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.runtime import hosts
 
 LISTED = 20  # Processes in a message.
-ARRIVES_WITHIN = (
-  90.0  # Seconds until all hosts see what one wrote: NFS keeps listings for up to 60.
-)
+ARRIVES_WITHIN = 90.0  # Seconds until all see what one wrote: NFS keeps listings for 60.
 LOOKED_EVERY = 1.0  # Seconds.
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from diffusion_jax.config.options import IF_GIVEN, one_of, option, require_options
 from diffusion_jax.models.layers import (
   QKV,
-  REMAT,
   SIZE,
   ConditionEmbedding,
   Dense,
   attend,
   modulate,
   remat,
+  remat_option,
   require_divisible,
   spread,
 )
@@ -130,13 +130,7 @@ class DiT(nn.Module):
     one_of(*ATTENTIONS),
     IF_GIVEN,
   )
-  remat: str = option(
-    'none',
-    "What the backward pass computes again: 'none', 'blocks' all but their inputs, 'dots' all but those "
-    'and products with parameters.',
-    one_of(*REMAT),
-    IF_GIVEN,
-  )
+  remat: str = remat_option()
   out_channels: int = 3
   num_classes: int = 0
   dtype: jnp.dtype = jnp.float32

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from diffusion_jax.config.options import Check
+from diffusion_jax.config.options import IF_GIVEN, Check, one_of, option
 from diffusion_jax.randomness import example_keys
 from diffusion_jax.types import Array, Condition
 
@@ -31,7 +31,9 @@ def by_batch(x: Array, hidden: bool = False) -> Array:
   Does nothing where no mesh is set (runtime/mesh.py, within).
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or len(x) % (mesh.shape['data'] * mesh.shape['fsdp']):
+  if not {'data', 'fsdp'} <= set(mesh.axis_names) or mesh.size == 1:
+    return x
+  if len(x) % (mesh.shape['data'] * mesh.shape['fsdp']):
     return x
   rest = [PartitionSpec.UNCONSTRAINED if hidden else None] * (x.ndim - 1)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp'), *rest))
@@ -118,6 +120,17 @@ class QKV(nn.Module):
     y = jnp.tensordot(by_batch(x).astype(self.dtype), kernel, 1)
     y = by_batch(y, hidden=True)
     return y + spread(bias, y, num_features=3)
+
+
+def remat_option() -> str:
+  """The field by which a backbone lets its blocks be computed again."""
+  return option(
+    'none',
+    "What the backward pass computes again: 'none', 'blocks' all but their inputs, 'dots' all but those "
+    'and products with parameters.',
+    one_of(*REMAT),
+    IF_GIVEN,
+  )
 
 
 def remat(block: type[nn.Module], policy: str, **options: Any) -> type[nn.Module]:

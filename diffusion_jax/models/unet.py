@@ -26,10 +26,10 @@ from diffusion_jax.config.options import (
 )
 from diffusion_jax.models.layers import (
   LEVELS,
-  REMAT,
   SIZE,
   ConditionEmbedding,
   remat,
+  remat_option,
   require_divisible,
 )
 from diffusion_jax.models.unet_blocks import (
@@ -86,13 +86,7 @@ class UNet(nn.Module):
     one_of('xla', 'cudnn'),
     IF_GIVEN,
   )
-  remat: str = option(
-    'none',
-    "What the backward pass computes again: 'none', 'blocks' all but their inputs, 'dots' all but those "
-    'and products with parameters.',
-    one_of(*REMAT),
-    IF_GIVEN,
-  )
+  remat: str = remat_option()
   out_channels: int = 3
   num_classes: int = 0
   dtype: jnp.dtype = jnp.float32

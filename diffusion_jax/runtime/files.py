@@ -35,11 +35,8 @@ ADVICE = {
 TEMPORARY = re.compile(r'\..+-[0-9a-f]{16}\.tmp|\.probe-\d+')
 # NumPy's message for a write that the system cut short; it carries no error number.
 CUT_SHORT = re.compile(r'\d+ requested and \d+ written')
-NOT_JSON = (
-  OSError,
-  ValueError,
-  RecursionError,
-)  # The errors of reading JSON that someone may have sent.
+# The errors of reading JSON that someone may have sent.
+NOT_JSON = (OSError, ValueError, RecursionError)
 # The errors with which NumPy refuses a damaged .npz file.
 UNREADABLE = (
   *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, RuntimeError, MemoryError),

@@ -21,9 +21,7 @@ KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAINED = 0  # Stands for no signal.
 ENDS_WITHIN = 5.0  # Seconds, by KeyboardInterrupt; then by the thread.
-BROKEN_WITHIN = (
-  10.0  # Seconds to leave what may be broken off; then the thread writes the checkpoint.
-)
+BROKEN_WITHIN = 10.0  # Seconds to leave what may be broken off; then the thread saves.
 
 
 class Broken(BaseException):
@@ -223,8 +221,15 @@ class Interruption:
         return  # It ended, or Broken was raised.
       save, self._taken = self._save, True
     say(f'{self.requested}: writing a checkpoint now, because what runs does not end')
-    save()
-    end(number)
+    try:
+      save()
+    except Exception as error:  # As on a full disk: the main thread tries again when it can.
+      say(f'{self.requested}: {error}')
+      with self._changed:
+        self._taken = False
+        self._changed.notify_all()
+    else:
+      end(number)
 
   def freeze(self) -> int | None:
     """Lets no step begin before `agree`. Returns: the step that was begun last; None: none yet."""

@@ -15,8 +15,23 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.runtime import files, hosts, packages
 
 HOST_LOGS = 'host-*.log'  # Files in logs/ that are not of one run: runtime/cluster.py writes them.
+SKIPPED = 'skipped.jsonl'
 KEPT_RUNS = 3  # Former runs of a work directory whose metrics stay.
 RECORD_HEADER, CHECKSUM = 12, 4  # Bytes around each event: its length with a checksum, and its own.
+
+
+def _numbers(scalars: Mapping[str, float]) -> dict[str, float | None]:
+  """None stands for what JSON has no number for."""
+  return {name: float(x) if np.isfinite(x) else None for name, x in scalars.items()}
+
+
+def note_skipped(
+  workdir: Path, step: int, scalars: Mapping[str, float], examples: Sequence[int]
+) -> None:
+  """Adds a line to DIR/skipped.jsonl for a step without an update: its numbers, and those of its examples."""
+  path = workdir / SKIPPED
+  with files.naming(path), open(path, 'a') as file:
+    file.write(json.dumps({'step': step, **_numbers(scalars), 'examples': list(examples)}) + '\n')
 
 
 class JsonLines:
@@ -27,9 +42,8 @@ class JsonLines:
     self._file = open(path, 'a', buffering=1)  # noqa: SIM115 (closed by close)
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-    values = {n: float(v) if np.isfinite(v) else None for n, v in scalars.items()}
     with files.naming(self._path):
-      self._file.write(json.dumps({'step': step, **values}) + '\n')
+      self._file.write(json.dumps({'step': step, **_numbers(scalars)}) + '\n')
 
   def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
     """Pictures are files of their own."""
@@ -123,23 +137,28 @@ def has_tensorboard() -> bool:
 
 
 def keep_until(workdir: Path, step: int) -> None:
-  """Drops what metrics.jsonl and logs/ hold of steps after `step`, which a resumed run writes again.
+  """Drops what metrics.jsonl, skipped.jsonl and logs/ hold of steps that a resumed run writes again.
 
   At step 0 all of it belongs to another run, see _set_aside. Without TensorBoard logs/ stays as it is.
   """
   path = workdir / 'metrics.jsonl'
+  _drop_lines_after(workdir / SKIPPED, step)
   if step == 0:
     _set_aside(path, workdir / 'logs')
     return
-  if path.exists():
-    lines = path.read_text(errors='replace').splitlines()
-    files.write(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
+  _drop_lines_after(path, step)
   for events in (workdir / 'logs').glob('events.out.tfevents.*') if has_tensorboard() else ():
     _keep_events_until(events, step)
   for left in (workdir / 'logs').glob(
     '.events.out.tfevents.*.tmp'
   ):  # A process was killed just here.
     left.unlink()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+  if path.exists():
+    lines = path.read_text(errors='replace').splitlines()
+    files.write(path, ''.join(f'{line}\n' for line in lines if _is_until(line, step)))
 
 
 def _is_until(line: str, step: int) -> bool:

@@ -50,9 +50,7 @@ class Peers:
 
   def _find(self, key: str) -> int | None:
     """Returns the number that a process has set; None if none has."""
-    with contextlib.suppress(
-      Exception
-    ):  # Its own for a missing key, and others of a dead coordinator.
+    with contextlib.suppress(Exception):  # For a missing key, or a dead coordinator.
       return int(self._client.key_value_try_get(key))
     return None
 

@@ -54,7 +54,8 @@ def spec_of(
   cut: list[str | tuple[str, ...] | None] = [None] * len(shape)
   if preset == 'fsdp_tensor':
     for pattern, dimension in TENSOR:
-      if pattern.search(path) and shape[dimension] % axes['tensor'] == 0:
+      fits = len(shape) >= -dimension and shape[dimension] % axes['tensor'] == 0
+      if fits and pattern.search(path):
         cut[dimension] = 'tensor'
   if preset in ('fsdp', 'fsdp_tensor') and CUT.search(path):
     free = [i for i in range(1 if STACKED in path else 0, len(shape)) if not cut[i]]

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +33,6 @@ from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree
 
-SKIPPED = 'skipped.jsonl'  # Steps without an update, with the numbers of their examples.
 NEXT = '--mode=sample or evaluate'
 
 
@@ -193,12 +191,10 @@ def train(
     examples = example_indices(config.seed, experiment.train_data.num_examples, positions).tolist()
     loss, norm = float(values['loss']), float(values['grad_norm'])
     tqdm.write(
-      f'step {step:,} changed nothing: loss {loss:.4g}, gradient norm {norm:.4g}; {SKIPPED}'
+      f'step {step:,} changed nothing: loss {loss:.4g}, gradient norm {norm:.4g}; {logging.SKIPPED}'
     )
     if hosts.is_first():
-      line = {'step': step, 'loss': repr(loss), 'grad_norm': repr(norm), 'examples': examples}
-      with open(workdir / SKIPPED, 'a') as file:
-        file.write(json.dumps(line) + '\n')
+      logging.note_skipped(workdir, step, {'loss': loss, 'grad_norm': norm}, examples)
 
   (workdir / 'previews').mkdir(exist_ok=True)
   batches = train_batches(

@@ -137,9 +137,8 @@ def run_loop(
         bar.update()
         due = [action for action in actions if action.due(step, stop)]
         if due:
-          jax.block_until_ready(
-            state.step
-          )  # Steps that still run do not count as the actions' time.
+          # Steps that still run do not count as the actions' time.
+          jax.block_until_ready(state.step)
           if pending:
             report(pending)
             pending = None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.command import run_mode
+from diffusion_jax.data.pipeline import permutation
 from diffusion_jax.errors import DivergedError
 from diffusion_jax.run import load_run
 from diffusion_jax.training import compilation
@@ -63,6 +64,9 @@ def test_one_step_that_is_not_finite_is_passed_over(tmp_path, digits, monkeypatc
   found = lines(tmp_path)
   assert [found[step]['skipped'] for step in range(1, 7)] == [0, 0, 1, 0, 0, 0]
   assert [step for step in found if found[step]['loss'] is None] == [3]
+  (line,) = map(json.loads, (tmp_path / 'run' / 'skipped.jsonl').read_text().splitlines())
+  assert (line['step'], line['loss'], line['grad_norm']) == (3, None, None)
+  assert line['examples'] == permutation(0, 0, 1500)[32:48].tolist()  # The third batch of 16.
   assert_finite(tmp_path)
   assert steps(tmp_path / 'run')[-1] == 6
 

@@ -67,9 +67,10 @@ def test_processes_wait_for_each_other_and_go_on_to_the_same_step():
 
 # The main thread is in C, as in a compilation, where no handler of Python runs.
 HELD_UP = """
-import hashlib, os, signal, sys, threading
+import contextlib, hashlib, os, signal, sys, threading
 from diffusion_jax.runtime import interruption
-from diffusion_jax.runtime.interruption import Interruption
+from diffusion_jax.runtime.interruption import Broken, Interruption
+full = sys.argv[-1] == 'full'
 interruption.answer()
 interruption.ENDS_WITHIN = interruption.BROKEN_WITHIN = 0.5
 def send():
@@ -78,16 +79,22 @@ def hold():
   threading.Timer(0.2, send).start()
   if sys.argv[-1] == 'twice':
     threading.Timer(0.4, send).start()
-  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 60_000_000)
+  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 8_000_000 if full else 60_000_000)
 with Interruption() as running:
   if sys.argv[1] == 'step':
     running.may_begin(1)
   if sys.argv[1] == 'preview':
     running.may_begin(1)
-    with running.breakable(lambda: print('saved', flush=True)):
+    def save():
+      print('saved', flush=True)
+      if full:
+        raise OSError('no room')
+    with contextlib.suppress(Broken), running.breakable(save):
       hold()
   if sys.argv[1] in ('compiling', 'step'):
     hold()
+if full:
+  sys.exit(3)
 hold()
 """
 
@@ -99,6 +106,7 @@ hold()
     ('elsewhere', '--mode=describe', 143, False),
     ('compiling', '--mode=train', 75, False),  # Before the first step: nothing is unsaved.
     ('preview', '--mode=train', 75, True),
+    ('preview', 'full', 3, True),  # The checkpoint cannot be written: the main thread goes on.
     ('step', 'twice', 75, False),
   ],
 )

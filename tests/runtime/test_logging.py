@@ -33,6 +33,17 @@ def test_lines_that_a_resumed_run_writes_again_are_dropped(tmp_path):
   assert json.loads(path.read_text().splitlines()[0]) == {'step': 10, 'loss': 5.0}
 
 
+@pytest.mark.parametrize(('start', 'kept'), [(20, [10, 20]), (0, [])])
+def test_skipped_steps_that_a_run_takes_again_are_dropped(tmp_path, start, kept):
+  for step in (10, 20, 30):
+    logging.note_skipped(tmp_path, step, {'loss': float('inf')}, [step, 1])
+  logging.keep_until(tmp_path, start)
+  assert steps_of(tmp_path / 'skipped.jsonl') == kept
+  logging.note_skipped(tmp_path, 30, {'loss': 2.0}, [7])
+  line = (tmp_path / 'skipped.jsonl').read_text().splitlines()[-1]
+  assert json.loads(line) == {'step': 30, 'loss': 2.0, 'examples': [7]}
+
+
 def test_what_is_not_finite_is_null(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   writer = logging.JsonLines(path)
