@@ -37,6 +37,7 @@ def test_first_matching_rule_decides():
     ('fsdp', (0, 0, 0), (1, -1, 1)),
     ('fsdp', (0, 4, 0), (-1, 4, 1)),
     ('fsdp', (-1, 4, 1), (-1, 4, 1)),
+    ('fsdp', (2, 4, 0), (2, 4, 1)),
     ('fsdp_tensor', (0, 0, 0), (1, -1, 2)),
     ('fsdp_tensor', (0, 0, 4), (1, -1, 4)),
     ('fsdp_tensor', (2, 0, 0), (2, -1, 2)),
@@ -60,6 +61,9 @@ def test_a_preset_sets_the_axes_that_are_not_given(preset, given, found):
     ('params/model/up_1_0_residual/conv_out/kernel', (3, 3, 64, 32), '..f.', '..tf'),
     ('params/model/down_1_0_attention/out/kernel', (64, 64), 'f.', 'tf'),
     ('params/model/encoder/mid/residual_0/conv_in/kernel', (3, 3, 64, 64), '..f.', '..ft'),
+    ('params/model/decoder/mid/attention/out/kernel', (64, 32), 'f.', 'b.'),  # One head.
+    ('params/model/blocks/deep/kernel', (64, 16, 32), '..f', '..b'),  # Scanned over 64 blocks.
+    ('opt_states/model/row/blocks/qkv/kernel', (64,), '.', '.'),  # Of an optimizer that factors.
     ('params/model/conv_in/kernel', (3, 3, 3, 64), '...f', '...b'),
     ('params/discriminator/conv_1/kernel', (4, 4, 64, 128), '...f', '...b'),
     ('params/model/blocks/adaln/modulation/kernel', (2, 64, 384), '..f', '..b'),
