@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from diffusion_jax.data.prepare import cores
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import preparation
 from diffusion_jax.experiment.checks import check_devices
 from diffusion_jax.run import Run
@@ -17,8 +18,15 @@ from diffusion_jax.runtime import files, hosts, provenance
 
 
 def main(run: Run) -> None:
-  """Measures, writes DIR/bench-NAME.json and prints tables."""
+  """Measures, writes DIR/bench-NAME.json and prints tables. Raises: InputError for several processes."""
   experiment, workdir = run.experiment, run.workdir
+  if hosts.count() > 1:
+    raise hosts.of_all(
+      InputError(
+        f'--mode=bench: got {hosts.count()} processes, allowed 1: what it compares with runs on one host; '
+        'run it on one, outside of what starts the others'
+      )
+    )
   check_devices(experiment)
   preparation.ensure_images(experiment, workdir)
   bench = experiment.config.bench
@@ -35,6 +43,6 @@ def main(run: Run) -> None:
     'data_bytes': experiment.meta['images_bytes'],
   }
   path = workdir / f'bench-{bench.subject.name}.json'
-  hosts.from_first(lambda: files.write_json(path, {**settings, **results}))
+  files.write_json(path, {**settings, **results})
   print(benchmark.report(results))
   print(f'written to {path}')

@@ -10,6 +10,7 @@ from PIL import Image
 from diffusion_jax.command import run_mode
 from diffusion_jax.data import sets
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import hosts
 from tests.conftest import tiny_mapping
 from tests.support.sources import SMALL, write_tree
 
@@ -142,3 +143,10 @@ def test_bench_measures_every_reader(tmp_path, capsys):
     'data.json',
     'data.png',
   ]
+
+
+def test_bench_refuses_several_processes(tmp_path, digits, monkeypatch):
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  with pytest.raises(InputError, match='--mode=bench: got 2 processes') as stop:
+    run('bench', tmp_path / 'run', tmp_path, **{'data.dir': str(digits)})
+  assert stop.value.on_all
