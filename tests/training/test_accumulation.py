@@ -32,10 +32,10 @@ SYSTEMS = {
 
 def gradients(experiment, accumulate):
   """Those of a batch of 8, with the metrics."""
-  objective, keys = experiment.objective, iter(jax.random.split(jax.random.key(3), 1000))
-  state = experiment.init_state()
+  objective, random = experiment.objective, np.random.default_rng(3)
+  state = jax.jit(experiment.init_state)()
   shaken = jax.tree.map(  # Away from the zeros of the initialisation.
-    lambda p: p + 0.03 * jax.random.normal(next(keys), p.shape), state.params
+    lambda p: p + 0.03 * random.normal(size=p.shape).astype(np.float32), state.params
   )
   batch, draws = experiment.train_data.read(np.arange(8)), draws_of(0, state.step, 8)
   work = functools.partial(accumulated, objective, accumulate, phase=objective.phase(1))
@@ -52,7 +52,7 @@ def assert_same(found, expected, rtol=1e-6):
 def test_passes_give_the_gradients_of_one_batch(tiny, system):
   experiment = tiny(**SYSTEMS[system])
   expected, metrics = gradients(experiment, 1)
-  for accumulate in (2, 4):
+  for accumulate in (2, 4) if system == 'dit' else (2,):  # A UNet takes long to compile.
     found, again = gradients(experiment, accumulate)
     # Sums of |error| over pixels round more coarsely: 1.1e-6 was measured.
     assert_same(found, expected, rtol=2e-6 if system == 'autoencoder' else 1e-6)
@@ -86,7 +86,7 @@ def test_a_gradient_above_the_limit_changes_nothing(tiny):
   batch = experiment.train_data.read(np.arange(8))
 
   def step(limit):
-    state = experiment.init_state()
+    state = jax.jit(experiment.init_state)()
     made = make_train_step(experiment.objective, 0, skip_grad_norm_above=limit)
     after, metrics = jax.jit(made)(state, batch, {})
     same = jax.tree.map(lambda a, b: jnp.all(a == b), after.params, state.params)
