@@ -42,8 +42,7 @@ def open_split(folder: Path, meta: Mapping[str, Any], split: str) -> Arrays:
 
 def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
   """Writes meta.json with its own digest, in one step; it makes a folder a prepared set."""
-  meta = {key: meta[key] for key in meta if key != 'digest'}
-  files.write_json(folder / 'meta.json', {**meta, 'digest': _digest(meta)})
+  files.write_json(folder / 'meta.json', files.sealed(meta))
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -51,7 +50,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
   path = folder / 'meta.json'
   try:
     meta = json.loads(path.read_text())
-    whole = meta.pop('digest') == _digest(meta)
+    whole = files.sealed(meta)['digest'] == meta.pop('digest')
   except (*files.NOT_JSON, KeyError, TypeError, AttributeError) as error:
     reason = 'missing' if isinstance(error, FileNotFoundError) else f'damaged ({error!r})'
     raise DamagedError(f'{path}: {reason}; {meta_remedy(folder)}') from error
@@ -64,10 +63,6 @@ def read_meta(folder: Path) -> dict[str, Any]:
       f'{path}: of format {meta["version"]}, this program reads {VERSION}; {remedy(folder)}'
     )
   return meta
-
-
-def _digest(meta: Mapping[str, Any]) -> str:
-  return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def remedy(folder: Path) -> str:

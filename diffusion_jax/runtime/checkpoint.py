@@ -61,15 +61,15 @@ class Restored:
 
 
 class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, except that unreadable metrics files do not stop it from opening a folder."""
+  """Orbax's manager, except that damaged metrics files do not stop it from opening a folder."""
 
   def metrics(self, step: int) -> dict[str, float] | None:
-    """Returns the metrics of a step; None if they are absent or unreadable."""
+    """Returns the metrics of a step; None if they are absent or damaged."""
     try:
       found = super().metrics(step)
+      return files.unsealed(found) if isinstance(found, dict) else None
     except (ValueError, OSError):
       return None
-    return found if isinstance(found, dict) else None
 
 
 @contextlib.contextmanager
@@ -164,7 +164,9 @@ class Checkpoints:
     with self._writing():
       sums = ocp.args.JsonSave(checksums(state))
       items = ocp.args.Composite(state=ocp.args.StandardSave(state), checksums=sums)
-      self._manager.save(step, args=items, metrics=metrics or None, force=True)
+      self._manager.save(
+        step, args=items, metrics=files.sealed(metrics) if metrics else None, force=True
+      )
     self._is_unchecked = True
 
   def _require_room(self, state: PyTree) -> None:

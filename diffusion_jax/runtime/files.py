@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -82,6 +83,23 @@ def write(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
   """Writes indented JSON as `write` does."""
   write(path, json.dumps(content, indent=2) + '\n')
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds an entry 'digest' of all others to a JSON object, or replaces it."""
+  inner = {key: value for key, value in content.items() if key != 'digest'}
+  text = json.dumps(inner, sort_keys=True)
+  return {**inner, 'digest': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def unsealed(content: Mapping[str, Any]) -> dict[str, Any]:
+  """Takes the digest out again; what has none, from an older version, stays as it is.
+
+  Raises: ValueError for another digest.
+  """
+  if 'digest' in content and sealed(content)['digest'] != content['digest']:
+    raise ValueError('its digest is that of another content')
+  return {key: value for key, value in content.items() if key != 'digest'}
 
 
 def write_npz(path: Path, **arrays: Any) -> None:

@@ -23,7 +23,7 @@ class Watchdog:
   def __init__(self, seconds: float, workdir: Path):
     self._seconds = seconds
     self._path = workdir / 'logs' / f'stacks-{hosts.number()}.txt'
-    self._ended, self._paused = threading.Event(), 0
+    self._ended, self._paused, self._more = threading.Event(), 0, 0.0
     self.beat()
 
   def __enter__(self) -> 'Watchdog':
@@ -45,8 +45,19 @@ class Watchdog:
     try:
       yield
     finally:
-      self._paused -= 1
       self.beat()
+      self._paused -= 1
+
+  @contextlib.contextmanager
+  def allowing(self, more: float) -> Iterator[None]:
+    """Allows so many seconds more, for what has taken longer before."""
+    self.beat()
+    self._more = more
+    try:
+      yield
+    finally:
+      self.beat()
+      self._more = 0.0
 
   def _watch(self) -> None:
     looked, pause = time.monotonic(), min(MOST_SECONDS, self._seconds / 10)
@@ -55,14 +66,14 @@ class Watchdog:
       if now - looked > 10 * pause:  # The process itself was stopped, as by SIGSTOP.
         self.beat()
       looked = now
-      if not self._paused and now - self._last > self._seconds:
-        self._bite()
+      if not self._paused and now - self._last > self._seconds + self._more:
+        self._bite(now - self._last)
 
-  def _bite(self) -> None:
+  def _bite(self, waited: float) -> None:
     text = (
-      f'\nno step has ended for {self._seconds:g} s (config.train.watchdog_seconds): ending with the stacks of '
-      f'all threads in {self._path}. If a step may take that long, raise the limit; otherwise the same command '
-      'goes on from the last checkpoint\n'
+      f'\nno step has ended for {waited:.0f} s (config.train.watchdog_seconds {self._seconds:g}): ending '
+      f'with the stacks of all threads in {self._path}. If a step may take that long, raise the limit; '
+      'otherwise the same command goes on from the last checkpoint\n'
     )
     with contextlib.suppress(OSError):
       faulthandler.dump_traceback(2)

@@ -160,7 +160,7 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
   if not path.exists():
     if _parts(folder):
       raise DamagedError(f'{path}: missing, but there are parts of a set; delete {folder}')
-    files.write_json(path, {'identity': wanted})
+    files.write_json(path, files.sealed({'identity': wanted}))
   require_same(folder, read_meta(folder)['identity'], wanted)
 
 
@@ -199,10 +199,10 @@ def origin(identity: dict[str, Any]) -> str:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-  """Reads meta.json of a sample set. Raises: DamagedError if it is not readable."""
+  """Reads meta.json of a sample set. Raises: DamagedError if it is not what was written."""
   path = folder / 'meta.json'
   try:
-    meta = json.loads(path.read_text())
+    meta = files.unsealed({**json.loads(path.read_text())})
     return {**meta, 'identity': {**meta['identity']}}  # Both must be objects.
   except (*files.NOT_JSON, KeyError, TypeError) as error:
     raise DamagedError(f'{path}: not a sample set description; delete {folder}') from error

@@ -209,6 +209,7 @@ def train(
   sharding = mesh.batch_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
   compiled = experiment.compile_steps(start)
+  hosts.gather(None)  # Another process may compile for longer than the watchdog waits.
 
   def train_step(step, state, batch):
     checkpoints.check()

@@ -19,6 +19,8 @@ from diffusion_jax.runtime import hosts
 from diffusion_jax.runtime.interruption import Broken, Interruption
 from diffusion_jax.runtime.watchdog import Watchdog
 
+ALLOWED = 10
+
 
 class Action(NamedTuple):
   """run(step, state) after every `every` steps, and after the last.
@@ -65,8 +67,9 @@ def run_loop(
   An interruption ends it between two steps; save(step, state) writes a checkpoint where that cannot be
   waited for. A line of the log averages the steps since the last one, or since `start`: averaged_steps says
   how many, where they are fewer than log_every_steps. note_skipped(step, metrics) is called for each step that
-  changed nothing, when it is logged. The watchdog's clock does not run during breakable
-  actions.
+  changed nothing, when it is logged. The watchdog's clock does not run during an action's
+  first run, which may compile; each later one may take ALLOWED times as long as the longest before it, and the
+  watchdog's seconds.
   Raises: DivergedError at the first log after max_skipped steps in a row without an update.
   """
   pending = None  # (step, metrics since the last log), read one step late
@@ -116,6 +119,19 @@ def run_loop(
   def save_state():
     save(step, state)
 
+  longest: dict[Action, float] = {}  # Seconds of the actions that have run.
+
+  @contextlib.contextmanager
+  def timed(action):
+    before = longest.get(action)
+    with watchdog.paused() if before is None else watchdog.allowing(ALLOWED * before):
+      began = time.perf_counter()
+      yield
+      longest[action] = max(time.perf_counter() - began, before or 0.0)
+
+  def breaking(action):
+    return interruption.breakable(save_state) if action.breakable else contextlib.nullcontext()
+
   with bar:
     with contextlib.suppress(Broken):
       while True:
@@ -144,13 +160,8 @@ def run_loop(
             pending = None
           began = time.perf_counter()
           for action in due:
-            watchdog.beat()
-            if action.breakable:
-              with watchdog.paused(), interruption.breakable(save_state):  # It may compile.
-                action.run(step, state)
-            else:
+            with timed(action), breaking(action):
               action.run(step, state)
-          watchdog.beat()
           paused += time.perf_counter() - began
     if pending:
       report(pending)

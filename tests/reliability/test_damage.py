@@ -168,6 +168,30 @@ def digest(*arrays):
   return hashlib.sha256(b''.join(np.ascontiguousarray(x).tobytes() for x in arrays)).hexdigest()
 
 
+def test_a_damaged_description_of_samples_is_never_used(tmp_path):
+  sample_set.claim(tmp_path, {'step': 8, 'parameters': 'bb', 'cfg_scale': 1.5})
+
+  def use():
+    return sample_set.read_meta(tmp_path)['identity']['cfg_scale']
+
+  noticed, harmless = outcomes(tmp_path / 'meta.json', use, 1.5)
+  assert noticed > 10 * harmless  # A space may become another one.
+
+
+def test_damaged_metrics_of_a_checkpoint_are_not_the_best(tmp_path):
+  options = {'keep_newest': 5, 'best_metric': 'loss'}
+  saved(tmp_path, [1, 2], metrics=lambda step: {'loss': 2.5 * step}, **options).close()
+
+  def use():
+    checkpoints = Checkpoints(tmp_path, read_only=True, **options)
+    best = checkpoints.best_step()
+    checkpoints.close()
+    return None if best == 2 else best
+
+  noticed, harmless = outcomes(tmp_path / '1' / 'metrics' / 'metrics', use, 1)
+  assert noticed > 5 * harmless
+
+
 def test_damaged_sample_parts_are_never_used(tmp_path):
   made = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 1), np.uint8)
   sample_set.save_part(tmp_path, np.arange(3, dtype=np.uint32), made, np.arange(3, dtype=np.int32))

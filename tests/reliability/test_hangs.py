@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.unoptimised]
 
 @pytest.fixture
 def command(tmp_path):
-  changes = flags(**{'train.watchdog_seconds': 10, 'checkpoint.every_steps': 100})
+  changes = flags(**{'train.watchdog_seconds': 20, 'checkpoint.every_steps': 100})
   config = ['--config=configs/quickstart.py', f'--config.data.dir={tmp_path}/data']
   return [*config, f'--workdir={tmp_path}/run', *changes]
 

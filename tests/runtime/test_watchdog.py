@@ -22,6 +22,8 @@ with Watchdog(1, Path(sys.argv[1])) as watchdog:
     watchdog.beat()
   with watchdog.paused():
     time.sleep(1.5)
+  with watchdog.allowing(1):
+    time.sleep(1.5)
   print('waiting', flush=True)
   stuck_here()
 """

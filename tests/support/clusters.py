@@ -45,10 +45,11 @@ def finish(running, timeout=300):
   return [process.returncode for process in running], *zip(*outputs)
 
 
-def wait_for(condition, running, timeout=200):
+def wait_for(condition, running, timeout=400):
   """Waits until condition(), while all processes run."""
   ends = time.monotonic() + timeout
   while not condition():
     ended = [process for process in running if process.poll() is not None]
-    assert not ended and time.monotonic() < ends, [p.communicate(timeout=5) for p in ended]
+    assert not ended, [(p.returncode, *(text[-3000:] for text in p.communicate())) for p in ended]
+    assert time.monotonic() < ends, f'not within {timeout} s'
     time.sleep(0.02)

@@ -1,5 +1,6 @@
 """The training step: compiled once, reproducible, safe against non-finite losses."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -279,10 +280,42 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options)
     max_skipped=max_skipped,
     interruption=Interruption(),
     save=None,
-    watchdog=Watchdog(0, Path()),
     note_skipped=lambda step, values: None,
-    **{'log_every_steps': 5, **options},
+    **{'log_every_steps': 5, 'watchdog': Watchdog(0, Path()), **options},
   )
+
+
+class Noted:
+  """A watchdog that notes how long each action may take."""
+
+  def __init__(self):
+    self.allowed = []
+
+  def beat(self):
+    pass
+
+  def paused(self):
+    return self.allowing(None)
+
+  def allowing(self, more):
+    self.allowed.append(more)
+    return contextlib.nullcontext()
+
+
+def test_an_action_may_take_any_time_once_then_ten_times_the_longest(monkeypatch):
+  clock, watchdog = [0.0], Noted()
+  monkeypatch.setattr('diffusion_jax.training.loop.time.perf_counter', lambda: clock[0])
+  seconds = iter([4.0, 1.0, 6.0, 1.0])
+
+  def act(step, state):
+    clock[0] += next(seconds)
+
+  def train_step(number, state, batch):
+    clock[0] += 1
+    return state, {'loss': 1.0, 'skipped': 0}
+
+  loop(train_step, 4, lambda *line: None, [Action(1, act)], watchdog=watchdog)
+  assert watchdog.allowed == [None, 40.0, 40.0, 60.0]
 
 
 class Unread:
