@@ -70,6 +70,19 @@ def test_both_stop_after_the_same_step_and_the_same_command_goes_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.unoptimised
+def test_both_break_off_metrics_that_take_minutes(tmp_path):
+  workdir = tmp_path / 'run'
+  long = {'train.eval_every_steps': 5, 'train.eval_num_samples': 400_000}
+  command = ['--config=configs/quickstart.py', f'--workdir={workdir}', *flags(**long)]
+  running = start(*command, f'--config.data.dir={tmp_path}/data')
+  wait_for(lambda: lines(workdir), running)  # That of step 5.
+  time.sleep(3)
+  _, _, errors = stop(running, 1)
+  assert 'at step 5: checkpoint written' in errors[0]
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_both_end_at_once_where_nothing_is_unsaved(tmp_path):
   workdir = tmp_path / 'run'
   command = ['--config=configs/quickstart.py', f'--workdir={workdir}']

@@ -291,14 +291,19 @@ class Experiment:
   def _holdout_step(self) -> Callable:
     return jax.jit(self.objective.holdout)
 
-  def measure(self, weights: Weights) -> dict[str, float]:
-    """Returns holdout_NAME: means of the objective over all held-out examples, each taken once."""
+  def measure(
+    self, weights: Weights, between: Callable[[], None] = lambda: None
+  ) -> dict[str, float]:
+    """Returns holdout_NAME: means of the objective over all held-out examples, each taken once.
+
+    between: called before each batch.
+    """
     size, cut = self.config.train.batch_size, batch_sharding(self.mesh)
     batches = evaluation_batches(
       self.holdout_data, batch_size=size, rows=local_rows(self.mesh, size)
     )
     evaluate = functools.partial(self._holdout_step, weights.parts, self.frozen, weights.scaling)
-    sums = sum_over((to_devices(batch, cut) for batch in batches), evaluate)
+    sums = sum_over((to_devices(batch, cut) for batch in batches), evaluate, between)
     return {
       f'holdout_{name}': float(sums[name] / sums['count'])
       for name in self.objective.holdout_metrics

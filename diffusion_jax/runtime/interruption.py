@@ -149,9 +149,10 @@ class Interruption:
   def __init__(self):
     self.requested = ''
     self.ended = False
-    self.begun: int | None = None  # The step that was begun last.
-    self._last: int | None = None  # The last step that may begin; None: any.
-    self._frozen = False  # Whether none may begin until the processes have agreed.
+    self._passed = 0  # Steps that began, and points: the same numbers on all processes.
+    self._last: int | None = None  # The last of them that may be passed; None: any.
+    self._begun = False  # Whether a step has.
+    self._frozen = False  # Whether none may be passed until the processes have agreed.
     self._save: Callable[[], None] | None = None  # Inside breakable.
     self._taken = False  # Whether the thread writes the checkpoint.
     self._changed = threading.Condition()
@@ -176,25 +177,39 @@ class Interruption:
       self._own.close()
       _watch = None
 
-  def may_begin(self, step: int) -> bool:
-    """Returns whether the step may begin, and notes that it does; waits while processes agree."""
+  def may_begin(self) -> bool:
+    """Returns whether a step may begin, and notes that it does; waits while processes agree."""
     with self._changed:
-      self._changed.wait_for(lambda: not self._frozen)
-      if self._last is not None and step > self._last:
-        return False
-      self.begun = step
-      return True
+      passes = self._pass()
+      self._begun = self._begun or passes
+      return passes
+
+  def point(self) -> None:
+    """Stands between two batches of what is breakable: there several processes break it off together.
+
+    Raises: Broken.
+    """
+    with self._changed:
+      if _watch and _watch.peers and not self._pass():
+        raise Broken
+
+  def _pass(self) -> bool:
+    self._changed.wait_for(lambda: not self._frozen)
+    if self._last is not None and self._passed >= self._last:
+      return False
+    self._passed += 1
+    return True
 
   @contextlib.contextmanager
   def breakable(self, save: Callable[[], None]) -> Iterator[None]:
-    """Runs what a signal may break off, by Broken, with a single process.
+    """Runs what a signal may break off by Broken: anywhere with a single process, with several at a `point`.
 
     save: writes a checkpoint; the thread calls it where Broken cannot be raised, as in a compilation.
     Raises: Broken.
     """
     alone = not (_watch and _watch.peers)
     with self._changed:
-      if self.requested and alone:
+      if self.requested if alone else not self._pass():
         raise Broken
       self._save = save if alone else None
     try:
@@ -208,9 +223,9 @@ class Interruption:
   def request(self, number: int) -> None:
     """Asks for the end, as the thread does on a signal with a single process."""
     with self._changed:
-      if self.begun is None:  # Nothing is unsaved.
+      if not self._begun:  # Nothing is unsaved.
         end(number)
-      self._end_after(self.begun, number)
+      self._end_after(self._passed, number)
     say(f'\n{self.requested}: stopping after this step, then writing a checkpoint')
     threading.Thread(target=self._rescue, args=(number,), daemon=True).start()
 
@@ -232,19 +247,19 @@ class Interruption:
       end(number)
 
   def freeze(self) -> int | None:
-    """Lets no step begin before `agree`. Returns: the step that was begun last; None: none yet."""
+    """Lets nothing pass before `agree`. Returns: how much has passed; None: no step has begun."""
     with self._changed:
       self._frozen = True
-      return self.begun
+      return self._passed if self._begun else None
 
-  def agree(self, step: int, number: int) -> None:
-    """Ends the training after `step`, as all processes do."""
+  def agree(self, passed: int, number: int) -> None:
+    """Ends the training where so much has passed, as all processes do."""
     with self._changed:
       self._frozen = False
-      self._end_after(step, number)
+      self._end_after(passed, number)
 
-  def _end_after(self, step: int, number: int) -> None:
-    self._last, self.requested = step, signal.Signals(number).name
+  def _end_after(self, passed: int, number: int) -> None:
+    self._last, self.requested = passed, signal.Signals(number).name
     self._changed.notify_all()
 
   def _note(self, number, frame) -> None:
@@ -254,9 +269,9 @@ class Interruption:
       return
     with self._changed:
       self._changed.wait_for(lambda: not self._taken)
-      if self.begun is None:
+      if not self._begun:
         return
       breaks, self._save = self._save is not None, None
-      self._end_after(self.begun, number)
+      self._end_after(self._passed, number)
     if breaks:
       raise Broken

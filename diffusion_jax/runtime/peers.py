@@ -1,8 +1,9 @@
 """Lets all processes of a run end together after a signal to one of them.
 
 A process that may begin no more steps than another waits for ever inside a collective, so all have to stop
-after the same one. They agree through the coordinator's key-value store, by threads, since a main thread may
-wait for the devices: each lets no step begin and tells how far it is; then all go on to the farthest.
+after the same one, or between the same two batches of a metric. They agree through the coordinator's key-value
+store, by threads, since a main thread may wait for the devices: each lets nothing begin and tells how far it is;
+then all go on to the farthest.
 """
 
 import atexit
@@ -16,7 +17,7 @@ from diffusion_jax.runtime import interruption
 REQUESTED, NOW = 'stop/requested', 'stop/now'
 ASKED_EVERY = 1.0  # Seconds.
 ANSWERED_WITHIN = 10.0  # Seconds: the threads of all processes are free.
-NONE, ENDED = -1, -2  # Instead of a step: before the first, or after the training.
+NONE, ENDED = -1, -2  # Instead of how far: before the first, or after the training.
 
 
 class Peers:
@@ -59,22 +60,24 @@ class Peers:
     self._thread.join()
 
   def _agree(self, number: int) -> None:
-    training, step = interruption.current(), NONE
+    training, passed = interruption.current(), NONE
     if training:
-      begun = training.freeze()
-      step = ENDED if training.ended else NONE if begun is None else begun
+      far = training.freeze()
+      passed = ENDED if training.ended else NONE if far is None else far
     try:
-      self._client.key_value_set(f'stop/step/{self._number}', str(step))
-      steps = [int(self._hear(f'stop/step/{other}')) for other in range(self._count)]
+      self._client.key_value_set(f'stop/passed/{self._number}', str(passed))
+      found = [int(self._hear(f'stop/passed/{other}')) for other in range(self._count)]
     except Exception:  # A process is gone, so no step can end.
-      steps = [NONE]
-    if NONE in steps:  # No step has ended anywhere: nothing is unsaved.
+      found = [NONE]
+    if NONE in found:  # No step has ended anywhere: nothing is unsaved.
       self._leave(number)
     elif training and not training.ended:
-      training.agree(max(steps), number)
+      training.agree(max(found), number)
       if not self._number:
-        text = f'{training.requested}: all processes stop after step {max(steps)}'
-        interruption.say(f'\n{text}, then write a checkpoint')
+        text = (
+          f'{training.requested}: all processes stop after the same step, then write a checkpoint'
+        )
+        interruption.say(f'\n{text}')
 
   def _hear(self, key: str) -> str:
     return self._client.blocking_key_value_get(key, int(1000 * ANSWERED_WITHIN))

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.data.arrays import Arrays
-from diffusion_jax.evaluation.extract import fetched
+from diffusion_jax.evaluation.extract import IN_FLIGHT, fetched
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -25,9 +25,13 @@ ROWS, COLUMNS = 4, 5  # Pairs in a preview of reconstructions.
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Previews:
-  """Makes pictures and features of one experiment, and compiles what they need at first use."""
+  """Makes pictures and features of one experiment, and compiles what they need at first use.
+
+  between: called before each batch of features and reconstructions.
+  """
 
   experiment: Experiment
+  between: Callable[[], None] = lambda: None
 
   def picture(self, weights: Weights) -> np.ndarray:
     """(H', W', 3) uint8: samples from fixed noise, a row a class; or images beside reconstructions."""
@@ -72,6 +76,9 @@ class Previews:
     def features(weights, evaluator, count):
       parts = []
       for start in range(0, count, size):
+        if len(parts) >= IN_FLIGHT:
+          jax.block_until_ready(parts[-IN_FLIGHT][0])
+        self.between()
         index = np.arange(start, start + size, dtype=np.uint32)
         labels = spread_labels(index, count, classes)
         placed = mesh.to_devices((index[rows], labels[rows]), sharding)
@@ -94,6 +101,7 @@ class Previews:
     starts = range(0, len(images), size)
     hidden = jax.process_index() > 0
     for start in tqdm(starts, desc='reconstructing', unit='batch', delay=3, disable=hidden):
+      self.between()
       index = np.minimum(np.arange(start, start + size), len(images) - 1)
       batch = mesh.to_devices(images[index[rows]], sharding)
       parts.append(jax.device_get(self._reconstruct(weights.parts, batch))[: len(images) - start])

@@ -138,7 +138,7 @@ def train(
 
   Returns: the last line of the log. Raises: Interrupted.
   """
-  config, previews = experiment.config, Previews(experiment)
+  config, previews = experiment.config, Previews(experiment, interruption.point)
   count, evaluator = config.train.eval_num_samples, Evaluator(experiment)
   evaluates = config.train.eval_every_steps > 0
   if evaluates:
@@ -156,7 +156,7 @@ def train(
     nonlocal held_out_at
     if held_out_at != step:
       with alive(f'measuring held-out images at step {step}'):
-        note(step, experiment.measure(state.weights()))
+        note(step, experiment.measure(state.weights(), interruption.point))
       held_out_at = step
 
   def preview(step, state):

@@ -59,10 +59,16 @@ def compile_step(
   return lambda state, batch: compiled(state, batch, frozen, data)
 
 
-def sum_over(batches: Iterable[PyTree], evaluate: Callable[[PyTree], PyTree]) -> PyTree:
+def sum_over(
+  batches: Iterable[PyTree], evaluate: Callable[[PyTree], PyTree], between: Callable[[], None]
+) -> PyTree:
   """The sum of evaluate(batch) over batches that are on the devices.
 
-  One batch at a time: neither the device's memory nor the hosts' collectives take a queue.
+  One batch at a time: neither the device's memory nor the hosts' collectives take a queue. between() is called
+  before each.
   """
-  sums = [jax.device_get(evaluate(batch)) for batch in batches]
+  sums = []
+  for batch in batches:
+    between()
+    sums.append(jax.device_get(evaluate(batch)))
   return jax.tree.map(lambda *parts: np.sum(parts, axis=0), *sums)

@@ -139,7 +139,7 @@ def run_loop(
         with interruption.breakable(save_state):
           batch = next(batches, None)
         waited += time.perf_counter() - asked
-        if batch is None or not interruption.may_begin(step + 1):
+        if batch is None or not interruption.may_begin():
           break
         step += 1
         watchdog.beat()

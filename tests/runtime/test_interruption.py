@@ -26,9 +26,9 @@ def wait_for(condition):
 def test_no_step_begins_after_a_signal(capfd, number):
   before = signal.getsignal(number)
   with Interruption() as running:
-    assert running.may_begin(4) and running.may_begin(5)
+    assert running.may_begin() and running.may_begin()
     signal.raise_signal(number)
-    assert not running.may_begin(6) and running.requested == number.name
+    assert not running.may_begin() and running.requested == number.name
     said = []
     wait_for(lambda: said.append(capfd.readouterr().err) or number.name in ''.join(said))
   assert signal.getsignal(number) == before
@@ -36,13 +36,13 @@ def test_no_step_begins_after_a_signal(capfd, number):
 
 def test_what_may_be_broken_off_is(monkeypatch):
   with Interruption() as running:
-    running.may_begin(1)
+    running.may_begin()
     with pytest.raises(Broken), running.breakable(lambda: None):
       signal.raise_signal(signal.SIGTERM)
       time.sleep(5)
     with pytest.raises(Broken), running.breakable(lambda: None):
       pytest.fail('entered after a signal')
-    assert not running.may_begin(2)
+    assert not running.may_begin()
 
 
 def test_a_signal_of_a_training_that_ended_does_not_end_the_process(monkeypatch):
@@ -51,7 +51,7 @@ def test_a_signal_of_a_training_that_ended_does_not_end_the_process(monkeypatch)
   monkeypatch.setattr(interruption, 'end', ended.append)
   for _ in range(20):
     with Interruption() as running:
-      running.may_begin(1)
+      running.may_begin()
       signal.raise_signal(signal.SIGTERM)
   time.sleep(0.5)
   assert not ended
@@ -60,9 +60,32 @@ def test_a_signal_of_a_training_that_ended_does_not_end_the_process(monkeypatch)
 def test_processes_wait_for_each_other_and_go_on_to_the_same_step():
   running = Interruption()
   assert running.freeze() is None
-  running.agree(7, signal.SIGTERM)
-  assert running.may_begin(7) and not running.may_begin(8)
-  assert running.requested == 'SIGTERM' and running.freeze() == 7
+  running.agree(1, signal.SIGTERM)
+  assert running.may_begin() and not running.may_begin()
+  assert running.requested == 'SIGTERM' and running.freeze() == 1
+
+
+def test_several_processes_break_off_between_the_same_batches(monkeypatch):
+  with Interruption() as running:
+    monkeypatch.setattr(interruption._watch, 'peers', object())
+    assert running.may_begin()
+    measured = []
+    with pytest.raises(Broken), running.breakable(None):  # The second that passes.
+      for batch in range(5):
+        running.point()
+        measured.append(batch)
+        if batch == 1:
+          assert running.freeze() == 4
+          running.agree(5, signal.SIGTERM)  # Another one is a batch ahead.
+    assert measured == [0, 1, 2] and not running.may_begin()
+    monkeypatch.setattr(interruption._watch, 'peers', None)
+
+
+def test_a_point_is_nothing_to_a_single_process():
+  with Interruption() as running:
+    assert running.may_begin()
+    running.point()
+    assert running.freeze() == 1
 
 
 # The main thread is in C, as in a compilation, where no handler of Python runs.
@@ -82,9 +105,9 @@ def hold():
   hashlib.pbkdf2_hmac('sha256', b'x', b'x', 8_000_000 if full else 60_000_000)
 with Interruption() as running:
   if sys.argv[1] == 'step':
-    running.may_begin(1)
+    running.may_begin()
   if sys.argv[1] == 'preview':
-    running.may_begin(1)
+    running.may_begin()
     def save():
       print('saved', flush=True)
       if full:
