@@ -2,8 +2,8 @@
 
 A process that may begin no more steps than another waits for ever inside a collective, so all have to stop
 after the same one, or between the same two batches of a metric. They agree through the coordinator's key-value
-store, by threads, since a main thread may wait for the devices: each lets nothing begin and tells how far it is;
-then all go on to the farthest.
+store, by threads, since a main thread may wait for the devices: each lets nothing begin and tells how far it
+is; then all go on to the farthest.
 """
 
 import atexit
