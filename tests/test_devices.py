@@ -65,7 +65,7 @@ def test_sample_i_is_the_same_for_any_batch_size(tiny, sampler):
   keys = iter(jax.random.split(jax.random.key(3), 1000))
   params = jax.tree.map(  # Away from the zeros of the initialisation.
     lambda p: p + 0.03 * jax.random.normal(next(keys), p.shape),
-    experiment.objective.init()['model'],
+    jax.jit(experiment.objective.init)()['model'],
   )
   generator, network = experiment.generator(), experiment.objective.network({'model': params})
   generate = jax.jit(lambda index, labels: generator(network, index, labels)[0])

@@ -68,7 +68,7 @@ def make_objective(distance=perceptual, **changes):
 
 
 def state_of(objective):
-  return create_state(objective.init(), objective.optimizers)
+  return create_state(jax.jit(objective.init)(), objective.optimizers)
 
 
 def step_of(objective):

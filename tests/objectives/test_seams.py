@@ -45,7 +45,7 @@ def trained(tmp_path_factory):
 
 def test_every_part_is_trained_in_its_phase_and_every_average_kept(trained):
   tmp_path, state = trained
-  initial = create(mapping_of(tmp_path)).init_state()
+  initial = jax.jit(create(mapping_of(tmp_path)).init_state)()
   assert set(state.params) == set(state.opt_states) == {'model', 'projector'}
   assert set(state.averages) == {'ema', 'fast'}
   first = train(tmp_path, tmp_path / 'first', **{'train.num_steps': 2})

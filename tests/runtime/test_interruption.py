@@ -157,6 +157,7 @@ def test_outside_a_training_a_signal_interrupts(monkeypatch):
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(5)
   finally:
+    interruption._watch.drain()  # Else its thread reads the signal when ENDS_WITHIN is 5 s again.
     interruption._watch.close()
     interruption._watch, sys.unraisablehook = None, before[1]
     for number, handler in zip(interruption.SIGNALS, before[0]):

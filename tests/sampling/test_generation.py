@@ -29,7 +29,7 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
   experiment = tiny(**{'sample.batch_size': batch_size, 'sample.num_samples': count})
   assert size_of_batches(experiment, count) == expected
   if count == 2:
-    weights, done = Weights(experiment.objective.init()), []
+    weights, done = Weights(jax.jit(experiment.objective.init)()), []
     generator = experiment.generator(experiment.config.sample.gif_frames, 2)
     size = size_of_batches(experiment, experiment.config.sample.num_samples)
     images, _ = compile_generate(experiment, generator, size)(
@@ -40,7 +40,7 @@ def test_no_batch_is_larger_than_what_is_asked_for(tiny, count, batch_size, expe
 
 def test_a_sampler_may_carry_scalars(tiny):
   experiment = tiny(**{'sample.num_steps': 20})
-  weights, labels = Weights(experiment.objective.init()), np.zeros(4, np.int32)
+  weights, labels = Weights(jax.jit(experiment.objective.init)()), np.zeros(4, np.int32)
   index, made = np.arange(4, dtype=np.uint32), []
   for sampler in (DDIM(experiment.schedule), Multistep(experiment.schedule)):
     experiment.__dict__['sampler'] = sampler
@@ -65,7 +65,7 @@ def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
 def test_a_sample_does_not_depend_on_its_batch(tiny, sampler):
   """To 1e-5 before it is quantised, guided, from parameters that are not those of the start."""
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0})
-  leaves, tree = jax.tree.flatten(experiment.objective.init()['model'])
+  leaves, tree = jax.tree.flatten(jax.jit(experiment.objective.init)()['model'])
   keys = jax.random.split(jax.random.key(3), len(leaves))
   noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
   params = jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))

@@ -41,7 +41,7 @@ def test_evaluation_during_training_covers_all_classes(tiny):
   """Five samples of ten classes in batches of 16 and 2: the rest of a batch counts for nothing."""
   for size in (16, 2):
     experiment = tiny(**{'sample.batch_size': size})
-    weights = experiment.init_state().weights()
+    weights = jax.jit(experiment.init_state)().weights()
     found = Previews(experiment).features(weights, Recorded(), 5)
     assert found.features.shape == (5, 64)
     np.testing.assert_array_equal(found.labels, [0, 2, 4, 6, 8])
@@ -56,5 +56,5 @@ def test_a_preview_takes_its_own_number_of_steps(tiny, monkeypatch, given, expec
     Experiment, 'generator', lambda self, **k: asked.append(generator(self, **k)) or asked[-1]
   )
   experiment = tiny(**{'train.preview_steps': given, 'sampler.name': 'ddpm'})
-  assert Previews(experiment).picture(experiment.init_state().weights()).ndim == 3
+  assert Previews(experiment).picture(jax.jit(experiment.init_state)().weights()).ndim == 3
   assert [len(made.times) - 1 for made in asked] == [expected]

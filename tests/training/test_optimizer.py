@@ -29,7 +29,7 @@ def test_learning_rate_warms_up_and_decays():
 
 
 def test_weight_decay_spares_biases_and_norms(tiny):
-  params = tiny().init_state().params['model']
+  params = jax.jit(tiny().init_state)().params['model']
   decayed = is_decayed(params)
   assert decayed['blocks']['qkv']['kernel'] and decayed['condition']['label']['embedding']
   assert not decayed['blocks']['qkv']['bias']

@@ -53,7 +53,7 @@ def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
 
   held_out = {**experiment.holdout_data.read(np.arange(200)), 'index': np.arange(200)}
   measure = jax.jit(lambda parts: holdout_of(experiment.objective, parts, held_out)[0] / 200)
-  step, state = jax.jit(counted, donate_argnums=0), experiment.init_state()
+  step, state = jax.jit(counted, donate_argnums=0), jax.jit(experiment.init_state)()
   before = float(measure(state.params))
   for i in range(60):
     state, _ = step(state, batch_of(experiment, i))
@@ -63,8 +63,8 @@ def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
 
 def test_the_same_step_twice_is_bit_identical(experiment):
   step = jax.jit(step_of(experiment))
-  first, _ = step(experiment.init_state(), batch_of(experiment))
-  second, _ = step(experiment.init_state(), batch_of(experiment))
+  first, _ = step(jax.jit(experiment.init_state)(), batch_of(experiment))
+  second, _ = step(jax.jit(experiment.init_state)(), batch_of(experiment))
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
@@ -72,11 +72,10 @@ def test_draws_change_with_step_and_seed_and_position(tiny):
   experiment = tiny()
 
   def loss(experiment, state):
-    return float(
-      step_of(experiment, seed=experiment.config.seed)(state, batch_of(experiment))[1]['loss']
-    )
+    step = jax.jit(step_of(experiment, seed=experiment.config.seed))
+    return float(step(state, batch_of(experiment))[1]['loss'])
 
-  state = experiment.init_state()
+  state = jax.jit(experiment.init_state)()
   base = loss(experiment, state)
   assert loss(experiment, state.replace(step=jnp.int32(1))) != base
   other = tiny(seed=1)
@@ -84,7 +83,8 @@ def test_draws_change_with_step_and_seed_and_position(tiny):
 
 
 def test_update_is_clipped_adamw_and_the_average_follows(experiment):
-  step, state, batch = step_of(experiment), experiment.init_state(), batch_of(experiment)
+  step, state = jax.jit(step_of(experiment)), jax.jit(experiment.init_state)()
+  batch = batch_of(experiment)
   after, metrics = step(state, batch)
   mu = after.opt_states['model'][1][
     0
@@ -104,9 +104,9 @@ def test_update_is_clipped_adamw_and_the_average_follows(experiment):
 
 
 def test_a_non_finite_loss_changes_nothing_but_the_counters(experiment):
-  step, state = step_of(experiment), experiment.init_state()
-  broken = state.replace(params=jax.tree.map(lambda p: p.at[...].set(jnp.nan), state.params))
-  after, metrics = jax.jit(step)(broken, batch_of(experiment))
+  step, state = jax.jit(step_of(experiment)), jax.jit(experiment.init_state)()
+  broken = state.replace(params=jax.tree.map(lambda p: np.full_like(p, np.nan), state.params))
+  after, metrics = step(broken, batch_of(experiment))
   assert int(after.skipped) == int(metrics['skipped']) == 1 and int(after.step) == 1
   assert_same(after, state, ('averages', 'opt_states'))
   healthy, _ = step(after.replace(params=state.params), batch_of(experiment))
