@@ -1,5 +1,6 @@
 """Evaluation during training: which classes its samples are of."""
 
+import jax
 import numpy as np
 import pytest
 
