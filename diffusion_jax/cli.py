@@ -39,7 +39,7 @@ def run() -> int:
   config_flags.DEFINE_config_file('config', None, 'A file, a name in configs/, or DIR/config.json.')
   workdir = flags.DEFINE_string('workdir', None, 'Where everything of this run is kept.')
   mode = flags.DEFINE_string('mode', 'train', 'A module of diffusion_jax/stages.')
-  as_json = flags.DEFINE_bool('json', False, 'With --mode=describe: one JSON object.')
+  as_json = flags.DEFINE_bool('json', False, 'With --mode=describe or bench: one JSON object.')
   shardings = flags.DEFINE_bool('shardings', False, 'With --mode=describe: how arrays are cut.')
   fields = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
   where = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if there are several.')

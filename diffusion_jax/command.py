@@ -17,6 +17,8 @@ from diffusion_jax.usage import modes, usage
 
 BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 ALONE = cluster.Flags()
+# Flags of modes that print something else under them.
+PAGES = {'json': ('describe', 'bench'), 'shardings': ('describe',), 'fields': ('describe',)}
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 
 
@@ -33,7 +35,7 @@ def run_mode(
 ) -> None:
   """Checks the mode, the work directory and the config, then runs the stage.
 
-  as_json, shardings, fields: what --mode=describe prints instead of its page. joining: the other processes.
+  as_json, shardings, fields: what is printed instead, see PAGES. joining: the other processes.
 
   Raises: errors.Stop with the message and the exit code.
   """
@@ -41,10 +43,11 @@ def run_mode(
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   if mode not in modes():
     raise InputError(unknown('--mode', mode, modes()))
-  pages = {'json': as_json, 'shardings': shardings}
-  for flag in [name for name, asked in {**pages, 'fields': fields}.items() if asked]:
-    if mode != 'describe':
-      raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=describe')
+  asked = {'json': as_json, 'shardings': shardings, 'fields': fields}
+  for flag in [name for name in PAGES if asked[name]]:
+    if mode not in PAGES[flag]:
+      allowed = ' or '.join(f'--mode={name}' for name in PAGES[flag])
+      raise InputError(f'--{flag}: got --mode={mode}, allowed only with {allowed}')
   if fields:
     print(all_fields(config), end='')
     return
@@ -69,7 +72,8 @@ def run_mode(
       if there:
         hosts.require_shared(there)
       config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
-      page = {'as_json': as_json, 'shardings': shardings} if mode == 'describe' else {}
+      page = {'as_json': as_json} if mode in PAGES['json'] else {}
+      page |= {'shardings': shardings} if mode == 'describe' else {}
       run_stage(mode, stage, folder, config, overrides, **page)
   except OSError as error:
     message = files.message(error)

@@ -55,7 +55,13 @@ ARRAYS: list[tuple[str, str]] = [  # (regular expression in REF's path, replacem
   (r'^discriminator_opt_state/', 'opt_states/discriminator/'),
 ]
 RESHAPED = ['qkv/(kernel|bias)$']  # Paths here: the same entries in the same order, another shape.
-CLOCK = {'images_per_s', 'step_time', 'data_wait', 'device_memory'}  # Logged, never the same.
+CLOCK = {
+  'images_per_s',
+  'step_time',
+  'data_wait',
+  'device_memory',
+  'mfu',
+}  # Logged, never the same.
 
 
 def steps_of(workdir: Path) -> list[int]:

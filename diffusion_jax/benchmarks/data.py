@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ PHOTO_SIDE = 512  # About that of ImageNet's files.
 class Data:
   """Images/s of reading and of preparing."""
 
+  on_data: ClassVar = True
   experiment: Experiment
   repeats: int
   batches: int = option(100, 'Batches per measurement of reading.')

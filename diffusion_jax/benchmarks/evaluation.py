@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -42,6 +42,7 @@ METRICS = {'fid': {}, 'inception_score': {'splits': 10}}
 class Evaluation:
   """FID against torch-fidelity."""
 
+  on_data: ClassVar = True
   experiment: Experiment
   repeats: int
   num_images: int = option(1000, 'Images whose features are computed.')

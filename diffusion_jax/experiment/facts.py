@@ -9,7 +9,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.pretrained.compvis import autoencoder_params
 from diffusion_jax.reporting.tables import quantity
-from diffusion_jax.runtime import cost
+from diffusion_jax.runtime import chips, cost
 from diffusion_jax.runtime.mesh import batch_shards
 
 PARTS = ('state', 'gradient', 'activation', 'resident')  # Parts of the memory of training.
@@ -74,6 +74,12 @@ def autoencoder_facts(experiment: Experiment) -> dict:
     'encode_flops_per_image': flops('encode', images),
     'decode_flops_per_image': flops('decode', z),
   }
+
+
+def peak_images_per_s(experiment: Experiment, f: Mapping[str, Any]) -> float:
+  """Returns the images/s of training at the peak of all devices: three passes forward an image."""
+  limits = chips.limits(experiment.dtype)
+  return limits.flops_per_s * experiment.mesh.size / (3 * f['flops_per_image'])
 
 
 def needed_bytes(f: dict) -> int:

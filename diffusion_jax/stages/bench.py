@@ -1,8 +1,9 @@
-"""--mode=bench: measures speeds side by side in one run, each as the median of several repeats.
+"""--mode=bench: measures speeds in one run, each as the median of several repeats.
 
 config.bench.name chooses the benchmark, a file of diffusion_jax/benchmarks.
 """
 
+import json
 import platform
 import tempfile
 from pathlib import Path
@@ -17,32 +18,45 @@ from diffusion_jax.run import Run
 from diffusion_jax.runtime import files, hosts, provenance
 
 
-def main(run: Run) -> None:
-  """Measures, writes DIR/bench-NAME.json and prints tables. Raises: InputError for several processes."""
+def main(run: Run, *, as_json: bool = False) -> None:
+  """Measures, writes DIR/bench-NAME.json and prints tables, or (as_json) what it writes.
+
+  Raises: InputError for several processes if the benchmark compares with what runs on one host.
+  """
   experiment, workdir = run.experiment, run.workdir
-  if hosts.count() > 1:
-    raise hosts.of_all(
-      InputError(
-        f'--mode=bench: got {hosts.count()} processes, allowed 1: what it compares with runs on one host; '
-        'run it on one, outside of what starts the others'
-      )
-    )
-  check_devices(experiment)
-  preparation.ensure_images(experiment, workdir)
   bench = experiment.config.bench
+  check_devices(experiment)
   benchmark = bench.subject.build(experiment=experiment, repeats=bench.repeats)
+  if benchmark.on_data:
+    require_one_process(bench.subject.name)
+    preparation.ensure_images(experiment, workdir)
   with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:
     results = benchmark.measure(Path(folder))
+  if not hosts.is_first():
+    return
   settings = {
     'machine': platform.machine(),
     'cores': cores(),
+    'devices': experiment.mesh.size,
     'device': jax.devices()[0].device_kind,
     **provenance.of_result(),
     'bench': {'name': bench.subject.name, 'repeats': bench.repeats, **bench.subject.options},
-    'data': experiment.meta['fingerprint'],
-    'data_bytes': experiment.meta['images_bytes'],
   }
+  if benchmark.on_data:
+    data = experiment.meta
+    settings |= {'data': data['fingerprint'], 'data_bytes': data['images_bytes']}
   path = workdir / f'bench-{bench.subject.name}.json'
-  files.write_json(path, {**settings, **results})
-  print(benchmark.report(results))
-  print(f'written to {path}')
+  content = {**settings, **results}
+  files.write_json(path, content)
+  print(json.dumps(content) if as_json else f'{benchmark.report(results)}\nwritten to {path}')
+
+
+def require_one_process(name: str) -> None:
+  """Raises: InputError on all processes if there are several."""
+  if hosts.count() > 1:
+    raise hosts.of_all(
+      InputError(
+        f'--mode=bench: got {hosts.count()} processes, allowed 1 for config.bench.name {name}: what it '
+        'compares with runs on one host; run it on one, outside of what starts the others'
+      )
+    )

@@ -55,7 +55,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
   config = experiment.config
   if config.logging.wandb_project:
     logging.require_wandb()
-  announce(experiment, workdir)
+  peak = announce(experiment, workdir)
   checkpoints = open_checkpoints(experiment, workdir)
   began = time.perf_counter()
   with Interruption() as interruption, contextlib.closing(checkpoints):
@@ -74,7 +74,7 @@ def _train(experiment: Experiment, workdir: Path) -> None:
       workdir, wandb_project=config.logging.wandb_project, config=dict(experiment.mapping)
     )
     with contextlib.closing(writer):
-      values = train(experiment, workdir, checkpoints, writer, state, start, interruption)
+      values = train(experiment, workdir, checkpoints, writer, state, start, interruption, peak)
   after = NEXT if experiment.objective.network else 'config.vae.checkpoint of latent systems'
   took = datetime.timedelta(seconds=round(time.perf_counter() - began))
   print(
@@ -133,10 +133,11 @@ def train(
   state: PyTree,
   start: int,
   interruption: Interruption,
+  peak: float,
 ) -> Mapping[str, float]:
   """Runs the loop with its actions in this order: held-out loss, preview, metrics, checkpoint.
 
-  Returns: the last line of the log. Raises: Interrupted.
+  peak: images/s at the peak of the devices. Returns: the last line of the log. Raises: Interrupted.
   """
   config, previews = experiment.config, Previews(experiment, interruption.point)
   count, evaluator = config.train.eval_num_samples, Evaluator(experiment)
@@ -151,6 +152,9 @@ def train(
       measured.clear()
     measured.setdefault(step, {}).update(found)
     writer.write_scalars(step, found)
+
+  def write(step, values):
+    writer.write_scalars(step, {**values, 'mfu': values['images_per_s'] / peak})
 
   def measure(step, state):
     nonlocal held_out_at
@@ -225,7 +229,7 @@ def train(
       batch_size=config.train.batch_size,
       log_every_steps=config.train.log_every_steps,
       learning_rate=learning_rates(experiment, start),
-      write=writer.write_scalars,
+      write=write,
       actions=(
         Action(config.train.holdout_every_steps, measure),
         Action(config.train.preview_every_steps, preview),
@@ -288,10 +292,11 @@ def get_ready(evaluator: Evaluator, num_samples: int) -> None:
   _ = evaluator.reference_features
 
 
-def announce(experiment: Experiment, workdir: Path) -> None:
-  """Prints the model, data and training length in a few lines."""
+def announce(experiment: Experiment, workdir: Path) -> float:
+  """Prints the model, data and training length in a few lines. Returns: as facts.peak_images_per_s."""
   with alive('counting operations and memory'):
     config, f = experiment.config, facts.facts(experiment)
+    peak = facts.peak_images_per_s(experiment, f)
   print(f'training in {workdir}')
   print(f'  devices   {f["devices"]} {jax.devices()[0].device_kind}, activations {f["dtype"]}')
   print(
@@ -314,6 +319,7 @@ def announce(experiment: Experiment, workdir: Path) -> None:
     print(f'  warning   memory: {warning}')
   logs = 'logs/ (TensorBoard), ' if logging.has_tensorboard() else ''
   print(f'  files     config.json, checkpoints/, metrics.jsonl, {logs}previews/')
+  return peak
 
 
 def restore_or_init(

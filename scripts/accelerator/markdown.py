@@ -3,24 +3,13 @@
 from typing import Any
 
 from diffusion_jax.reporting.tables import markdown_table
-
-# Dense bfloat16 TFLOP/s on paper, by a part of the device's name; the first that fits.
-CHIPS = (
-  ('H100 PCIe', 756.0),
-  ('H100', 989.0),
-  ('H200', 989.0),
-  ('A100', 312.0),
-  ('TPU v5 lite', 197.0),
-  ('TPU v5e', 197.0),
-  ('TPU v5', 459.0),
-  ('TPU v4', 275.0),
-  ('TPU v6', 918.0),
-)
+from diffusion_jax.runtime import chips
 
 
 def peak_of(device: str) -> float | None:
-  """FLOP/s on paper, or None for a device that the table does not have."""
-  return next((1e12 * peak for part, peak in CHIPS if part in device), None)
+  """Dense bfloat16 FLOP/s on paper, or None for a device that the table of chips does not have."""
+  found = chips.published(device, '', 'bfloat16')
+  return found and found.flops_per_s
 
 
 def failures(record: dict[str, Any]) -> list[str]:

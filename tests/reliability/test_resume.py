@@ -18,7 +18,7 @@ TINY = {
   'train.preview_every_steps': 40,
   'checkpoint.every_steps': 40,
 }
-TIMES = ('images_per_s', 'step_time', 'data_wait')
+TIMES = ('images_per_s', 'step_time', 'data_wait', 'mfu')
 
 
 def train(folder, data, steps, **processes):
