@@ -242,6 +242,12 @@ class Train:
     NOT_NEGATIVE,
     BY_COMMAND,
   )
+  profile_steps: tuple[int, ...] = option(
+    (),
+    'First and last step of a trace in DIR/profile, which TensorBoard and Perfetto open; (): none.',
+    Check(lambda x: not x or (len(x) == 2 and 1 <= x[0] <= x[1]), '(), or (a, b) with 1 <= a <= b'),
+    BY_COMMAND,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from diffusion_jax.experiment.checks import check_data, check_devices, create, w
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.initial import Initial
+from diffusion_jax.experiment.profile import Profile
 from diffusion_jax.experiment.weights import open_checkpoints
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.run import Run
@@ -215,6 +216,9 @@ def train(
   compiled = experiment.compile_steps(start)
   hosts.gather(None)  # Another process may compile for longer than the watchdog waits.
 
+  profile = Profile(config.train.profile_steps, workdir, tqdm.write)
+
+  @profile.around
   def train_step(step, state, batch):
     checkpoints.check()
     return compiled(step, state, batch)
@@ -243,6 +247,7 @@ def train(
       watchdog=watchdog,
       note_skipped=note_skipped,
     )
+  profile.close()
   batches.close()  # Nothing is read ahead while the last checkpoint is written.
   save_now(outcome.step, outcome.state)
   if outcome.step < config.train.num_steps:
