@@ -2,6 +2,7 @@
 # make quickstart LEAN=1   the same without TensorFlow and torch, in an environment of its own
 # make test                lint and the tests that fit in 15 minutes on 2 cores
 # make test-all            the long ones too
+# make bench               measure speed here, and write it into docs/performance.md
 # make test-full           every fault of docs/reliability.md, hours rather than minutes
 # PYTHON=python3.12 does any of them with that Python, in an environment of its own
 PYTHON ?= python3
@@ -15,7 +16,7 @@ RUN = $(BIN)/python main.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 # Two files at a time, the longest first. Cache and compiler are set in tests/__init__.py.
 PARALLEL = -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_systems.py tests
 
-.PHONY: quickstart test test-slow test-all test-full format
+.PHONY: quickstart test test-slow test-all test-full bench format
 
 $(VENV)/installed: $(wildcard requirements*.txt)
 	@echo "building $(VENV) from $(REQUIREMENTS): a few minutes, about $(SIZE) GB"
@@ -47,6 +48,9 @@ test-all: test test-slow
 
 test-full: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -m "" -q tests/reliability
+
+bench: $(VENV)/installed
+	@$(BIN)/python scripts/performance.py
 
 format: $(VENV)/installed-dev
 	@$(BIN)/ruff format --quiet .
