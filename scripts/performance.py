@@ -2,8 +2,8 @@
 
     python scripts/performance.py [--only=REGULAR_EXPRESSION] [--print]
 
-Runs --mode=bench for each of RUNS, one after the other; nothing else should run meanwhile. A section of the page
-belongs to one kind of device and one run; the others stay as they are. --print changes no file.
+Runs --mode=bench for each of RUNS, one after the other; nothing else should run meanwhile. A section of the
+page belongs to one kind of device and one run; the others stay as they are. --print changes no file.
 """
 
 import argparse

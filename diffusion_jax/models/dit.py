@@ -8,7 +8,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config.options import IF_GIVEN, one_of, option, require_options
+from diffusion_jax.config.options import (
+  IF_GIVEN,
+  NOT_NEGATIVE,
+  one_of,
+  option,
+  require_options,
+)
 from diffusion_jax.models.layers import (
   QKV,
   SIZE,
@@ -131,6 +137,12 @@ class DiT(nn.Module):
     IF_GIVEN,
   )
   remat: str = remat_option()
+  unroll: int = option(
+    1,
+    'Blocks that the compiler sees at once; 0: all. More take longer to compile and may run faster, as on CPU.',
+    NOT_NEGATIVE,
+    IF_GIVEN,
+  )
   out_channels: int = 3
   num_classes: int = 0
   dtype: jnp.dtype = jnp.float32
@@ -181,6 +193,7 @@ class DiT(nn.Module):
       split_rngs={'params': True},
       length=self.depth,
       in_axes=nn.broadcast,
+      unroll=self.unroll or self.depth,
     )(self.num_heads, self.mlp_ratio, self.attention, self.dtype, name='blocks')
     tokens, _ = blocks(tokens, c)
 

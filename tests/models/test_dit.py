@@ -15,9 +15,9 @@ def small(**changes):
   return build('dit', **{**SMALL['dit'], **changes})
 
 
-@pytest.mark.parametrize('policy', ['blocks', 'dots'])
-def test_remat_changes_neither_parameters_nor_output_nor_gradients(policy):
-  plain, again = small(), small(remat=policy)
+@pytest.mark.parametrize('change', [{'remat': 'blocks'}, {'remat': 'dots'}, {'unroll': 0}])
+def test_remat_and_unroll_change_neither_parameters_nor_output_nor_gradients(change):
+  plain, again = small(), small(**change)
   key = jax.random.key(1)
   params, same = (jax.jit(module.init)(key, *inputs())['params'] for module in (plain, again))
   jax.tree.map(np.testing.assert_array_equal, params, same)
