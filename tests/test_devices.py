@@ -31,6 +31,8 @@ def results(tmp_path_factory):
   return found
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 @pytest.mark.parametrize('rules', ['replicated', 'sharded'])
 def test_sharded_training_equals_single_device(results, rules):
   one, eight = results[1, 'replicated'], results[8, rules]
@@ -42,6 +44,8 @@ def test_sharded_training_equals_single_device(results, rules):
     np.testing.assert_allclose(eight[name], one[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 @pytest.mark.parametrize('rules', ['replicated', 'sharded'])
 def test_a_checkpoint_of_one_device_is_restored_exactly_on_eight(results, rules):
   one, eight = results[1, 'replicated'], results[8, rules]
@@ -51,6 +55,8 @@ def test_a_checkpoint_of_one_device_is_restored_exactly_on_eight(results, rules)
       np.testing.assert_array_equal(restored, one[name], err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 @pytest.mark.parametrize('rules', ['replicated', 'sharded'])
 def test_samples_are_the_same_on_any_number_of_devices(results, rules):
   one, eight = results[1, 'replicated']['samples'], results[8, rules]['samples']

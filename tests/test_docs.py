@@ -69,6 +69,8 @@ def test_the_time_sampling_outside_trains(there):
   assert '"mylab.powered"' in stored and '"power": 0.7' in stored
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_objective_outside_trains_and_samples(there):
   name = {'objective.name': 'mylab.classified', 'objective.classified.weight': 0.2}
   run('train', there, 'classified', name)

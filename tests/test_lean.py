@@ -96,6 +96,8 @@ def test_the_hook_hides_what_is_not_lean():
   assert not hidden & {'jax', 'flax', 'orbax', 'sklearn', 'matplotlib', 'PIL', 'tests'}
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_every_command_runs(lean):
   folder, found = lean
   for mode in ('prepare', 'train', 'sample', 'evaluate', 'report'):
@@ -105,6 +107,8 @@ def test_every_command_runs(lean):
   assert not (folder / 'run' / 'logs').exists() and any((folder / 'report').iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 @pytest.mark.parametrize('name', LACKING)
 def test_what_needs_a_package_more_names_it(lean, name):
   folder, results = lean

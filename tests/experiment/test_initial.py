@@ -150,7 +150,8 @@ def test_both_forms_of_the_recorded_weights_are_one_model(tmp_path):
   assert 'config.process.prediction_type eps' in note and note.endswith('here: v and linear')
 
 
-@pytest.mark.parametrize('model', ['dit', 'unet'])
+@pytest.mark.unoptimised
+@pytest.mark.parametrize('model', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
 def test_a_work_directory_of_other_classes(tmp_path, model):
   """Of the label table only the last row is kept; the others are the seed's."""
   params = write_workdir(tmp_path / 'there', make(tmp_path, **{'model.name': model}))

@@ -219,7 +219,8 @@ def test_discriminator_judges_patches_of_each_image_alone():
   assert not np.allclose(right, out)
 
 
-@pytest.mark.parametrize('name', ['model', 'discriminator'])
+@pytest.mark.unoptimised
+@pytest.mark.parametrize('name', ['model', pytest.param('discriminator', marks=pytest.mark.slow)])
 def test_a_step_to_parameters_that_are_not_finite_changes_nothing(name):
   """Of the autoencoder, or of the discriminator alone; all gradients are finite."""
   optimizers = {**make_objective().optimizers, name: optax.sgd(jnp.inf)}

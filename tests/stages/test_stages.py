@@ -75,7 +75,10 @@ def test_trained_already_does_nothing(trained, capsys):
   assert 'nothing to do' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('model', 'batch_size'), [('dit', 128), ('unet', 16)])
+@pytest.mark.unoptimised
+@pytest.mark.parametrize(
+  ('model', 'batch_size'), [('dit', 128), pytest.param('unet', 16, marks=pytest.mark.slow)]
+)
 def test_interrupted_equals_uninterrupted_bit_for_bit(
   tmp_path, capsys, monkeypatch, model, batch_size
 ):

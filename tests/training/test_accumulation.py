@@ -48,7 +48,10 @@ def assert_same(found, expected, rtol=1e-6):
   assert optax.tree.norm(optax.tree.sub(found, expected)) <= rtol * optax.tree.norm(expected)
 
 
-@pytest.mark.parametrize('system', SYSTEMS)
+@pytest.mark.unoptimised
+@pytest.mark.parametrize(
+  'system', ['dit', pytest.param('unet', marks=pytest.mark.slow), 'autoencoder']
+)
 def test_passes_give_the_gradients_of_one_batch(tiny, system):
   experiment = tiny(**SYSTEMS[system])
   expected, metrics = gradients(experiment, 1)

@@ -42,7 +42,8 @@ def experiment(tiny):
   return tiny()
 
 
-@pytest.mark.parametrize('name', ['dit', 'unet'])
+@pytest.mark.unoptimised
+@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
 def test_one_trace_for_many_steps_and_held_out_loss_falls(tiny, name):
   experiment, traces = tiny(**{'model.name': name, 'train.num_steps': 60}), []
   train_step = step_of(experiment)
