@@ -5,6 +5,7 @@ A problem is one line, `config.path: got X, allowed Y`.
 
 import dataclasses
 import functools
+import itertools
 import math
 import typing
 from collections.abc import Iterator, Mapping
@@ -73,7 +74,21 @@ def schema(cls: type, mapping: Any = None, path: str = 'config') -> Section:
 
   Raises: InputError for one that cannot be loaded, or whose key is another's.
   """
-  return _with_dotted(section_of(cls), mapping, path)
+  section = section_of(cls)
+  return _with_dotted(section, mapping, path) if _has_dotted(cls, mapping) else section
+
+
+def _has_dotted(cls: type, mapping: Any) -> bool:
+  """Returns whether a mapping names a plug-in by a dotted name. Schemas are asked for thousands of times."""
+  named = (_names(functools.reduce(_get, path, mapping)) for path in _choices(cls))
+  return any(map(is_dotted, itertools.chain.from_iterable(named)))
+
+
+@functools.cache
+def _choices(cls: type) -> list[tuple[str, ...]]:
+  """The paths of the fields that name plug-ins."""
+  found = [(path, item) for path, item in walk(section_of(cls), '') if isinstance(item, Leaf)]
+  return [tuple(path.split('.')[1:]) for path, item in found if item.package]
 
 
 def _with_dotted(section: Section, mapping: Any, path: str) -> Section:
