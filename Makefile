@@ -3,7 +3,7 @@
 # make test                lint and the tests that fit in 15 minutes on 2 cores
 # make test-all            the long ones too
 # make bench               measure speed here, and write it into docs/performance.md
-# make test-full           every fault of docs/reliability.md, hours rather than minutes
+# make test-full           every fault of docs/reliability.md and what is longer still, outside CI
 # PYTHON=python3.12 does any of them with that Python, in an environment of its own
 PYTHON ?= python3
 LEAN ?=
@@ -48,6 +48,7 @@ test-all: test test-slow
 
 test-full: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -m "" -q tests/reliability
+	@$(BIN)/python -m pytest -m full $(PARALLEL) --ignore=tests/reliability
 
 bench: $(VENV)/installed
 	@$(BIN)/python scripts/performance.py

@@ -81,7 +81,7 @@ def test_both_break_off_metrics_that_take_minutes(tmp_path):
   assert 'at step 5: checkpoint written' in errors[0]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.unoptimised
 def test_both_end_at_once_where_nothing_is_unsaved(tmp_path):
   workdir = tmp_path / 'run'

@@ -72,9 +72,11 @@ def one(folder):
   return run(folder, 1, 'data')
 
 
-@pytest.mark.slow
 @pytest.mark.unoptimised
-@pytest.mark.parametrize('axes', ['data', 'tensor'])
+@pytest.mark.parametrize(
+  'axes',
+  [pytest.param('data', marks=pytest.mark.slow), pytest.param('tensor', marks=pytest.mark.full)],
+)
 def test_two_hosts_with_two_devices_each(folder, one, axes):
   """Cut along data, a host reads half of each batch; with all devices on one tensor, all of it."""
   two = run(folder, 2, axes)

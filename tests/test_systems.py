@@ -19,8 +19,13 @@ from tests.support.sources import SMALL, write_tree
 
 pytestmark = pytest.mark.unoptimised
 FAST = ['dit_cfg:8', 'dit_pixel']  # And vae, which the first trains.
-SLOW = ['dit_cfg', 'dit_xl', 'ddpm', 'ddpm_cfg', 'ddpm_vae', 'ddpm_vae_cfg', 'ddim', 'ddim_vae_cfg']
-EACH = [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+SLOW = ['dit_xl', 'ddpm', 'ddpm_cfg', 'ddpm_vae_cfg', 'ddim_vae_cfg']
+FULL = ['dit_cfg', 'ddpm_vae', 'ddim']  # Each close to one of those.
+EACH = [
+  *FAST,
+  *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+  *(pytest.param(name, marks=pytest.mark.full) for name in FULL),
+]
 SHRUNK = {
   'data.image_size': 16,
   'data.class_list': 'all',
