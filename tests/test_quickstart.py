@@ -49,8 +49,14 @@ def judge(real):
   return svc
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('flags, label_accuracy', [((), 0.97), (UNET, 0.95), (EDM, 0.97)])
+CASES = [
+  pytest.param((), 0.97, marks=pytest.mark.slow),
+  pytest.param(UNET, 0.95, marks=pytest.mark.full),
+  pytest.param(EDM, 0.97, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize('flags, label_accuracy', CASES)
 def test_quickstart(tmp_path, real, judge, flags, label_accuracy):
   workdir = tmp_path / 'run'
   main(workdir, *flags)
