@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.benchmarks import speed, timing
-from diffusion_jax.benchmarks.stand_ins import with_random_inputs
+from diffusion_jax.benchmarks.stand_ins import initial_state, with_random_inputs
 from diffusion_jax.config.options import one_of, option
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.errors import InputError
@@ -44,6 +44,7 @@ class AgainstTorch:
   """Training and sampling beside PyTorch."""
 
   on_data: ClassVar = False
+  in_one_process: ClassVar = True
   experiment: Experiment
   repeats: int
   modes: str = option(
@@ -67,8 +68,8 @@ class AgainstTorch:
     experiment = with_random_inputs(self.experiment, size)
     modes = list(THEIRS) if self.modes == 'both' else [self.modes]
     runs = {
-      'train': next(speed.train_parts(None, experiment))[1]().run,
-      'sample': next(speed.sample_parts(None, experiment))[1]().run,
+      'train': next(speed.train_parts(experiment))[1]().run,
+      'sample': next(speed.sample_parts(experiment))[1]().run,
     }
     write_request(experiment, folder)
     found = {part: {name: [] for name in (OURS, *(THEIRS[m] for m in modes))} for part in PARTS}
@@ -131,8 +132,7 @@ def write_request(experiment: Experiment, folder: Path) -> None:
   """Writes what the process of PyTorch needs: the config, weights, and an output of ours to compare with."""
   module, config = experiment.module, experiment.config
   size, shape = config.train.batch_size, experiment.x0_shape
-  init = jax.jit(experiment.init_state)(experiment.scaling)
-  params = shaken(init.params['model'])
+  params = shaken(initial_state(experiment).params['model'])
   rng = np.random.default_rng(1)
   x = rng.standard_normal((size, *shape), np.float32)
   times = rng.uniform(0, 999, size).astype(np.float32)

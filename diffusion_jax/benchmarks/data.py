@@ -32,6 +32,7 @@ class Data:
   """Images/s of reading and of preparing."""
 
   on_data: ClassVar = True
+  in_one_process: ClassVar = True
   experiment: Experiment
   repeats: int
   batches: int = option(100, 'Batches per measurement of reading.')

@@ -43,6 +43,7 @@ class Evaluation:
   """FID against torch-fidelity."""
 
   on_data: ClassVar = True
+  in_one_process: ClassVar = True
   experiment: Experiment
   repeats: int
   num_images: int = option(1000, 'Images whose features are computed.')

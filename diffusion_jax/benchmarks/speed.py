@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.benchmarks.stand_ins import with_random_inputs
+from diffusion_jax.benchmarks.stand_ins import initial_state, with_random_inputs
 from diffusion_jax.benchmarks.timing import seconds
 from diffusion_jax.config.options import at_least, option
 from diffusion_jax.data.prepare import cores
@@ -32,14 +32,16 @@ from diffusion_jax.types import PyTree
 HEADER = ('', 'batch', 'compile', 'time', 'range', 'images/s', 'a device', 'FLOP/s', 'MFU')
 HEADER += ('of the floor', 'peak memory')
 CPU_IMAGES = 8  # Of feature extraction at once: more are slower there.
+PARTS = ('train', 'sample', 'autoencoder', 'features')
+HALVES = 2  # An autoencoder encodes with one half of its parameters and decodes with the other.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
   """What is measured: compiled, with what it costs.
 
-  run: does it once, and returns arrays to wait for. flops, parameter_bytes: in all, a run. batch_size: images a
-  run. compile_seconds: of the programs of run.
+  run: does it once, and returns arrays to wait for. batch_size: images a run. compile_seconds: of the programs
+  of run. flops: in all, a run. moved_bytes: on one device, a run.
   """
 
   run: Callable[[], PyTree]
@@ -54,11 +56,10 @@ class Speed:
   """Training, sampling, autoencoder and features."""
 
   on_data: ClassVar = False
+  in_one_process: ClassVar = False
   experiment: Experiment
   repeats: int
-  parts: tuple[str, ...] = option(
-    ('train', 'sample', 'autoencoder', 'features'), 'What is measured, of these four.'
-  )
+  parts: tuple[str, ...] = option(PARTS, 'What is measured, of these four.')
   seconds: float = option(1.0, 'Least seconds of each measurement.', at_least(0))
   feature_batch: int = option(0, 'Images of feature extraction at once; 0: 8 on CPU, else 100.')
 
@@ -75,7 +76,7 @@ class Speed:
     peaks = {d: chips.limits(d) for d in {experiment.dtype, jnp.float32}}
     for name in self.parts:
       dtype = jnp.float32 if name == 'features' else experiment.dtype
-      for title, make in PARTS[name](self, experiment):
+      for title, make in self._makers(name, experiment):
         print(f'measuring {title}', flush=True)
         part = make()
         times = self._times(part.run)
@@ -90,6 +91,13 @@ class Speed:
         del part
         jax.clear_caches()
     return results
+
+  def _makers(self, name: str, experiment: Experiment) -> 'Makers':
+    if name == 'features':
+      default = CPU_IMAGES if jax.default_backend() == 'cpu' else 100
+      return feature_parts(experiment, self.feature_batch or default)
+    parts = {'train': train_parts, 'sample': sample_parts, 'autoencoder': autoencoder_parts}
+    return parts[name](experiment)
 
   def _times(self, run: Callable[[], PyTree]) -> list[float]:
     jax.block_until_ready(run())
@@ -149,15 +157,12 @@ def _time(value: float) -> str:
 Makers = Iterator[tuple[str, Callable[[], Part]]]
 
 
-def train_parts(bench: Speed, experiment: Experiment) -> Makers:
+def train_parts(experiment: Experiment) -> Makers:
   """One step: forward, backward, update."""
-  del bench
 
   def make():
     size = experiment.config.train.batch_size
-    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    init = functools.partial(experiment.init_state, experiment.scaling)
-    state = jax.jit(init, out_shardings=shardings)()
+    state = initial_state(experiment)
     rows = mesh.local_rows(experiment.mesh, size)
     batch = experiment.train_data.read(rows % experiment.train_data.num_examples)
     batch = mesh.to_devices(batch, mesh.batch_sharding(experiment.mesh))
@@ -177,9 +182,8 @@ def train_parts(bench: Speed, experiment: Experiment) -> Makers:
   yield 'training step', make
 
 
-def sample_parts(bench: Speed, experiment: Experiment) -> Makers:
+def sample_parts(experiment: Experiment) -> Makers:
   """A batch of samples from noise to pixels, without guidance and, where it can be, with that of the config."""
-  del bench
   if not experiment.objective.network:
     return
   sample, size = experiment.config.sample, experiment.config.sample.batch_size
@@ -193,10 +197,7 @@ def sample_parts(bench: Speed, experiment: Experiment) -> Makers:
     began = time.perf_counter()
     generate = compile_generate(guided, guided.generator(), size)
     compiling = time.perf_counter() - began
-    abstract = experiment.abstract_state
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    init = functools.partial(experiment.init_state, experiment.scaling)
-    weights = jax.jit(init, out_shardings=shardings)().weights()
+    weights = initial_state(experiment).weights()
     rows, cut = mesh.local_rows(experiment.mesh, size), mesh.batch_sharding(experiment.mesh)
     index = np.arange(size, dtype=np.uint32)
     inputs = mesh.to_devices((index[rows], experiment.sample_labels(index)[rows]), cut)
@@ -212,9 +213,8 @@ def sample_parts(bench: Speed, experiment: Experiment) -> Makers:
     yield f'the same, guidance {scale:g}', functools.partial(make, scale)
 
 
-def autoencoder_parts(bench: Speed, experiment: Experiment) -> Makers:
+def autoencoder_parts(experiment: Experiment) -> Makers:
   """Images to the posterior's mean, and latents to images."""
-  del bench
   if not experiment.is_latent:
     return
   size = mesh.round_up(experiment.config.vae.batch_size, experiment.mesh)
@@ -237,19 +237,18 @@ def autoencoder_parts(bench: Speed, experiment: Experiment) -> Makers:
     program = jax.jit(function, out_shardings=cut).lower(params, x).compile()
     compiling = time.perf_counter() - began
     flops = size * counted[f'{name}_flops_per_image']
-    return Part(lambda: program(params, x), size, compiling, flops, _local_bytes(params) / 2)
+    return Part(lambda: program(params, x), size, compiling, flops, _local_bytes(params) / HALVES)
 
   yield 'encoding', functools.partial(make, encode, 'encode', experiment.image_shape, np.uint8)
   yield 'decoding', functools.partial(make, decode, 'decode', experiment.x0_shape, np.float32)
 
 
-def feature_parts(bench: Speed, experiment: Experiment) -> Makers:
+def feature_parts(experiment: Experiment, batch_size: int) -> Makers:
   """The network of FID, in float32."""
 
   def make():
     network, shape = InceptionV3(), experiment.image_shape
-    size = bench.feature_batch or (CPU_IMAGES if jax.default_backend() == 'cpu' else 100)
-    size = mesh.round_up(size, experiment.mesh)
+    size = mesh.round_up(batch_size, experiment.mesh)
     cut, whole = mesh.batch_sharding(experiment.mesh), mesh.replicated(experiment.mesh)
     images = np.random.default_rng(0).integers(0, 256, (size, *shape), np.uint8)
     x = mesh.to_devices(images[mesh.local_rows(experiment.mesh, size)], cut)
@@ -269,14 +268,6 @@ def feature_parts(bench: Speed, experiment: Experiment) -> Makers:
     return Part(lambda: program(params, x), size, compiling, flops, _local_bytes(params))
 
   yield 'features of Inception', make
-
-
-PARTS = {
-  'train': train_parts,
-  'sample': sample_parts,
-  'autoencoder': autoencoder_parts,
-  'features': feature_parts,
-}
 
 
 def forward_flops(experiment: Experiment) -> int:

@@ -1,7 +1,7 @@
 """Times benchmarks. A benchmark is a file that defines `build(experiment, repeats, ...)`.
 
 It returns something with measure(folder) -> results, JSON-ready, and report(results) -> text; on_data says
-whether it needs prepared data, and then one process.
+whether it needs prepared data, in_one_process whether what it compares with runs on one host.
 """
 
 import time

@@ -244,7 +244,7 @@ def _attend_by_head(qkv: Array) -> Array:
 
   @jax.checkpoint
   def one(q, k, v):
-    logits = (q @ k.T).astype(jnp.float32) / width**0.5
+    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / width**0.5
     return nn.softmax(logits).astype(v.dtype) @ v
 
   h = jax.lax.map(lambda qkv: one(*qkv), tuple(each))  # (B heads, N, head width)

@@ -11,11 +11,15 @@ import jax.numpy as jnp
 # Part of the device's name -> dense bfloat16 TFLOP/s, memory GB/s, both as published; the first that fits.
 CHIPS = (
   ('H100 PCIe', 756.0, 2000.0),
+  ('H100 NVL', 835.0, 3900.0),
   ('H100', 989.0, 3350.0),
   ('H200', 989.0, 4800.0),
   ('B200', 2250.0, 8000.0),
   ('A100-SXM4-80GB', 312.0, 2039.0),
+  ('A100 80GB PCIe', 312.0, 1935.0),
   ('A100', 312.0, 1555.0),
+  ('L40S', 362.0, 864.0),
+  ('L40', 181.0, 864.0),
   ('L4', 121.0, 300.0),
   ('RTX 4090', 165.0, 1008.0),
   ('TPU v4', 275.0, 1228.0),
@@ -24,11 +28,8 @@ CHIPS = (
   ('TPU v5', 459.0, 2765.0),
   ('TPU v6', 918.0, 1640.0),
 )
-HALVED = (
-  'gpu',
-  'cuda',
-  'rocm',
-)  # Float32 products run there at half the rate of bfloat16, as TF32.
+# Float32 products run there at half the rate of bfloat16, as TF32.
+HALVED = ('gpu', 'cuda', 'rocm')
 SIDE, CPU_SIDE, BYTES, REPEATS = 8192, 1024, 2**26, 5  # Of the quick measurement.
 
 
@@ -57,13 +58,17 @@ def limits(dtype: Any) -> Limits:
 
 
 def measured(dtype: Any) -> Limits:
-  """Measures a matrix product and a sweep over memory on one device, in some tenths of a second."""
+  """Measures a matrix product and a sweep over memory on one device, in some tenths of a second.
+
+  The devices of a CPU share its cores: each is given its part of what one reaches.
+  """
   side = CPU_SIDE if jax.default_backend() == 'cpu' else SIDE
   x = jnp.ones((side, side), dtype)
   flops = 2 * side**3 / _seconds(jax.jit(jnp.matmul), x, x)
   y = jnp.ones(BYTES // 4, jnp.float32)
   moved = 2 * BYTES / _seconds(jax.jit(lambda y: y + 1), y)
-  return Limits(flops, moved, 'measured here')
+  shared = jax.local_device_count() if jax.default_backend() == 'cpu' else 1
+  return Limits(flops / shared, moved / shared, 'measured here')
 
 
 def _seconds(function: Callable, *args) -> float:

@@ -3,8 +3,10 @@
 config.bench.name chooses the benchmark, a file of diffusion_jax/benchmarks.
 """
 
+import contextlib
 import json
 import platform
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,11 +29,14 @@ def main(run: Run, *, as_json: bool = False) -> None:
   bench = experiment.config.bench
   check_devices(experiment)
   benchmark = bench.subject.build(experiment=experiment, repeats=bench.repeats)
-  if benchmark.on_data:
+  if benchmark.in_one_process:
     require_one_process(bench.subject.name)
-    preparation.ensure_images(experiment, workdir)
-  with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:
-    results = benchmark.measure(Path(folder))
+  # With as_json, standard output is the object alone.
+  with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    if benchmark.on_data:
+      preparation.ensure_images(experiment, workdir)
+    with tempfile.TemporaryDirectory(dir=workdir, prefix='.bench-') as folder:
+      results = benchmark.measure(Path(folder))
   if not hosts.is_first():
     return
   settings = {

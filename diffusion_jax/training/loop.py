@@ -19,7 +19,7 @@ from diffusion_jax.runtime import hosts
 from diffusion_jax.runtime.interruption import Broken, Interruption
 from diffusion_jax.runtime.watchdog import Watchdog
 
-ALLOWED = 10
+ALLOWED = 10  # Times the longest run of an action so far: what the watchdog grants the next.
 
 
 class Action(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import InputError
-from diffusion_jax.runtime import chips
+from diffusion_jax.runtime import chips, hosts
 from tests.conftest import tiny_mapping
 
 PIXELS = {'bench.name': 'speed', 'bench.repeats': 2, 'bench.speed.seconds': 0.0}
@@ -59,10 +59,20 @@ def test_unknown_parts_are_refused(tmp_path, capsys):
     bench(tmp_path, capsys, **{**PIXELS, 'bench.speed.parts': ('fly',)})
 
 
+@pytest.mark.parametrize('name', ['data', 'evaluation', 'against_torch'])
+def test_what_is_compared_with_one_host_runs_in_one_process(tmp_path, capsys, monkeypatch, name):
+  monkeypatch.setattr(hosts, 'count', lambda: 2)
+  message = f'got 2 processes, allowed 1 for config.bench.name {name}'
+  with pytest.raises(InputError, match=message):
+    bench(tmp_path, capsys, **{'bench.name': name, 'eval.features.name': 'inception'})
+
+
 def test_limits_are_those_of_the_table_or_measured():
   assert chips.published('NVIDIA H100 80GB HBM3', 'gpu', 'bfloat16').flops_per_s == 989e12
   assert chips.published('NVIDIA H100 80GB HBM3', 'gpu', 'float32').flops_per_s == 989e12 / 2
   assert chips.published('TPU v5 lite', 'tpu', 'float32').flops_per_s == 197e12
+  assert chips.published('NVIDIA L40S', 'gpu', 'bfloat16').flops_per_s == 362e12
+  assert chips.published('NVIDIA L4', 'gpu', 'bfloat16').flops_per_s == 121e12
   assert chips.published('cpu', 'cpu', 'float32') is None
   found = chips.measured('float32')
   assert 1e9 < found.flops_per_s < 1e14 and 1e8 < found.bytes_per_s < 1e13

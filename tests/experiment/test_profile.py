@@ -3,8 +3,10 @@
 import gzip
 import json
 
+import jax
+
 from diffusion_jax.command import run_mode
-from diffusion_jax.experiment.profile import Operation, operations
+from diffusion_jax.experiment.profile import Operation, Profile, operations
 from tests.conftest import tiny_mapping
 
 
@@ -19,6 +21,18 @@ def test_training_traces_the_steps_that_it_is_asked_for(tmp_path, capsys):
   assert times == sorted(times, reverse=True) and times[-1] >= 0 < times[0]
   table = (tmp_path / 'run' / 'profile' / 'operations.txt').read_text()
   assert found[0].name in table and 'trace of steps 2 to 3' in capsys.readouterr().out
+
+
+def test_only_those_steps_are_traced(tmp_path, monkeypatch):
+  events = []
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: events.append('begins'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('ends'))
+  profile = Profile((2, 3), tmp_path, str)
+  step = profile.around(lambda number, state, batch: events.append(number))
+  for number in range(1, 6):
+    step(number, None, None)
+  profile.close()
+  assert events == [1, 'begins', 2, 3, 'ends', 4, 5]
 
 
 def test_on_a_gpu_an_operation_counts_once(tmp_path):

@@ -39,6 +39,15 @@ def test_remat_and_unroll_change_neither_parameters_nor_output_nor_gradients(cha
   assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(expected_grads)) > 1e-3
 
 
+@pytest.mark.parametrize('unroll, expected', [(1, 1), (2, 2), (0, 4)])
+def test_the_compiler_sees_so_many_blocks_at_once(unroll, expected):
+  module = small(depth=4, unroll=unroll)
+  params = jax.eval_shape(module.init, jax.random.key(1), *inputs())
+  traced = jax.make_jaxpr(lambda params: module.apply(params, *inputs()))(params)
+  (scan,) = [e for e in traced.eqns if e.primitive.name == 'scan' and e.params['length'] == 4]
+  assert scan.params['unroll'] == expected
+
+
 def test_the_mlp_is_as_wide_as_mlp_ratio_says():
   shapes = jax.eval_shape(small(mlp_ratio=2.5).init, jax.random.key(1), *inputs())['params']
   assert shapes['blocks']['mlp_in']['kernel'].shape == (2, 32, 80)  # depth, hidden_size, 2.5 of it.

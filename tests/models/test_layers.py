@@ -44,3 +44,13 @@ def test_attention_by_head_is_attention(monkeypatch, heads, width):
   expected = run(qkv)
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+
+
+def test_logits_by_head_are_never_rounded_to_bfloat16():
+  """The product itself is asked for in float32: what comes out of it in bfloat16 has lost its digits."""
+  qkv = jnp.zeros((1, layers.BY_HEAD_FROM, 3, 1, 8), jnp.bfloat16)
+  (loop,) = [e for e in jax.make_jaxpr(layers.attend)(qkv).eqns if e.primitive.name == 'scan']
+  (block,) = [e for e in loop.params['jaxpr'].eqns if 'jaxpr' in e.params]
+  products = [e for e in block.params['jaxpr'].eqns if e.primitive.name == 'dot_general']
+  logits, weighted = (product.outvars[0].aval.dtype for product in products)
+  assert logits == jnp.float32 and weighted == jnp.bfloat16

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from diffusion_jax.runtime.cluster import HEARTBEAT
-from tests.support.clusters import finish, start, wait_for
+from tests.support.clusters import ROOT, finish, start, wait_for
 from tests.test_clusters_signals import flags, lines
 
 pytestmark = [pytest.mark.unoptimised]
@@ -54,6 +54,34 @@ def test_one_process_killed_ends_the_other(command, tmp_path, killed):
   assert running[1 - killed].returncode not in (0, None)
   assert time.monotonic() - began < HEARTBEAT + 30
   finish_again(command, folder)
+
+
+LATE = """
+import sys, time
+from diffusion_jax.experiment.experiment import Experiment
+
+compile_steps = Experiment.compile_steps
+
+def late(self, *arguments):
+  time.sleep(25 if '--process_id=1' in sys.argv else 0)
+  return compile_steps(self, *arguments)
+
+Experiment.compile_steps = late
+from diffusion_jax import cli
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_for_longer_is_waited_for(command, tmp_path):
+  """The other has compiled: its clock must not run meanwhile."""
+  (tmp_path / 'late.py').write_text(LATE)
+  short = ['--config.train.watchdog_seconds=10', '--config.train.num_steps=20']
+  program = (str(tmp_path / 'late.py'),)
+  environment = {'PYTHONPATH': str(ROOT)}
+  codes, outputs, errors = finish(start(*command, *short, program=program, **environment))
+  assert codes == [0, 0], errors
+  assert 'done: 20 steps' in outputs[0]
 
 
 def finish_again(command, folder):
