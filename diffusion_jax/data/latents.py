@@ -7,6 +7,7 @@ SET/latents-FINGERPRINT/, FINGERPRINT that of the autoencoder, holds
 Several processes, one a host, encode a share of the batches each.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -14,7 +15,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from diffusion_jax.data import packed, shares
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.errors import InputError, Stop
 from diffusion_jax.runtime import files, hosts, lease
+from diffusion_jax.types import Array
 
 DONE, NOTES = 'done', 'done*'  # Beside an unfinished file: process N > 0 of several keeps done-N.
 ROWS_AT_ONCE = 4096  # When statistics are taken.
+IN_FLIGHT = 2  # Batches that are handed over beyond the one that is waited for.
 NOTE_SECONDS = 5.0  # Between notes on disk of the rows that are done.
 
 
@@ -125,7 +128,7 @@ def encode(
   meta: Mapping[str, Any],
   autoencoder: Mapping[str, Any],
   latent_shape: tuple[int, int, int],
-  encode_batch: Callable[[np.ndarray], np.ndarray],
+  encode_batch: Callable[[np.ndarray], Array],
   *,
   batch_size: int,
   mirrored: bool,
@@ -133,7 +136,8 @@ def encode(
   """Makes the latents of a verified image set, or goes on with them. Returns: their description.
 
   Called by all processes. autoencoder: its 'fingerprint' and 'origin', noted. encode_batch:
-  (batch_size, H, W, C) uint8 -> (batch_size, h, w, 2 c) float32, without the other processes.
+  (batch_size, H, W, C) uint8 -> (batch_size, h, w, 2 c) float32, without the other processes; it may
+  return before that is computed.
   Raises: InputError for a full disk, or an autoencoder whose output is not finite.
   """
   work = folder / f'.encoding-{autoencoder["fingerprint"]}-{"mirrored" if mirrored else "plain"}'
@@ -213,10 +217,8 @@ def _fill(
   note = Note(posterior, path.with_name(f'{DONE}-{number}' if number else DONE))
   options = {'unit': 'image', 'desc': 'encoding', 'mininterval': 5, 'disable': number > 0}
   with tqdm(total=total, **options) as bar:
-    for start, stop in batches:
-      batch = _images(parts, start, stop)
-      padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
-      encoded = encode_batch(np.pad(batch, padding))[: len(batch)]
+    for start, stop, made in _encoded(parts, batches, encode_batch, batch_size):
+      encoded = np.asarray(made)[: stop - start]  # Waits for it.
       with np.errstate(over='ignore'):
         rows = encoded.astype(np.float16)
       if not np.isfinite(rows).all():
@@ -229,6 +231,23 @@ def _fill(
       bar.update(len(rows))
       check()
   note.write()
+
+
+def _encoded(
+  parts: Sequence[np.ndarray],
+  batches: Sequence[tuple[int, int]],
+  encode_batch: Callable,
+  batch_size: int,
+) -> Iterator[tuple[int, int, Array]]:
+  """Yields (start, stop, their posteriors), while the devices compute those of the next IN_FLIGHT batches."""
+  flight = collections.deque()
+  for start, stop in batches:
+    batch = _images(parts, start, stop)
+    padding = [(0, batch_size - len(batch))] + [(0, 0)] * 3
+    flight.append((start, stop, encode_batch(np.pad(batch, padding))))
+    if len(flight) > IN_FLIGHT:
+      yield flight.popleft()
+  yield from flight
 
 
 def _images(parts: Sequence[np.ndarray], start: int, stop: int) -> np.ndarray:

@@ -165,10 +165,10 @@ def tell_latents(
   )
 
 
-def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]:
+def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], Array]:
   """Compiles images (B, H, W, C) uint8 -> posterior parameters (B, h, w, 2 c) float32.
 
-  Runs on the devices of this process alone, which divide B.
+  Runs on the devices of this process alone, which divide B. Returns before it has run.
   """
   first, here = experiment.first_stage, mesh.local_mesh()
   params = {name: first.params[name] for name in ('encoder', 'quant_conv')}
@@ -179,9 +179,7 @@ def compile_encode(experiment: Experiment) -> Callable[[np.ndarray], np.ndarray]
     posterior = first.module.apply({'params': params}, from_uint8(pixels), method='encode')
     return jnp.concatenate(posterior, axis=-1)
 
-  return lambda batch: jax.device_get(
-    encode(params, mesh.to_devices(batch, mesh.batch_sharding(here)))
-  )
+  return lambda batch: encode(params, mesh.to_devices(batch, mesh.batch_sharding(here)))
 
 
 def reconstructions(

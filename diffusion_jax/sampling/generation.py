@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -34,7 +35,10 @@ def generate_parts(
   missing: np.ndarray,
   animated: bool,
 ) -> float:
-  """Writes this process's part of every batch. Returns: images/s of all, compiling aside."""
+  """Writes this process's part of every batch. Returns: images/s of all, compiling aside.
+
+  A batch is decoded, fetched and written while the devices work on the next.
+  """
   sample, sharding = experiment.config.sample, mesh.batch_sharding(experiment.mesh)
   size = size_of_batches(experiment, sample.num_samples)
   rows = mesh.local_rows(experiment.mesh, size)
@@ -59,7 +63,13 @@ def generate_parts(
     bar.set_postfix_str(f'step {done:,} of {sample.num_steps:,}', refresh=False)
     bar.update(0)
 
-  with bar:
+  def write(made, index, labels, new):
+    own, images = hosts.own_rows(made)  # Waits for them.
+    kept = new[own]
+    sample_set.save_part(folder, index[own][kept], images[kept], labels[own][kept])
+
+  with bar, ThreadPoolExecutor(1) as writer:
+    writing = None
     for batch in batches:
       index = np.pad(batch, (0, size - len(batch)), 'edge')
       labels = experiment.sample_labels(index)
@@ -68,15 +78,19 @@ def generate_parts(
       with alive(f'sampling a batch of {size:,} in {sample.num_steps:,} steps'):
         placed = mesh.to_devices((index[rows], labels[rows]), sharding)
         made, frames = generate(weights, *placed, progress)
-        own, made = hosts.own_rows(made)
+      if writing:
+        writing.result()
+      writing = writer.submit(write, made, index, labels, new)
       seconds += time.perf_counter() - began
       if not animated:
         with alive('drawing the animation'):
           draw_animation(experiment, folder, weights.scaling, frames, picture)
         animated = True
-      kept = new[own]
-      sample_set.save_part(folder, index[own][kept], made[kept], labels[own][kept])
       bar.update(len(batch))
+    began = time.perf_counter()
+    if writing:
+      writing.result()
+    seconds += time.perf_counter() - began
   return len(batches) * size / seconds
 
 

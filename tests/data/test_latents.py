@@ -105,6 +105,28 @@ def test_an_interruption_changes_nothing(image_set, tmp_path, monkeypatch, stop_
   assert len(encoded) == num_batches - stop_after
 
 
+def test_several_batches_are_computed_at_once(image_set):
+  """What is handed over is waited for when the next two are handed over too."""
+  events = []
+
+  class Computed:
+    def __init__(self, images):
+      self.number = sum(kind == 'given' for kind, _ in events)
+      self.values = encode_batch(images)
+      events.append(('given', self.number))
+
+    def __array__(self, *_, **__):
+      events.append(('waited for', self.number))
+      return self.values
+
+  encode(*image_set, function=Computed)
+  assert len(events) == 2 * 8
+  for number in range(8):
+    given, waited = (events.index((kind, number)) for kind in ('given', 'waited for'))
+    before = [n for kind, n in events[:waited] if kind == 'given']
+    assert given < waited and before[-1] == min(number + latents.IN_FLIGHT, 7)
+
+
 def test_what_was_made_by_others_or_of_others_is_refused(image_set):
   folder, meta = image_set
   with pytest.raises(InputError, match=r'no latents by the autoencoder aaaa.*--mode=prepare'):
