@@ -15,6 +15,7 @@ from diffusion_jax.experiment import from_data
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.evaluation_checks import count_problems, evaluation_problems
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.models.attention import widest_head
 from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 from diffusion_jax.training.objective import Objective
@@ -253,10 +254,10 @@ def device_problems(experiment: Experiment) -> list[str]:
   mesh = _attempt(lambda: experiment.mesh, problems)
   if mesh is None:
     return problems
-  backend = jax.default_backend()
-  if config.model.options.get('attention') == 'cudnn' and backend != 'gpu':
+  device = jax.devices()[0]
+  if config.model.options.get('attention') == 'cudnn' and not widest_head(device):
     problems.append(
-      f"{config.model.section}.attention: got 'cudnn', allowed 'xla' on {backend} devices"
+      f"{config.model.section}.attention: got 'cudnn', allowed 'auto', 'xla' on {device.device_kind} devices"
     )
     return problems
   parts, size = batch_shards(mesh) * config.train.accumulate, config.train.batch_size

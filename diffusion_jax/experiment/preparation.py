@@ -20,6 +20,7 @@ from diffusion_jax.models.latents import in_batches
 from diffusion_jax.reporting import images
 from diffusion_jax.reporting.tables import quantity, table
 from diffusion_jax.runtime import files, hosts, mesh
+from diffusion_jax.types import Array
 
 MAX_CELLS = 100  # Images in data.png.
 NUM_RECONSTRUCTED = 64

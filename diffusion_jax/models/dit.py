@@ -15,12 +15,12 @@ from diffusion_jax.config.options import (
   option,
   require_options,
 )
+from diffusion_jax.models.attention import attend, attention_option, require_cudnn
 from diffusion_jax.models.layers import (
   QKV,
   SIZE,
   ConditionEmbedding,
   Dense,
-  attend,
   modulate,
   remat,
   remat_option,
@@ -30,7 +30,6 @@ from diffusion_jax.models.layers import (
 from diffusion_jax.types import Array, Condition
 
 SINUSOID_WIDTH = 256
-ATTENTIONS = ('xla', 'cudnn')
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros
 
@@ -130,12 +129,7 @@ class DiT(nn.Module):
   frequency_shift: int = option(
     0, 'Frequencies of the time embedding: 0 is the published DiT, 1 is diffusers.', one_of(0, 1)
   )
-  attention: str = option(
-    'xla',
-    "Implementation of attention; 'cudnn' needs an NVIDIA GPU and another dtype than float32.",
-    one_of(*ATTENTIONS),
-    IF_GIVEN,
-  )
+  attention: str = attention_option()
   remat: str = remat_option()
   unroll: int = option(
     1,
@@ -153,16 +147,7 @@ class DiT(nn.Module):
     require_options(self)
     require_divisible('hidden_size', self.hidden_size, 'num_heads', self.num_heads)
     require_divisible('hidden_size', self.hidden_size, 'the position embedding', 4)
-    head, dtype = self.hidden_size // self.num_heads, jnp.dtype(self.dtype)
-    if self.attention == 'cudnn' and dtype.itemsize != 2:
-      raise ValueError(
-        f"attention: got 'cudnn' with dtype {dtype.name}, allowed 'xla', or dtype bfloat16"
-      )
-    if self.attention == 'cudnn' and head % 8:
-      raise ValueError(
-        f"attention: got 'cudnn' with {head} channels a head, allowed 'xla', or a hidden_size that is a "
-        'multiple of 8 num_heads'
-      )
+    require_cudnn(self.attention, self.hidden_size // self.num_heads, self.dtype)
 
   @nn.compact
   def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool = False) -> Array:

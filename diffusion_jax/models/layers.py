@@ -20,7 +20,6 @@ MAX_SIZE = 65_536  # Largest width, depth or number of heads: beyond it even sha
 SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
 LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a level')
 REMAT = ('none', 'blocks', 'dots')
-BY_HEAD_FROM = 256  # Tokens, on a CPU: with 128 it is slower.
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
@@ -214,41 +213,6 @@ class ConditionEmbedding(nn.Module):
     for name in sorted(set(condition) - {'label'}):
       h = h + embed(condition[name], name)
     return h
-
-
-def attend(qkv: Array, implementation: str = 'xla') -> Array:
-  """Multi-head self-attention: (B, N, 3, heads, head width) -> (B, N, d), softmax in float32.
-
-  implementation: 'xla', or 'cudnn' (fused; bfloat16 or float16 on a GPU only).
-  """
-  if implementation == 'xla' and qkv.shape[1] >= BY_HEAD_FROM and _is_one_cpu():
-    return _attend_by_head(qkv)
-  q, k, v = jnp.moveaxis(qkv, 2, 0)
-  h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
-  return h.reshape(*h.shape[:2], -1)
-
-
-def _is_one_cpu() -> bool:
-  return jax.default_backend() == 'cpu' and jax.device_count() == 1
-
-
-def _attend_by_head(qkv: Array) -> Array:
-  """The same, one head of one example at a time: a CPU's caches hold its N x N weights.
-
-  XLA's products of many small matrices reach a third of the speed of plain ones on a CPU. The weights are
-  computed again in the backward pass, which is quicker there than to read them. Over several devices a loop
-  over examples would move them, so this is for one.
-  """
-  batch, length, _, heads, width = qkv.shape
-  each = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, length, width)
-
-  @jax.checkpoint
-  def one(q, k, v):
-    logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / width**0.5
-    return nn.softmax(logits).astype(v.dtype) @ v
-
-  h = jax.lax.map(lambda qkv: one(*qkv), tuple(each))  # (B heads, N, head width)
-  return h.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, -1)
 
 
 def require_divisible(name: str, value: int, by_name: str, by: int) -> None:

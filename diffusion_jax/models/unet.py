@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.config.options import (
-  IF_GIVEN,
   IN_TRAINING,
   NOT_NEGATIVE,
   SHARE,
@@ -24,6 +23,7 @@ from diffusion_jax.config.options import (
   option,
   require_options,
 )
+from diffusion_jax.models.attention import MULTIPLE, attention_option, require_cudnn
 from diffusion_jax.models.layers import (
   LEVELS,
   SIZE,
@@ -80,12 +80,7 @@ class UNet(nn.Module):
     0, 'Frequencies of the time embedding: 0 is ADM, 1 is DDPM.', one_of(0, 1)
   )
   norm_epsilon: float = option(1e-5, 'Epsilon of GroupNorm: 1e-5 (ADM) or 1e-6 (DDPM).', SIZE)
-  attention: str = option(
-    'xla',
-    "Implementation of attention; 'cudnn' needs an NVIDIA GPU and dtype bfloat16.",
-    one_of('xla', 'cudnn'),
-    IF_GIVEN,
-  )
+  attention: str = attention_option()
   remat: str = remat_option()
   out_channels: int = 3
   num_classes: int = 0
@@ -100,10 +95,7 @@ class UNet(nn.Module):
       require_divisible('channels', self.channels, 'head_channels', self.head_channels)
     else:
       require_divisible('channels', self.channels, 'num_heads', self.num_heads)
-    if self.attention == 'cudnn' and jnp.dtype(self.dtype) == jnp.float32:
-      raise ValueError(
-        "attention: got 'cudnn', which has no float32; allowed 'xla', or dtype bfloat16 on a GPU"
-      )
+    require_cudnn(self.attention, MULTIPLE, self.dtype)  # Heads are as wide as their level says.
 
   @nn.compact
   def __call__(

@@ -8,11 +8,11 @@ into scale and shift of the second norm and may change resolution inside a resid
 import flax.linen as nn
 import jax.numpy as jnp
 
-from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, attend, modulate, spread
+from diffusion_jax.models.attention import attend, require_cudnn
+from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, modulate, spread
 from diffusion_jax.types import Array
 
 NUM_GROUPS = 32
-CUDNN_HEAD_WIDTHS = (8, 256)  # A multiple of the first, up to the second.
 zeros = nn.initializers.zeros
 
 
@@ -97,13 +97,7 @@ class AttentionBlock(nn.Module):
     """(B, H, W, C) -> (B, H, W, C). Raises: ValueError for heads that cuDNN does not have."""
     channels = x.shape[-1]
     num_heads = channels // self.head_channels if self.head_channels else self.num_heads
-    multiple, most = CUDNN_HEAD_WIDTHS
-    head_width = channels // num_heads
-    if self.attention == 'cudnn' and (head_width % multiple or head_width > most):
-      raise ValueError(
-        f"attention: got 'cudnn', whose heads are a multiple of {multiple} up to {most} channels "
-        f"wide; {num_heads} of {channels} channels are {head_width}; allowed 'xla'"
-      )
+    require_cudnn(self.attention, channels // num_heads, self.dtype)
     tokens = group_norm(self.norm_epsilon, self.dtype, 'norm')(x)
     tokens = tokens.reshape(x.shape[0], -1, channels)  # (B, HW, C)
     h = attend(QKV(num_heads, self.dtype, name='qkv')(tokens), self.attention)  # (B, HW, C)

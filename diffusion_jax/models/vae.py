@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.config.options import option, require_options
-from diffusion_jax.models.layers import LEVELS, QKV, SIZE, Conv, Dense, attend, require_divisible
+from diffusion_jax.models.attention import attend
+from diffusion_jax.models.layers import LEVELS, QKV, SIZE, Conv, Dense, require_divisible
 from diffusion_jax.types import Array, PyTree
 
 NUM_GROUPS = 32

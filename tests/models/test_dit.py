@@ -82,7 +82,7 @@ def test_frequency_shift_changes_the_time_sinusoids_only():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    (dict(attention='cudnn'), "attention: got 'cudnn' with dtype float32, allowed 'xla'"),
+    (dict(attention='cudnn'), "attention: got 'cudnn' with dtype float32, allowed 'auto'"),
     (dict(attention='flash'), "attention: got 'flash', allowed"),
     (
       dict(attention='cudnn', dtype=jnp.bfloat16, hidden_size=40),
@@ -104,5 +104,5 @@ def test_cudnn_is_refused_by_the_config_or_by_the_devices(tmp_path):
   for dtype in ('auto', 'bfloat16'):
     experiment = create(tiny_mapping(tmp_path, dtype=dtype, **cudnn))
     if jax.default_backend() == 'cpu':
-      with pytest.raises(InputError, match="attention: got 'cudnn', allowed 'xla' on cpu devices"):
+      with pytest.raises(InputError, match="attention: got 'cudnn', allowed 'auto', 'xla' on cpu"):
         check_devices(experiment)

@@ -7,8 +7,9 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from diffusion_jax.models import discriminator, dit, unet_blocks, vae
+from diffusion_jax.models.attention import attend
 from diffusion_jax.models.discriminator import PatchDiscriminator
-from diffusion_jax.models.layers import attend, spread
+from diffusion_jax.models.layers import spread
 from tests.models.test_backbones import NAMES, SMALL, build, inputs, shaken
 
 NORMS = {

@@ -260,8 +260,8 @@ def test_frequencies():
     (dict(norm_epsilon=0.0), r'norm_epsilon: got 0\.0'),
     (dict(head_channels=-1), 'head_channels: got -1'),
     (dict(head_channels=48), 'channels: got 64, allowed multiples of head_channels 48'),
-    (dict(attention='flash'), "attention: got 'flash', allowed 'xla', 'cudnn'"),
-    (dict(attention='cudnn'), "attention: got 'cudnn', which has no float32"),
+    (dict(attention='flash'), "attention: got 'flash', allowed 'auto', 'xla', 'cudnn'"),
+    (dict(attention='cudnn'), "attention: got 'cudnn' with dtype float32, allowed 'auto'"),
   ],
 )
 def test_options_that_cannot_be(changes, message):
@@ -275,5 +275,5 @@ def test_heads_that_cudnn_does_not_have(channels, heads):
     channels=channels, channel_mult=(1,), attention_resolutions=(), num_heads=heads,
     attention='cudnn', dtype=jnp.bfloat16,
   )  # fmt: skip
-  with pytest.raises(ValueError, match=f'attention: got .* are {channels // heads}; allowed'):
+  with pytest.raises(ValueError, match=f'attention: got .* {channels // heads} channels a head'):
     abstract(module, 8)
