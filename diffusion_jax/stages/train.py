@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -324,7 +325,17 @@ def announce(experiment: Experiment, workdir: Path) -> float:
     print(f'  warning   memory: {warning}')
   logs = 'logs/ (TensorBoard), ' if logging.has_tensorboard() else ''
   print(f'  files     config.json, checkpoints/, metrics.jsonl, {logs}previews/')
+  print(f'  compiler  {compiler_settings()}')
   return peak
+
+
+def compiler_settings() -> str:
+  """Says where compiled programs are kept, and which options of the compiler the environment sets."""
+  kept, given = jax.config.jax_compilation_cache_dir, os.environ.get('XLA_FLAGS', '').strip()
+  where = (
+    f'programs are kept in {kept}' if kept else 'programs are not kept (JAX_COMPILATION_CACHE_DIR)'
+  )
+  return f'{where}; XLA_FLAGS={given}' if given else where
 
 
 def restore_or_init(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from contextlib import nullcontext
 
 import numpy as np
@@ -78,6 +79,31 @@ def no_sampling(monkeypatch):
     raise AssertionError('a checkpoint was restored')
 
   monkeypatch.setattr(Checkpoints, 'restore', refuse)
+
+
+def test_a_batch_is_written_while_the_next_is_made(trained, monkeypatch):
+  begun, calls, save = threading.Event(), [], sample_set.save_part
+  compile_generate = generation.compile_generate
+
+  def watched(*arguments):
+    generate = compile_generate(*arguments)
+
+    def run(*inputs):
+      calls.append(inputs)
+      if len(calls) == 2:
+        begun.set()
+      return generate(*inputs)
+
+    return run
+
+  def wait_and_save(*content):
+    assert begun.wait(60), 'the first batch was written before the second began'
+    save(*content)
+
+  monkeypatch.setattr(generation, 'compile_generate', watched)
+  monkeypatch.setattr(sample_set, 'save_part', wait_and_save)
+  folder = run(trained, 'overlapping', num_samples=20, batch_size=10, grid_columns=1)
+  assert len(load_samples(folder, 20)[1]) == 20
 
 
 def test_a_set_killed_at_60_percent_is_finished_as_if_it_had_not_been(trained, monkeypatch, capsys):
