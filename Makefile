@@ -42,7 +42,7 @@ test: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -m slow $(PARALLEL)
+	@$(BIN)/python -m pytest -m 'slow and not full' $(PARALLEL)
 
 test-all: test test-slow
 

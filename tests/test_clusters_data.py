@@ -121,7 +121,9 @@ def stop(running, numbers, sign=signal.SIGTERM):
   return codes, errors
 
 
-@pytest.mark.parametrize('stopped', [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize(
+  'stopped', [(0,), *(pytest.param(numbers, marks=pytest.mark.slow) for numbers in ((1,), (0, 1)))]
+)
 def test_a_signal_ends_all_and_the_same_command_goes_on(folder, alone, stopped):
   running = start(*command(folder), program=SLOWLY)
   wait_for(lambda: sum(count > 6 for count in journaled(folder)) == 2, running)

@@ -64,7 +64,7 @@ def test_samples_are_the_same_on_any_number_of_devices(results, rules):
   np.testing.assert_allclose(eight, one, atol=1e-5)
 
 
-@pytest.mark.parametrize('sampler', ['ddim', 'ddpm'])
+@pytest.mark.parametrize('sampler', ['ddim', pytest.param('ddpm', marks=pytest.mark.slow)])
 def test_sample_i_is_the_same_for_any_batch_size(tiny, sampler):
   """In the network's units, to 1e-5, for batches of 1, 7 and 1000; guided, with noise in each step."""
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0, 'sample.num_steps': 8})

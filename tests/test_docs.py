@@ -46,6 +46,8 @@ def run(mode, folder, workdir, changes):
   run_mode(mode, mapping, changes, folder / 'runs' / workdir)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_page_of_the_library_runs_from_top_to_bottom(there):
   blocks = BLOCK.findall((DOCS / 'library.md').read_text())
   assert len(blocks) == 6
@@ -62,6 +64,8 @@ def test_the_sampler_outside_makes_samples(there):
   assert made.shape == (20, 8, 8, 1) and made.std() > 10
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_time_sampling_outside_trains(there):
   name = {'time_sampling.name': 'mylab.powered', 'time_sampling.powered.power': 0.7}
   run('train', there, 'powered', name)

@@ -145,6 +145,8 @@ def owned(folder):
   return found
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_two_hosts_make_the_set_of_one(trained):
   """Half of each batch each; then the parts of one host are lost, and made again."""
   flags = {**SAMPLE, 'sample.export': ['npz', 'png']}
@@ -202,6 +204,8 @@ def test_what_the_first_host_refuses_stops_both(trained):
   assert all('num_steps: 3, asked 2' in output for output in outputs)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_hosts_that_share_a_tensor_write_every_sample_once(trained):
   """All four devices hold every row; the kernels are cut over both hosts, in the checkpoint too."""
   rules = [

@@ -52,7 +52,7 @@ def judge(real):
 CASES = [
   pytest.param((), 0.97, marks=pytest.mark.slow),
   pytest.param(UNET, 0.95, marks=pytest.mark.full),
-  pytest.param(EDM, 0.97, marks=pytest.mark.slow),
+  pytest.param(EDM, 0.97, marks=pytest.mark.full),
 ]
 
 

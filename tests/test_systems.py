@@ -18,9 +18,16 @@ from tests.support.samples import load_samples
 from tests.support.sources import SMALL, write_tree
 
 pytestmark = pytest.mark.unoptimised
-FAST = ['dit_cfg:8', 'dit_pixel']  # And vae, which the first trains.
-SLOW = ['dit_xl', 'ddpm', 'ddpm_cfg', 'ddpm_vae_cfg', 'ddim_vae_cfg']
-FULL = ['dit_cfg', 'ddpm_vae', 'ddim']  # Each close to one of those.
+FAST = ['dit_cfg:8']  # And vae, which the first trains.
+SLOW = ['dit_pixel', 'ddpm_cfg', 'ddim_vae_cfg']
+FULL = [
+  'dit_cfg',
+  'dit_xl',
+  'ddpm',
+  'ddpm_vae',
+  'ddpm_vae_cfg',
+  'ddim',
+]  # Each close to one of those.
 EACH = [
   *FAST,
   *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),

@@ -113,7 +113,9 @@ LEARNED = {
 }
 
 
-@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.unoptimised
+@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.full)])
 def test_an_experiment_trains_and_samples(tiny, name):
   small = {'model.dit.depth': 1, 'model.unet.num_res_blocks': 1, 'model.unet.channels': 32}
   experiment = tiny(

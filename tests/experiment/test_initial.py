@@ -200,7 +200,9 @@ def test_as_many_classes_that_are_others(tmp_path):
   'model, changes',
   [
     ('dit', {'model.dit.remat': 'blocks'}),
-    ('unet', {'model.unet.remat': 'blocks', 'model.unet.dropout': 0.5}),
+    pytest.param(
+      'unet', {'model.unet.remat': 'blocks', 'model.unet.dropout': 0.5}, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_options_that_parameters_do_not_depend_on_may_differ(tmp_path, model, changes):

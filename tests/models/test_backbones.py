@@ -21,7 +21,12 @@ SMALL = {
 }
 
 OTHER_UNET = dict(resample='residual', head_channels=16, scale_shift_norm=False, frequency_shift=1)
-CASES = [(name, {}, classes) for name in NAMES for classes in (0, 10)] + [('unet', OTHER_UNET, 10)]
+CASES = [
+  *((name, {}, 10) for name in NAMES),
+  ('dit', {}, 0),
+  pytest.param('unet', {}, 0, marks=pytest.mark.slow),
+  ('unet', OTHER_UNET, 10),
+]
 
 
 def build(name, *, out_channels=1, num_classes=10, dtype=jnp.float32, **changes):

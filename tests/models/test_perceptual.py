@@ -27,6 +27,8 @@ def folder(tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_distances_are_those_of_torch_fidelity(folder):
   params = lpips.load(folder)
   images = [

@@ -145,6 +145,8 @@ def test_gradients_are_those_of_the_loss_written_out(state):
   np.testing.assert_allclose(metrics['kl'], kl, rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_discriminator_changes_only_when_it_is_on(step, state):
   for adversarial in (False, True):
     after, metrics = step(state, make_batch(), adversarial=adversarial)
@@ -191,6 +193,8 @@ def test_the_average_reaches_the_configured_decay(step, state):
     np.testing.assert_allclose(average, 1e-3 * p, rtol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_it_learns_to_reconstruct(state, step):
   """Without the adversary: the error on the training batch falls by half in 60 steps."""
   errors = []
@@ -220,7 +224,8 @@ def test_discriminator_judges_patches_of_each_image_alone():
 
 
 @pytest.mark.unoptimised
-@pytest.mark.parametrize('name', ['model', pytest.param('discriminator', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['model', 'discriminator'])
 def test_a_step_to_parameters_that_are_not_finite_changes_nothing(name):
   """Of the autoencoder, or of the discriminator alone; all gradients are finite."""
   optimizers = {**make_objective().optimizers, name: optax.sgd(jnp.inf)}

@@ -43,6 +43,8 @@ def trained(tmp_path_factory):
   return tmp_path, train(tmp_path, tmp_path / 'run')
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_every_part_is_trained_in_its_phase_and_every_average_kept(trained):
   tmp_path, state = trained
   initial = jax.jit(create(mapping_of(tmp_path)).init_state)()
@@ -68,6 +70,8 @@ def test_its_metrics_are_logged_and_its_option_kept(trained):
   assert stored['name'] == OBJECTIVE and stored['every_seam'] == {'weight': 0.5}
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_it_resumes_bit_for_bit(trained):
   tmp_path, _ = trained
   train(tmp_path, tmp_path / 'resumed', **{'train.num_steps': 2, 'optimizer.decay': 'constant'})

@@ -62,7 +62,9 @@ def full_before(monkeypatch, disk, owner, name, calls=1, left=0):
 
 # A save that fails in the background leaves nothing behind that talks about it.
 @pytest.mark.filterwarnings('error::pytest.PytestUnraisableExceptionWarning')
-@pytest.mark.parametrize('place', ['write', pytest.param('save', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.unoptimised
+@pytest.mark.parametrize('place', ['write', 'save'])
 def test_training_ends_with_one_message_and_goes_on(trained, disk, monkeypatch, place):
   shutil.copytree(trained, disk.path, dirs_exist_ok=True)
   owner = {'save': Checkpoints, 'write': ocp.CheckpointManager}[place]

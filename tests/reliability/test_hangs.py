@@ -72,7 +72,7 @@ sys.exit(cli.main())
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_process_that_compiles_for_longer_is_waited_for(command, tmp_path):
   """The other has compiled: its clock must not run meanwhile."""
   (tmp_path / 'late.py').write_text(LATE)

@@ -103,6 +103,8 @@ def test_reconstructions_are_evaluated(trained):
   assert Image.open(trained / 'run' / 'eval' / 'reconstruction-4.png').width > 8 * 48
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_reconstructions_are_evaluated_during_training(tmp_path):
   flags = {
     **{'eval.features.name': 'pixels', 'eval.metrics': ('fid',), 'train.num_steps': 2},

@@ -120,6 +120,8 @@ def result_of(folder, name):
   return json.loads((folder / 'eval' / f'{name}.json').read_text())
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_after_more_training_new_samples_are_measured_and_old_ones_only_if_chosen(
   trained, tmp_path, capsys
 ):

@@ -52,6 +52,8 @@ def weights(tmp_path_factory):
   return write_published(tmp_path / 'dit.safetensors', params), params
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_training_goes_on_from_given_weights_and_resumes_without_them(tmp_path, weights, capsys):
   path, params = weights
   run('train', tmp_path / 'whole', tmp_path, path, **STEADY)
@@ -140,6 +142,8 @@ def test_sampling_makes_no_state_to_train_with(tmp_path, weights, monkeypatch):
   assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_evaluating_needs_data_and_training_goes_on_from_step_0(tmp_path, weights, capsys):
   path, _ = weights
   changes = {'sample.num_samples': 4, 'eval.features.name': 'pixels', 'eval.metrics': ('fid',)}

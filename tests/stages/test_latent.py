@@ -191,6 +191,8 @@ def test_prepare_tells_the_psnr_of_decoded_latents(trained, capsys):
   assert abs(told - expected) < 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_interrupted_equals_uninterrupted_with_latents_on_the_device(trained, tmp_path):
   """Two steps of four, then the rest with the latents kept on the device."""
   parts, whole = tmp_path / 'parts', trained / 'run'
@@ -331,6 +333,8 @@ def test_files_that_are_no_autoencoder(trained, tmp_path):
       run('prepare', tmp_path / 'run', trained, **{'vae.checkpoint': str(path)})
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_latents_are_made_by_training_itself_once(trained, tmp_path, capsys):
   """In another data folder there are none yet, neither images nor latents."""
   changes = {'data.dir': str(tmp_path / 'data'), 'train.num_steps': 2}

@@ -125,6 +125,8 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(
   assert losses[0] == losses[1] and len(losses[0]) == 14
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_a_damaged_checkpoint_is_said_and_passed_over(tmp_path, capsys):
   experiment = run('train', tmp_path / 'run', tmp_path)
   expected = state_of(experiment, tmp_path / 'run', 4)
@@ -226,6 +228,8 @@ def test_evaluate_makes_the_samples_and_writes_every_number_with_its_protocol(tr
   assert result['metrics']['frechet_distance'] > real > 0
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_set_of_the_checkpoint_that_is_asked_for_is_evaluated(tmp_path, capsys):
   flags = {'optimizer.clip_norm': 0.0, 'train.num_steps': 2, 'optimizer.warmup_steps': 1}
   run('train', tmp_path / 'run', tmp_path, **flags)
@@ -265,6 +269,8 @@ def test_evaluation_with_pixels(trained):
   assert set(result['metrics']) == {'frechet_distance'}
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_unconditional_models_train_sample_and_evaluate(tmp_path):
   flags = {'num_classes': 0, 'sampler.name': 'ddpm'}
   run('train', tmp_path / 'run', tmp_path, **flags)

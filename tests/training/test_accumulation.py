@@ -50,7 +50,8 @@ def assert_same(found, expected, rtol=1e-6):
 
 @pytest.mark.unoptimised
 @pytest.mark.parametrize(
-  'system', ['dit', pytest.param('unet', marks=pytest.mark.slow), 'autoencoder']
+  'system',
+  ['dit', *(pytest.param(name, marks=pytest.mark.slow) for name in ('unet', 'autoencoder'))],
 )
 def test_passes_give_the_gradients_of_one_batch(tiny, system):
   experiment = tiny(**SYSTEMS[system])
@@ -63,6 +64,8 @@ def test_passes_give_the_gradients_of_one_batch(tiny, system):
       np.testing.assert_allclose(again[name], metrics[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_a_loop_gives_what_unrolled_passes_give(tiny, monkeypatch):
   experiment = tiny()
   expected, _ = gradients(experiment, 4)
@@ -84,6 +87,8 @@ def test_what_cannot_be_taken_in_passes_is_refused(tmp_path):
   create(tiny_mapping(tmp_path, **adversarial))  # It starts after the last step.
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_a_gradient_above_the_limit_changes_nothing(tiny):
   experiment = tiny()
   batch = experiment.train_data.read(np.arange(8))

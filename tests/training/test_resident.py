@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from diffusion_jax.data.pipeline import Numbers, train_batches
 from diffusion_jax.runtime import mesh
@@ -24,6 +25,8 @@ def test_gathered_batches_are_those_that_are_read(tiny):
       np.testing.assert_array_equal(values, read[name])
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_training_is_bit_identical(tiny):
   states = {}
   for is_resident in (False, True):
