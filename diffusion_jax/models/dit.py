@@ -5,6 +5,7 @@ time to compile does not grow with it.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -66,6 +67,18 @@ def layer_norm(dtype) -> nn.LayerNorm:
   return nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=dtype)
 
 
+@jax.checkpoint
+def gelu(x: Array) -> Array:
+  """GELU by its tanh approximation; the backward pass computes it again from x."""
+  return nn.gelu(x, approximate=True)
+
+
+@jax.checkpoint
+def modulated_norm(x: Array, shift: Array, scale: Array) -> Array:
+  """LayerNorm of x (B, N, d), then `modulate`; the backward pass computes it again from x."""
+  return modulate(layer_norm(x.dtype).apply({}, x), shift, scale)
+
+
 class AdaLNZero(nn.Module):
   """Condition c (B, d) -> `num_outputs` vectors (B, d) float32, all zero at initialisation."""
 
@@ -96,12 +109,12 @@ class DiTBlock(nn.Module):
       return Dense(features, dtype=self.dtype, kernel_init=xavier, hidden=hidden, name=name)
 
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = AdaLNZero(6, self.dtype, name='adaln')(c)
-    h = modulate(layer_norm(self.dtype)(x), shift_a, scale_a)
+    h = modulated_norm(x, shift_a, scale_a)
     h = attend(QKV(self.num_heads, self.dtype, xavier, name='qkv')(h), self.attention)  # (B, N, d)
     h = dense(width, 'attention_out')(h)
     x = x + spread(gate_a, h) * h
-    h = modulate(layer_norm(self.dtype)(x), shift_m, scale_m)
-    h = nn.gelu(dense(int(self.mlp_ratio * width), 'mlp_in', hidden=True)(h), approximate=True)
+    h = modulated_norm(x, shift_m, scale_m)
+    h = gelu(dense(int(self.mlp_ratio * width), 'mlp_in', hidden=True)(h))
     h = dense(width, 'mlp_out')(h)
     x = x + spread(gate_m, h) * h
     self.sow('intermediates', 'hidden', x, reduce_fn=lambda _, new: new)

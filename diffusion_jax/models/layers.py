@@ -20,6 +20,7 @@ MAX_SIZE = 65_536  # Largest width, depth or number of heads: beyond it even sha
 SIZE = Check(lambda x: 0 < x <= MAX_SIZE, f'> 0 and up to {MAX_SIZE:,}')
 LEVELS = Check(lambda mult: mult and min(mult) >= 1, 'one positive integer a level')
 REMAT = ('none', 'blocks', 'dots')
+NUM_GROUPS = 32  # Of norms.
 EMBEDDING_INIT = nn.initializers.normal(0.02)
 
 
@@ -94,6 +95,26 @@ class Conv(nn.Conv):
   def __call__(self, inputs: Array) -> Array:
     y = by_batch(super().__call__(by_batch(inputs, hidden=True)), self.hidden)
     return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
+
+
+class NormSilu(nn.GroupNorm):
+  """SiLU of a GroupNorm of 32 groups, scaled and shifted in between if that is given.
+
+  Statistics in float32. Made by `norm_silu`, it keeps nothing but its inputs for the backward pass.
+  """
+
+  num_groups: int | None = NUM_GROUPS
+
+  @nn.compact
+  def __call__(self, x: Array, shift: Array | None = None, scale: Array | None = None) -> Array:
+    """x (B, ..., d); shift, scale (B, d) float32 -> as x."""
+    h = super().__call__(x)
+    return nn.silu(h if shift is None else modulate(h, shift, scale))
+
+
+def norm_silu(epsilon: float, dtype: jnp.dtype, name: str) -> nn.Module:
+  """Makes a NormSilu, whose intermediate values the backward pass computes again."""
+  return nn.remat(NormSilu)(epsilon=epsilon, dtype=dtype, name=name)
 
 
 class QKV(nn.Module):

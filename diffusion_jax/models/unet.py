@@ -26,18 +26,18 @@ from diffusion_jax.config.options import (
 from diffusion_jax.models.attention import MULTIPLE, attention_option, require_cudnn
 from diffusion_jax.models.layers import (
   LEVELS,
+  NUM_GROUPS,
   SIZE,
   ConditionEmbedding,
+  norm_silu,
   remat,
   remat_option,
   require_divisible,
 )
 from diffusion_jax.models.unet_blocks import (
-  NUM_GROUPS,
   AttentionBlock,
   ResidualBlock,
   conv,
-  group_norm,
   nearest_upsample,
   zeros,
 )
@@ -190,7 +190,7 @@ class UNet(nn.Module):
       if level > 0:
         h = up(h, f'up_{level}_resample')
 
-    h = nn.silu(group_norm(self.norm_epsilon, jnp.float32, 'norm_out')(h))
+    h = norm_silu(self.norm_epsilon, jnp.float32, 'norm_out')(h)
     return conv(self.out_channels, jnp.float32, 'conv_out', kernel_init=zeros)(h)
 
   def _check(self, size: tuple[int, int]) -> None:

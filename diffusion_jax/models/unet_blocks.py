@@ -9,10 +9,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.models.attention import attend, require_cudnn
-from diffusion_jax.models.layers import QKV, Conv, Dense, Dropout, modulate, spread
+from diffusion_jax.models.layers import NUM_GROUPS, QKV, Conv, Dense, Dropout, norm_silu, spread
 from diffusion_jax.types import Array
 
-NUM_GROUPS = 32
 zeros = nn.initializers.zeros
 
 
@@ -61,18 +60,18 @@ class ResidualBlock(nn.Module):
   def __call__(self, x: Array, condition: Array, rows: Array | None) -> Array:
     """x (B, H, W, C), condition (B, d) -> (B, H', W', channels). rows: as Dropout."""
     resize = RESIZE[self.resample]
-    h = resize(nn.silu(group_norm(self.norm_epsilon, self.dtype, 'norm_in')(x)))
+    h = resize(norm_silu(self.norm_epsilon, self.dtype, 'norm_in')(x))
     h = conv(self.channels, self.dtype, 'conv_in', hidden=True)(h)  # (B, H', W', channels)
     width = 2 * self.channels if self.scale_shift_norm else self.channels
     modulation = Dense(width, dtype=self.dtype, name='modulation')(nn.silu(condition))
     modulation = modulation.astype(jnp.float32)  # (B, width)
-    norm_out = group_norm(self.norm_epsilon, self.dtype, 'norm_out')
+    norm_out = norm_silu(self.norm_epsilon, self.dtype, 'norm_out')
     if self.scale_shift_norm:
       scale, shift = jnp.split(modulation, 2, axis=-1)  # (B, channels)
-      h = modulate(norm_out(h), shift, scale)
+      h = norm_out(h, shift, scale)
     else:
       h = norm_out(h + spread(modulation, h))
-    h = Dropout(self.dropout)(nn.silu(h), rows)
+    h = Dropout(self.dropout)(h, rows)
     h = conv(self.channels, self.dtype, 'conv_out', kernel_init=zeros)(h)
     x = resize(x)
     if x.shape[-1] != self.channels:

@@ -13,10 +13,19 @@ import jax.numpy as jnp
 
 from diffusion_jax.config.options import option, require_options
 from diffusion_jax.models.attention import attend
-from diffusion_jax.models.layers import LEVELS, QKV, SIZE, Conv, Dense, require_divisible
+from diffusion_jax.models.layers import (
+  LEVELS,
+  NUM_GROUPS,
+  QKV,
+  SIZE,
+  Conv,
+  Dense,
+  norm_silu,
+  require_divisible,
+)
 from diffusion_jax.types import Array, PyTree
 
-NUM_GROUPS = 32
+EPSILON = 1e-6  # Of norms.
 MIN_LOGVAR, MAX_LOGVAR = -30.0, 20.0
 
 
@@ -51,7 +60,7 @@ def conv(channels: int, dtype, name: str | None, kernel: int = 3, hidden: bool =
 
 def norm(dtype, name: str) -> nn.GroupNorm:
   """32 groups; statistics in float32."""
-  return nn.GroupNorm(num_groups=NUM_GROUPS, epsilon=1e-6, dtype=dtype, name=name)
+  return nn.GroupNorm(num_groups=NUM_GROUPS, epsilon=EPSILON, dtype=dtype, name=name)
 
 
 class ResidualBlock(nn.Module):
@@ -63,9 +72,10 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """(B, H, W, C) -> (B, H, W, channels)."""
-    h = nn.silu(norm(self.dtype, 'norm_in')(x))
+    h = norm_silu(EPSILON, self.dtype, 'norm_in')(x)
     h = conv(self.channels, self.dtype, 'conv_in', hidden=True)(h)
-    h = conv(self.channels, self.dtype, 'conv_out')(nn.silu(norm(self.dtype, 'norm_out')(h)))
+    h = norm_silu(EPSILON, self.dtype, 'norm_out')(h)
+    h = conv(self.channels, self.dtype, 'conv_out')(h)
     if x.shape[-1] != self.channels:
       x = Dense(self.channels, dtype=self.dtype, name='skip')(x)
     return x + h
@@ -123,7 +133,7 @@ class Encoder(nn.Module):
           name=f'down_{level}_resample',
         )(h)  # (B, H/2, W/2, C)
     h = Middle(self.dtype, name='mid')(h)
-    h = nn.silu(norm(self.dtype, 'norm_out')(h))
+    h = norm_silu(EPSILON, self.dtype, 'norm_out')(h)
     return conv(2 * self.z_channels, self.dtype, 'conv_out')(h)
 
 
@@ -148,7 +158,7 @@ class Decoder(nn.Module):
         batch, height, width, channels = h.shape
         h = jax.image.resize(h, (batch, 2 * height, 2 * width, channels), 'nearest')
         h = conv(channels, self.dtype, f'up_{level}_resample')(h)  # (B, 2H, 2W, C)
-    h = nn.silu(norm(jnp.float32, 'norm_out')(h))
+    h = norm_silu(EPSILON, jnp.float32, 'norm_out')(h)
     return conv(self.out_channels, jnp.float32, 'conv_out')(h) if head else h
 
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.models.layers import Dropout
+from diffusion_jax.models import dit
+from diffusion_jax.models.layers import Dropout, norm_silu
 
 
 @pytest.mark.parametrize('rate', [0.25, 0.5])
@@ -24,3 +25,40 @@ def test_masks_of_dropout_belong_to_the_rows():
   part = Dropout(0.5).apply({}, x[:3], jnp.array([6, 1, 4]), rngs=rngs)
   np.testing.assert_array_equal(part, whole[np.array([6, 1, 4])])
   assert len({mask.tobytes() for mask in np.asarray(whole)}) == 8
+
+
+def kept_for_backward(function, *arguments):
+  """The numbers that the linearised function holds."""
+  _, backward = jax.vjp(function, *arguments)
+  return sum(x.size for x in jax.tree.leaves(backward) if isinstance(x, jax.Array))
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+def test_norm_silu_is_its_parts_and_keeps_its_inputs_alone(modulated):
+  x = 3 + jax.random.normal(jax.random.key(0), (2, 4, 4, 64))
+  vectors = tuple(jax.random.normal(jax.random.key(1), (2, 2, 64))) if modulated else ()
+  module = norm_silu(1e-5, jnp.float32, 'norm')
+  params = {'scale': jnp.linspace(0.5, 2, 64), 'bias': jnp.linspace(-1, 1, 64)}
+  init = module.init(jax.random.key(2), x)['params']
+  assert jax.tree.map(jnp.shape, init) == jax.tree.map(jnp.shape, params)
+
+  def found(params, x, *vectors):
+    return module.apply({'params': params}, x, *vectors)
+
+  groups = np.asarray(x, np.float64).reshape(2, 16, 32, 2)
+  deviations = groups - groups.mean((1, 3), keepdims=True)
+  h = deviations / np.sqrt(groups.var((1, 3), keepdims=True) + 1e-5)
+  h = h.reshape(x.shape) * np.asarray(params['scale']) + np.asarray(params['bias'])
+  if modulated:
+    shift, scale = (np.asarray(v)[:, None, None] for v in vectors)
+    h = h * (1 + scale) + shift
+  expected = h / (1 + np.exp(-h))
+  np.testing.assert_allclose(found(params, x, *vectors), expected, atol=2e-5)
+  inputs = x.size + 2 * 64 + sum(v.size for v in vectors)
+  assert kept_for_backward(found, params, x, *vectors) <= inputs
+
+
+def test_a_block_of_a_dit_keeps_no_value_of_a_norm_or_of_gelu():
+  x, (shift, scale) = jnp.ones((2, 16, 32)), jnp.ones((2, 2, 32))
+  assert kept_for_backward(dit.gelu, x) <= x.size
+  assert kept_for_backward(dit.modulated_norm, x, shift, scale) <= x.size + 2 * shift.size
