@@ -6,6 +6,9 @@ again and again on one batch that the devices hold. Held-out loss, previews and 
 
 import contextlib
 import dataclasses
+import functools
+import itertools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +26,9 @@ from diffusion_jax.reporting.tables import table
 from diffusion_jax.runtime import logging, mesh
 from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.watchdog import Watchdog
+from diffusion_jax.training.compilation import Step
 from diffusion_jax.training.loop import run_loop
-from diffusion_jax.types import PyTree
+from diffusion_jax.training.state import TrainState
 
 BARE, LOOP = 'the compiled step alone', 'the training loop'
 CONFIDENCE = 0.9
@@ -48,21 +52,22 @@ class Loop:
     found = {BARE: [], LOOP: []}
 
     def bare(state):
+      began = time.perf_counter()
       for number in range(1, self.steps + 1):
         state, metrics = step(number, state, held)
-      return jax.block_until_ready((state, metrics))[0]
+      jax.block_until_ready((state, metrics))
+      return state, time.perf_counter() - began
 
-    state = bare(state)
+    state, _ = bare(state)
     for repeat in range(self.repeats):
       print(f'repeat {repeat + 1} of {self.repeats}', flush=True)
-      for name, run in ((BARE, bare), (LOOP, lambda state: self._loop(folder, step, state))):
-        made = []
-        taken = timing.seconds(lambda run=run, given=state, made=made: made.append(run(given)))
-        found[name].append(1e3 * taken / self.steps)
-        (state,) = made  # The one before is donated.
+      for name, run in ((BARE, bare), (LOOP, functools.partial(self._loop, folder, step))):
+        state, seconds = run(state)
+        found[name].append(1e3 * seconds / self.steps)
     return {'milliseconds': found}
 
-  def _loop(self, folder: Path, step, state: PyTree) -> PyTree:
+  def _loop(self, folder: Path, step: Step, state: TrainState) -> tuple[TrainState, float]:
+    """Returns: the new state, and the seconds from the first batch on."""
     config, sharding = self.experiment.config, mesh.batch_sharding(self.experiment.mesh)
     writer = logging.create_writer(folder, wandb_project='', config={})
     with (
@@ -71,10 +76,12 @@ class Loop:
       Interruption() as interruption,
       Watchdog(config.train.watchdog_seconds, folder) as watchdog,
     ):
+      arrived = itertools.chain([next(source)], source)
+      began = time.perf_counter()
       outcome = run_loop(
         step,
         state,
-        (mesh.to_devices(batch, sharding) for batch in source),
+        (mesh.to_devices(batch, sharding) for batch in arrived),
         start=0,
         stop=self.steps,
         batch_size=config.train.batch_size,
@@ -88,7 +95,8 @@ class Loop:
         watchdog=watchdog,
         note_skipped=lambda *_: None,
       )
-    return jax.block_until_ready(outcome.state)
+      state = jax.block_until_ready(outcome.state)
+      return state, time.perf_counter() - began
 
   def report(self, results: Mapping[str, Any]) -> str:
     """Makes the table, and the interval of the loop's cost."""
