@@ -34,11 +34,15 @@ def measure(flags: list[str]) -> tuple[str, dict]:
   """Runs the benchmark. Returns: its table, and what it wrote."""
   with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, 'main.py', '--mode=bench', f'--workdir={folder}', *flags]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-      sys.exit(f'{" ".join(command)} ended with exit code {done.returncode}')
+    printed = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+      for line in running.stdout:
+        print(line, end='', flush=True)
+        printed.append(line)
+    if running.returncode:
+      sys.exit(f'{" ".join(command)} ended with exit code {running.returncode}')
     (path,) = Path(folder).glob('bench-*.json')
-    table = done.stdout.partition('\n\n')[2].rpartition('\nwritten to')[0].strip()
+    table = ''.join(printed).partition('\n\n')[2].rpartition('\nwritten to')[0].strip()
     return table, json.loads(path.read_text())
 
 
@@ -74,8 +78,9 @@ def main() -> None:
     print(f'{title}: a few minutes', flush=True)
     table, found = measure(flags)
     text = section(title, flags, table, found)
-    print(text)
-    if not args.print:
+    if args.print:
+      print(text)
+    else:
       PAGE.write_text(replaced(PAGE.read_text(), found['device'], title, text))
 
 

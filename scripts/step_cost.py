@@ -1,0 +1,61 @@
+"""Compiles the training step of a config without running it, and prints what that took and what it needs.
+
+    PYTHONPATH=. python scripts/step_cost.py dit_xl train.batch_size=8 model.dit.depth=56
+
+Random numbers stand in for data and autoencoder. Memory and bytes are those that the compiler counts for this
+device; operations inside a loop count once.
+"""
+
+import ast
+import sys
+import time
+
+import jax
+
+from diffusion_jax.benchmarks.stand_ins import with_random_inputs
+from diffusion_jax.errors import Stop
+from diffusion_jax.reporting.tables import quantity
+from diffusion_jax.run import new_run
+from diffusion_jax.runtime import mesh
+from diffusion_jax.training.step import make_train_step
+
+
+def main(name: str, *changes: str) -> None:
+  """changes: FIELD=VALUE, with the value as Python writes it, or a word."""
+  overrides = {}
+  for change in changes:
+    field, _, text = change.partition('=')
+    try:
+      overrides[field] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      overrides[field] = text
+  experiment = with_random_inputs(new_run(name, overrides).experiment, 2)
+  state, cut = experiment.abstract_state, mesh.batch_sharding(experiment.mesh)
+  size = experiment.config.train.batch_size
+  batch = {
+    key: jax.ShapeDtypeStruct((size, *item.shape), item.dtype, sharding=cut)
+    for key, item in experiment.step_input.element.items()
+  }
+  objective = experiment.objective
+  step = make_train_step(
+    objective, experiment.config.seed, objective.phase(1), **experiment.step_options
+  )
+  began = time.perf_counter()
+  lowered = jax.jit(step, donate_argnums=0).lower(state, batch, experiment.frozen)
+  middle = time.perf_counter()
+  compiled = lowered.compile()
+  ended = time.perf_counter()
+  print(f'lowering {middle - began:.1f} s, compiling {ended - middle:.1f} s')
+  memory, counted = compiled.memory_analysis(), compiled.cost_analysis()
+  print(f'arguments {quantity(memory.argument_size_in_bytes, "B")}')
+  print(f'temporary memory {quantity(memory.temp_size_in_bytes, "B")}')
+  print(f'read and written {quantity(counted["bytes accessed"], "B")}')
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 2:
+    sys.exit(__doc__)
+  try:
+    main(*sys.argv[1:])
+  except Stop as reason:
+    sys.exit(str(reason))
