@@ -56,6 +56,8 @@ class AgainstTorch:
     model = self.experiment.config.model
     if model.name not in NETWORKS:
       raise ValueError(f'modes: got config.model.name {model.name}, allowed {", ".join(NETWORKS)}')
+    if not self.experiment.config.sample.batch_size:
+      raise ValueError('modes: got config.sample.batch_size 0, allowed a number: both draw as many')
     if model.options.get('dropout'):
       raise ValueError(
         f'modes: got {model.section}.dropout {model.options["dropout"]}, allowed 0: the networks of PyTorch '

@@ -42,7 +42,7 @@ class Loop:
   in_one_process: ClassVar = True
   experiment: Experiment
   repeats: int
-  steps: int = option(50, 'Steps of each measurement.', at_least(2))
+  length: int = option(50, 'Steps of each measurement.', at_least(2))
 
   def measure(self, folder: Path) -> dict[str, Any]:
     """Measures milliseconds a step of both, in turns; writes a log to `folder`."""
@@ -53,7 +53,7 @@ class Loop:
 
     def bare(state):
       began = time.perf_counter()
-      for number in range(1, self.steps + 1):
+      for number in range(1, self.length + 1):
         state, metrics = step(number, state, held)
       jax.block_until_ready((state, metrics))
       return state, time.perf_counter() - began
@@ -63,7 +63,7 @@ class Loop:
       print(f'repeat {repeat + 1} of {self.repeats}', flush=True)
       for name, run in ((BARE, bare), (LOOP, functools.partial(self._loop, folder, step))):
         state, seconds = run(state)
-        found[name].append(1e3 * seconds / self.steps)
+        found[name].append(1e3 * seconds / self.length)
     return {'milliseconds': found}
 
   def _loop(self, folder: Path, step: Step, state: TrainState) -> tuple[TrainState, float]:
@@ -72,7 +72,7 @@ class Loop:
     writer = logging.create_writer(folder, wandb_project='', config={})
     with (
       contextlib.closing(writer),
-      contextlib.closing(batches(self.experiment, self.steps)) as source,
+      contextlib.closing(batches(self.experiment, self.length)) as source,
       Interruption() as interruption,
       Watchdog(config.train.watchdog_seconds, folder) as watchdog,
     ):
@@ -83,7 +83,7 @@ class Loop:
         state,
         (mesh.to_devices(batch, sharding) for batch in arrived),
         start=0,
-        stop=self.steps,
+        stop=self.length,
         batch_size=config.train.batch_size,
         log_every_steps=config.train.log_every_steps,
         learning_rate=lambda step: 0.0,
@@ -104,7 +104,7 @@ class Loop:
     rows = timing.rows(times, '.4g')
     low, mean, high = cost(times[BARE], times[LOOP])
     return (
-      f'\n{self.steps} steps of {self.experiment.config.train.batch_size} examples in turns, on '
+      f'\n{self.length} steps of {self.experiment.config.train.batch_size} examples in turns, on '
       f'{self.experiment.mesh.size} {jax.devices()[0].device_kind}\n\n'
       f'{table(["", "ms a step", "range"], rows)}\n\n'
       f'the loop costs {mean:+.1%} of a step; {CONFIDENCE:.0%} interval {low:+.1%} .. {high:+.1%}\n'

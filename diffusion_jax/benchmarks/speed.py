@@ -26,7 +26,7 @@ from diffusion_jax.experiment.facts import autoencoder_facts
 from diffusion_jax.models.inception import InceptionV3
 from diffusion_jax.reporting.tables import NOTHING, quantity, table
 from diffusion_jax.runtime import chips, cost, mesh
-from diffusion_jax.sampling.generation import compile_generate
+from diffusion_jax.sampling.generation import compile_generate, size_of_batches
 from diffusion_jax.types import PyTree
 
 HEADER = ('', 'batch', 'compile', 'time', 'range', 'images/s', 'a device', 'FLOP/s', 'MFU')
@@ -186,8 +186,8 @@ def sample_parts(experiment: Experiment) -> Makers:
   """A batch of samples from noise to pixels, without guidance and, where it can be, with that of the config."""
   if not experiment.objective.network:
     return
-  sample, size = experiment.config.sample, experiment.config.sample.batch_size
-  size = mesh.round_up(size, experiment.mesh)
+  sample = experiment.config.sample
+  size = size_of_batches(experiment, sample.batch_size or sample.num_samples)
 
   def make(scale):
     changed = dataclasses.replace(sample, cfg_scale=scale)

@@ -283,7 +283,11 @@ class Sample:
     Check(lambda c: c in ('latest', 'best') or c.isdigit(), "'latest', 'best' or a step"),
   )
   num_samples: int = option(1000, 'Number of images.', COUNT, common=True)
-  batch_size: int = option(250, 'Largest batch; the images do not depend on it.', COUNT)
+  batch_size: int = option(
+    250,
+    'Largest batch; 0: as many as fit into the memory of the devices. The images do not depend on it.',
+    NOT_NEGATIVE,
+  )
   num_steps: int = option(
     50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT, common=True
   )

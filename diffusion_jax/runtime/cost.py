@@ -40,6 +40,19 @@ def device_bytes() -> int:
     return 0
 
 
+def free_bytes() -> int:
+  """Returns device_bytes less the arrays that are there, on CPU those of this process; 0 if unknown."""
+  device = jax.local_devices()[0]
+  stats = device.memory_stats() or {}
+  held = sum(
+    shard.data.nbytes
+    for array in jax.live_arrays()
+    for shard in array.addressable_shards
+    if shard.device == device
+  )
+  return max(device_bytes() - stats.get('bytes_in_use', held), 0)
+
+
 def saved_for_backward(function: Callable, *args) -> int:
   """Counts the bytes that reverse-mode differentiation of function(*args) keeps, arguments included."""
   return num_bytes(jax.eval_shape(lambda *a: jax.vjp(function, *a)[1], *args))

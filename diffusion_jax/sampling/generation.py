@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,21 +12,55 @@ from tqdm import tqdm
 
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.samplers.base import SamplingState
+from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import hosts, mesh
+from diffusion_jax.runtime.cost import free_bytes
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.sampling import sample_set
 from diffusion_jax.sampling.pictures import draw_animation, picture_indices
 from diffusion_jax.training.state import Weights
+from diffusion_jax.types import PyTree
+
+COMPILED = 16  # Samples a device, and twice as many, of the programs whose memory is counted.
+SHARE_OF_FREE = 0.8  # The compiler's count leaves out gaps between arrays, and what else runs.
 
 
 def size_of_batches(experiment: Experiment, count: int) -> int:
   """The samples of a batch for `count` samples: as few as give no more batches than sample.batch_size.
 
-  A sample does not depend on it, so little is computed in vain.
+  A sample does not depend on it, so little is computed in vain. sample.batch_size 0: as largest_batch.
   """
-  batches = -(-count // experiment.config.sample.batch_size)
+  batches = -(-count // (experiment.config.sample.batch_size or largest_batch(experiment, count)))
   return mesh.round_up(-(-count // batches), experiment.mesh)
+
+
+def largest_batch(experiment: Experiment, count: int) -> int:
+  """The most samples at once, up to `count`, whose programs fit into what is free of a device's memory.
+
+  A power of two times the devices that share a batch. Memory grows linearly with the batch, but for small ones, so
+  programs of two sizes tell. Raises: InputError where the device does not say how much memory it has.
+  """
+  least = mesh.round_up(1, experiment.mesh)
+  free = hosts.from_first(free_bytes)  # The same for all.
+  if not free:
+    raise InputError(
+      'config.sample.batch_size: got 0, which asks for the largest that fits, but this device does not say '
+      'how much memory it has; give a number'
+    )
+  tried = least * COMPILED
+  one, two = (
+    compile_programs(experiment, experiment.generator(), size).bytes_per_device()
+    for size in (tried, 2 * tried)
+  )
+  size = least
+  while size < count and one + (two - one) * (2 * size / tried - 1) <= SHARE_OF_FREE * free:
+    size *= 2
+  hosts.say(
+    f'the largest batch that fits: {size:,} samples, {quantity(free, "B")} of a device are free'
+  )
+  return size
 
 
 def generate_parts(
@@ -109,6 +144,27 @@ def batches_to_make(
   return [b for k, b in enumerate(batches) if wanted[b].any() or (k == 0 and not animated)]
 
 
+class Programs(NamedTuple):
+  """The compiled programs of sampling one batch: noise of the indices, its state, some steps, the images."""
+
+  draw: Callable
+  start: Callable
+  advance: Callable
+  finish: Callable
+  runs: Sequence[PyTree]
+
+  def bytes_per_device(self) -> int:
+    """The memory that the larger of the last two needs on a device, weights included."""
+    counted = [program.memory_analysis() for program in (self.advance, self.finish)]
+    return max(
+      c.argument_size_in_bytes
+      + c.temp_size_in_bytes
+      + c.output_size_in_bytes
+      - c.alias_size_in_bytes
+      for c in counted
+    )
+
+
 def compile_generate(experiment: Experiment, generator: Generator, size: int) -> Callable:
   """(weights, indices, labels, progress, noise) -> images uint8 and x_t of frames, for a batch of `size`.
 
@@ -116,6 +172,25 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
   samples were made; of the frames every device has a copy. The steps are handed to the devices in about
   ten runs; progress is called with the number done after each.
   """
+  decoder, parts = experiment.decoder, experiment.objective.network_parts
+  draw, start, advance, finish, runs = compile_programs(experiment, generator, size)
+
+  def generate(weights, indices, labels, progress=None, noise=None):
+    weights = weights.only(parts)
+    state, done = start(draw(indices) if noise is None else noise), 0
+    for run in runs:
+      state = advance(weights.parts, indices, labels, state, run)
+      if progress:
+        jax.block_until_ready(state.x_t)
+        done += len(run.number)
+        progress(done)
+    return finish(decoder, weights.scaling, state.x_t), state.frames
+
+  return generate
+
+
+def compile_programs(experiment: Experiment, generator: Generator, size: int) -> Programs:
+  """Compiles what compile_generate runs, for a batch of `size`."""
   objective = experiment.objective
   abstract = experiment.abstract_state.weights().only(objective.network_parts)
   cut, whole = mesh.batch_sharding(experiment.mesh), mesh.replicated(experiment.mesh)
@@ -140,19 +215,7 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
     advance = advance.lower(abstract.parts, indices, labels, state, runs[0]).compile()
     finish = jax.jit(experiment.to_images, out_shardings=cut)
     finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
-
-  def generate(weights, indices, labels, progress=None, noise=None):
-    weights = weights.only(objective.network_parts)
-    state, done = start(draw(indices) if noise is None else noise), 0
-    for run in runs:
-      state = advance(weights.parts, indices, labels, state, run)
-      if progress:
-        jax.block_until_ready(state.x_t)
-        done += len(run.number)
-        progress(done)
-    return finish(decoder, weights.scaling, state.x_t), state.frames
-
-  return generate
+  return Programs(draw, start, advance, finish, runs)
 
 
 def run_length(num_steps: int) -> int:

@@ -25,7 +25,7 @@ def test_the_interval_is_that_of_a_t_test():
 
 
 def test_loop_and_bare_step_run_in_turns(tmp_path, capsys):
-  changes = {'bench.name': 'loop', 'bench.repeats': 2, 'bench.loop.steps': 4}
+  changes = {'bench.name': 'loop', 'bench.repeats': 2, 'bench.loop.length': 4}
   mapping = tiny_mapping(tmp_path, **changes)
   run_mode('bench', mapping, {}, tmp_path / 'run', as_json=True)
   out = capsys.readouterr().out

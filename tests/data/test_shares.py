@@ -305,7 +305,10 @@ def test_another_number_of_processes_goes_on_encoding(
   else:
     encode(*image_set, function=counted)
   assert content(image_set) == latents_alone
-  assert 'going on: ' in capsys.readouterr().out and len(batches) == 22 - done
+  out = capsys.readouterr().out
+  assert 'going on: ' in out and f'of {len(batches)} missing batches' in out
+  # Of each process that was stopped, those are lost that it had not waited for.
+  assert 0 <= len(batches) - (22 - done) <= 3 * latents.IN_FLIGHT
 
 
 @pytest.mark.parametrize('fault', ['rows', 'note'])

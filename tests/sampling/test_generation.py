@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from diffusion_jax.diffusion.samplers.ddim import DDIM
-from diffusion_jax.sampling.generation import compile_generate, run_length, size_of_batches
+from diffusion_jax.errors import InputError
+from diffusion_jax.sampling import generation
+from diffusion_jax.sampling.generation import (
+  compile_generate,
+  compile_programs,
+  largest_batch,
+  run_length,
+  size_of_batches,
+)
 from diffusion_jax.training.state import Weights
 
 
@@ -19,6 +27,28 @@ class Multistep(DDIM):
   def step(self, keys, x_t, t, s, denoise, carry):
     x_s, _ = super().step(keys, x_t, t, s, denoise, ())
     return x_s, (denoise(x_t, t).eps, carry[1] + 1)
+
+
+def test_the_largest_batch_that_fits(tiny, monkeypatch):
+  """Its programs need no more than is free, those of twice as many do; never more than it takes for all."""
+  experiment = tiny(**{'sample.batch_size': 0})
+
+  def needed(size):
+    return compile_programs(experiment, experiment.generator(), size).bytes_per_device()
+
+  share = generation.SHARE_OF_FREE
+  for size in (8, 32):
+    monkeypatch.setattr(generation, 'free_bytes', lambda size=size: int(1.3 * needed(size) / share))
+    assert largest_batch(experiment, 1000) == size
+    assert size_of_batches(experiment, 3 * size) == size
+  assert needed(32) < 1.3 * needed(32) < needed(64)
+  monkeypatch.setattr(generation, 'free_bytes', lambda: 10**12)
+  assert largest_batch(experiment, 20) == 32 and size_of_batches(experiment, 20) == 20
+  monkeypatch.setattr(generation, 'free_bytes', lambda: 1)
+  assert largest_batch(experiment, 20) == 1
+  monkeypatch.setattr(generation, 'free_bytes', lambda: 0)
+  with pytest.raises(InputError, match=r'config\.sample\.batch_size: got 0'):
+    largest_batch(experiment, 20)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_full_sizes_are_those_of_the_configs(accelerator):
 
   systems = accelerator('accelerator.systems')
   unet = ddpm_cfg.get_config()
-  assert {**systems.FULL.unet, 'attention': 'xla', 'remat': 'blocks'} == unet.model.unet.to_dict()
+  assert {**systems.FULL.unet, 'attention': 'auto', 'remat': 'blocks'} == unet.model.unet.to_dict()
   assert (systems.NUM_CLASSES['unet'], systems.FULL.image_size) == (100, unet.data.image_size)
   assert systems.FULL.unet_batch == unet.train.batch_size
   first_stage = vae.get_config()
