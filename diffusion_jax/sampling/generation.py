@@ -39,8 +39,8 @@ def size_of_batches(experiment: Experiment, count: int) -> int:
 def largest_batch(experiment: Experiment, count: int) -> int:
   """The most samples at once, up to `count`, whose programs fit into what is free of a device's memory.
 
-  A power of two times the devices that share a batch. Memory grows linearly with the batch, but for small ones, so
-  programs of two sizes tell. Raises: InputError where the device does not say how much memory it has.
+  A power of two times the devices that share a batch. Memory grows linearly with the batch, but for small
+  ones, so programs of two sizes tell. Raises: InputError where the device does not say how much it has.
   """
   least = mesh.round_up(1, experiment.mesh)
   free = hosts.from_first(free_bytes)  # The same for all.
