@@ -122,10 +122,7 @@ class Run:
 
   def init(self) -> TrainState:
     """Makes the state at step 0, a function of config.seed."""
-    experiment = self.experiment
-    shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-    init = functools.partial(experiment.init_state, experiment.scaling)
-    return jax.jit(init, out_shardings=shardings)()
+    return self.experiment.initial_state()
 
   def _once(self, key: Any, build: Callable[[], Callable]) -> Callable:
     """Compiles once for one set of static arguments."""

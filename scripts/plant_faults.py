@@ -53,7 +53,7 @@ def run_tests(tree: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache' / 'xla'))
   environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': cache}
   environment['PYTHONDONTWRITEBYTECODE'] = '1'  # A file changed twice in a second looks unchanged.
-  command = [sys.executable, '-m', 'pytest', '-q', '-x', '-m', 'not slow', *tests]
+  command = [sys.executable, '-m', 'pytest', '-q', '-x', '-m', 'not slow and not full', *tests]
   return subprocess.run(
     command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT_S
   )

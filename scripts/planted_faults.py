@@ -213,12 +213,18 @@ MODELS = _faults(
   (
     'the autoencoder’s GroupNorm takes its statistics in bfloat16',
     'vae.py',
-    'epsilon=1e-6, dtype=dtype, name=name)',
-    'epsilon=1e-6, dtype=dtype, name=name, force_float32_reductions=False)',
+    'epsilon=EPSILON, dtype=dtype, name=name)',
+    'epsilon=EPSILON, dtype=dtype, name=name, force_float32_reductions=False)',
+  ),
+  (
+    'norms before SiLU take their statistics in bfloat16',
+    'layers.py',
+    'nn.remat(NormSilu)(epsilon=epsilon, dtype=dtype, name=name)',
+    'nn.remat(NormSilu)(\n    epsilon=epsilon, dtype=dtype, name=name, force_float32_reductions=False\n  )',
   ),
   (
     'softmax is taken in bfloat16',
-    'layers.py',
+    'attention.py',
     'h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)',
     "logits = jnp.einsum('bnhd,bmhd->bhnm', q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)\n"
     "  h = jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(logits, axis=-1), v)",

@@ -10,13 +10,11 @@ import ast
 import sys
 import time
 
-import jax
-
 from diffusion_jax.benchmarks.stand_ins import with_random_inputs
 from diffusion_jax.errors import Stop
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.run import new_run
-from diffusion_jax.runtime import mesh
+from diffusion_jax.training.compilation import lower_step
 from diffusion_jax.training.step import make_train_step
 
 
@@ -30,18 +28,11 @@ def main(name: str, *changes: str) -> None:
     except (ValueError, SyntaxError):
       overrides[field] = text
   experiment = with_random_inputs(new_run(name, overrides).experiment, 2)
-  state, cut = experiment.abstract_state, mesh.batch_sharding(experiment.mesh)
-  size = experiment.config.train.batch_size
-  batch = {
-    key: jax.ShapeDtypeStruct((size, *item.shape), item.dtype, sharding=cut)
-    for key, item in experiment.step_input.element.items()
-  }
-  objective = experiment.objective
-  step = make_train_step(
-    objective, experiment.config.seed, objective.phase(1), **experiment.step_options
-  )
+  objective, seed = experiment.objective, experiment.config.seed
+  step = make_train_step(objective, seed, objective.phase(1), **experiment.step_options)
+  inputs = experiment.abstract_state, experiment.abstract_batch, experiment.frozen, {}
   began = time.perf_counter()
-  lowered = jax.jit(step, donate_argnums=0).lower(state, batch, experiment.frozen)
+  lowered = lower_step(step, *inputs)
   middle = time.perf_counter()
   compiled = lowered.compile()
   ended = time.perf_counter()

@@ -21,7 +21,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_jax.benchmarks import speed, timing
-from diffusion_jax.benchmarks.stand_ins import initial_state, with_random_inputs
+from diffusion_jax.benchmarks.stand_ins import with_random_inputs
 from diffusion_jax.config.options import one_of, option
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.errors import InputError
@@ -137,7 +137,7 @@ def write_request(experiment: Experiment, folder: Path) -> None:
   """Writes what the process of PyTorch needs: the config, weights, and an output of ours to compare with."""
   module, config = experiment.module, experiment.config
   size, shape = config.train.batch_size, experiment.x0_shape
-  params = shaken(initial_state(experiment).params['model'])
+  params = shaken(experiment.initial_state().params['model'])
   rng = np.random.default_rng(1)
   x = rng.standard_normal((size, *shape), np.float32)
   times = rng.uniform(0, 999, size).astype(np.float32)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +18,9 @@ import numpy as np
 from scipy import stats
 
 from diffusion_jax.benchmarks import timing
-from diffusion_jax.benchmarks.stand_ins import initial_state
 from diffusion_jax.config.options import at_least, option
 from diffusion_jax.data.pipeline import train_batches
+from diffusion_jax.errors import Interrupted
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.reporting.tables import table
 from diffusion_jax.runtime import logging, mesh
@@ -47,7 +47,7 @@ class Loop:
   def measure(self, folder: Path) -> dict[str, Any]:
     """Measures milliseconds a step of both, in turns; writes a log to `folder`."""
     experiment, sharding = self.experiment, mesh.batch_sharding(self.experiment.mesh)
-    step, state = experiment.compile_steps(0), initial_state(experiment)
+    step, state = experiment.compile_steps(0), experiment.initial_state()
     held = mesh.to_devices(next(batches(experiment, 1)), sharding)
     found = {BARE: [], LOOP: []}
 
@@ -67,7 +67,7 @@ class Loop:
     return {'milliseconds': found}
 
   def _loop(self, folder: Path, step: Step, state: TrainState) -> tuple[TrainState, float]:
-    """Returns: the new state, and the seconds from the first batch on."""
+    """Returns: the new state, and the seconds from the first batch on. Raises: Interrupted."""
     config, sharding = self.experiment.config, mesh.batch_sharding(self.experiment.mesh)
     writer = logging.create_writer(folder, wandb_project='', config={})
     with (
@@ -95,8 +95,12 @@ class Loop:
         watchdog=watchdog,
         note_skipped=lambda *_: None,
       )
-      state = jax.block_until_ready(outcome.state)
-      return state, time.perf_counter() - began
+      state, seconds = jax.block_until_ready(outcome.state), time.perf_counter() - began
+    if outcome.step < self.length:
+      raise Interrupted(
+        f'{interruption.requested}: nothing was measured; run the same command again'
+      )
+    return state, seconds
 
   def report(self, results: Mapping[str, Any]) -> str:
     """Makes the table, and the interval of the loop's cost."""
@@ -111,7 +115,7 @@ class Loop:
     )
 
 
-def batches(experiment: Experiment, count: int):
+def batches(experiment: Experiment, count: int) -> Generator[dict[str, np.ndarray], None, None]:
   """The first batches of a training."""
   size = experiment.config.train.batch_size
   return train_batches(

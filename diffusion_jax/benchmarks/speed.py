@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.benchmarks.stand_ins import initial_state, with_random_inputs
+from diffusion_jax.benchmarks.stand_ins import with_random_inputs
 from diffusion_jax.benchmarks.timing import seconds
 from diffusion_jax.config.options import at_least, option
 from diffusion_jax.data.prepare import cores
@@ -162,7 +162,7 @@ def train_parts(experiment: Experiment) -> Makers:
 
   def make():
     size = experiment.config.train.batch_size
-    state = initial_state(experiment)
+    state = experiment.initial_state()
     rows = mesh.local_rows(experiment.mesh, size)
     batch = experiment.train_data.read(rows % experiment.train_data.num_examples)
     batch = mesh.to_devices(batch, mesh.batch_sharding(experiment.mesh))
@@ -197,7 +197,7 @@ def sample_parts(experiment: Experiment) -> Makers:
     began = time.perf_counter()
     generate = compile_generate(guided, guided.generator(), size)
     compiling = time.perf_counter() - began
-    weights = initial_state(experiment).weights()
+    weights = experiment.initial_state().weights()
     rows, cut = mesh.local_rows(experiment.mesh, size), mesh.batch_sharding(experiment.mesh)
     index = np.arange(size, dtype=np.uint32)
     inputs = mesh.to_devices((index[rows], experiment.sample_labels(index)[rows]), cut)

@@ -1,7 +1,6 @@
 """Random numbers in place of data and of the autoencoder's weights, where only speed matters."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.first_stage import FirstStage
 from diffusion_jax.models.latents import Scaling
-from diffusion_jax.training.state import TrainState
 
 
 def with_random_inputs(experiment: Experiment, num_examples: int) -> Experiment:
@@ -26,13 +24,6 @@ def with_random_inputs(experiment: Experiment, num_examples: int) -> Experiment:
     }
   vars(changed).update(parts)  # In place of what the cached properties would read.
   return changed
-
-
-def initial_state(experiment: Experiment) -> TrainState:
-  """The state before the first step, cut over the devices as in training."""
-  shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
-  init = functools.partial(experiment.init_state, experiment.scaling)
-  return jax.jit(init, out_shardings=shardings)()
 
 
 def random_examples(experiment: Experiment, num_examples: int) -> Arrays:

@@ -255,23 +255,33 @@ class Experiment:
       parts, objective.optimizers, objective.averages, objective.averaged, scaling
     )
 
+  def initial_state(self) -> TrainState:
+    """Makes the state at step 0 on the devices, a function of config.seed, cut as `mesh` says."""
+    shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+    return jax.jit(functools.partial(self.init_state, self.scaling), out_shardings=shardings)()
+
   @property
   def step_input(self) -> DataSource:
     """The input of a step: examples, or their numbers if the devices hold the examples."""
     return Numbers(self.train_data) if self.config.data.device_resident else self.train_data
 
-  def compile_steps(self, start: int) -> Step:
-    """Compiles (step, state, batch) -> (state, metrics) for the steps after `start`; donates the state."""
-    config, cut = self.config, batch_sharding(self.mesh)
-    batch = {
-      name: jax.ShapeDtypeStruct((config.train.batch_size, *item.shape), item.dtype, sharding=cut)
+  @property
+  def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and sharding of a batch of `step_input`."""
+    size, cut = self.config.train.batch_size, batch_sharding(self.mesh)
+    return {
+      name: jax.ShapeDtypeStruct((size, *item.shape), item.dtype, sharding=cut)
       for name, item in self.step_input.element.items()
     }
+
+  def compile_steps(self, start: int) -> Step:
+    """Compiles (step, state, batch) -> (state, metrics) for the steps after `start`; donates the state."""
+    config = self.config
     return compile_steps(
       self.objective,
       config.seed,
       self.abstract_state,
-      batch,
+      self.abstract_batch,
       self.frozen,
       self.resident_data,
       range(start + 1, config.train.num_steps + 1),

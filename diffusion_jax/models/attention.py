@@ -47,13 +47,18 @@ def chosen(
 def require_cudnn(
   implementation: str, head_width: int, dtype: jnp.dtype, most: int = WIDEST[0][1]
 ) -> None:
-  """Raises: ValueError if 'cudnn' is asked for with a dtype that it lacks, or heads wider than `most`."""
+  """Raises: ValueError if 'cudnn' is asked for with a dtype that it lacks, or heads wider than `most`.
+
+  most: the widest of any device, or `widest_head` of one.
+  """
   if implementation != 'cudnn':
     return
   if jnp.dtype(dtype).itemsize != 2:
     raise ValueError(
       f"attention: got 'cudnn' with dtype {jnp.dtype(dtype).name}, allowed 'auto', 'xla', or dtype bfloat16"
     )
+  if not most:
+    raise ValueError("attention: got 'cudnn', allowed 'auto', 'xla' on this device")
   if head_width % MULTIPLE or head_width > most:
     raise ValueError(
       f"attention: got 'cudnn' with {head_width} channels a head, allowed 'auto', 'xla', or sizes that make "

@@ -1,5 +1,6 @@
 """Where compiled programs are kept from one command to the next. Imports nothing heavy."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -20,10 +21,11 @@ def use() -> None:
   folder = user_folder() / 'diffusion_jax' / f'xla-{machine()}'
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    shrink(folder, LIMIT)
   except (OSError, RuntimeError):  # No home, or one that cannot be written.
     return
   os.environ[VARIABLE] = str(folder)
+  with contextlib.suppress(OSError):  # Another command may be deleting the same files.
+    shrink(folder, LIMIT)
 
 
 def user_folder() -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import functools
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -362,14 +361,13 @@ def restore_or_init(
 
 def new_state(experiment: Experiment, given: Initial | None) -> PyTree:
   """Builds the state at step 0 on the devices, with the weights of config.init_from if there are any."""
-  shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   if given is None:
     with alive('initialising the parameters'):
-      init = functools.partial(experiment.init_state, experiment.scaling)
-      return jax.jit(init, out_shardings=shardings)()
+      return experiment.initial_state()
   print('\n  '.join([f'weights of {given.origin}', *given.notes]))
   scaling = given.scaling or experiment.scaling
   params = given.on_devices(experiment.abstract_state.params['model'])
+  shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
   init = jax.jit(lambda params: experiment.init_state(scaling, params), out_shardings=shardings)
   with alive('placing the weights on the devices'):
     return init(params)

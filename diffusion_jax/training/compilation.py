@@ -45,6 +45,15 @@ def compile_step(
   train_step: TrainStep, state: TrainState, batch: PyTree, frozen: PyTree, data: dict[str, Array]
 ) -> Callable:
   """(state, batch) -> (state, metrics), compiled ahead of time."""
+  with alive('compiling the training step'):
+    compiled = lower_step(train_step, state, batch, frozen, data).compile()
+  return lambda state, batch: compiled(state, batch, frozen, data)
+
+
+def lower_step(
+  train_step: TrainStep, state: TrainState, batch: PyTree, frozen: PyTree, data: dict[str, Array]
+) -> jax.stages.Lowered:
+  """(state, batch, frozen, data) -> (state, metrics), which donates the state, before it is compiled."""
   shardings = jax.tree.map(lambda x: x.sharding, state)
   devices = state.step.sharding.mesh
 
@@ -54,9 +63,7 @@ def compile_step(
     return train_step(state, batch, frozen)
 
   jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
-  with alive('compiling the training step'):
-    compiled = jitted.lower(state, batch, frozen, data).compile()
-  return lambda state, batch: compiled(state, batch, frozen, data)
+  return jitted.lower(state, batch, frozen, data)
 
 
 def sum_over(

@@ -48,7 +48,9 @@ def test_cudnn_is_refused_before_it_is_traced_where_it_cannot_run():
   require_cudnn('cudnn', 160, jnp.bfloat16, widest_head(HOPPER))
   require_cudnn('auto', 513, jnp.float32, 0)
   if jax.default_backend() == 'cpu':
-    with pytest.raises(ValueError, match="attention: got 'cudnn' with 8 channels a head"):
+    with pytest.raises(
+      ValueError, match="attention: got 'cudnn', allowed 'auto', 'xla' on this device"
+    ):
       jax.eval_shape(lambda x: attend(x, 'cudnn'), jnp.zeros((1, 4, 3, 1, 8), jnp.bfloat16))
 
 
