@@ -67,13 +67,19 @@ class TimeSampling(Protocol):
 
 
 class Sampler(Protocol):
-  """One step of a reverse process from time t to time s < t."""
+  """One step of a reverse process from time t to time s < t.
 
-  def init(self, x_T: Array) -> PyTree: ...
+  init: what the first step carries; times (N+1,), noise first, are those of all steps. evaluations: calls of
+  the denoiser in num_steps steps.
+  """
+
+  def init(self, x_T: Array, times: np.ndarray) -> PyTree: ...
 
   def step(
     self, keys: Array, x_t: Array, t: Array, s: Array, denoise: Denoiser, carry: PyTree
   ) -> tuple[Array, PyTree]: ...
+
+  def evaluations(self, num_steps: int) -> int: ...
 
 
 class Backbone(Protocol):

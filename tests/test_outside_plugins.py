@@ -47,8 +47,11 @@ class Heun3:
   def __post_init__(self):
     require_options(self)
 
-  def init(self, x_T):
+  def init(self, x_T, times):
     return ()
+
+  def evaluations(self, num_steps):
+    return num_steps
 
   def step(self, keys, x_t, t, s, denoise, carry):
     level, prediction = self.schedule(s), denoise(x_t, t)

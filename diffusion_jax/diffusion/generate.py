@@ -50,7 +50,9 @@ class Generator:
     """The state of standard normal noise (B,H,W,C)."""
     x_T = self.process.start(noise, jnp.float32(self.times[0]))
     examples = min(self.frame_examples, len(noise))
-    return start_sampling(self.sampler, x_T, num_frames=self.num_frames, frame_examples=examples)
+    return start_sampling(
+      self.sampler, x_T, self.times, num_frames=self.num_frames, frame_examples=examples
+    )
 
   def advance(
     self, network: Network, indices: Array, labels: Array, state: SamplingState, steps: Steps

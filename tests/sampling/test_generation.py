@@ -21,7 +21,7 @@ from diffusion_jax.training.state import Weights
 class Multistep(DDIM):
   """DDIM that carries what multistep methods do: the last eps, and how many steps there were."""
 
-  def init(self, x_T):
+  def init(self, x_T, times):
     return jnp.zeros_like(x_T), jnp.int32(0)
 
   def step(self, keys, x_t, t, s, denoise, carry):

@@ -21,6 +21,6 @@ def run_sampler(
   Returns: (x_0, frames) with frames (num_frames, frame_examples, H,W,C): evenly spaced states of
   the batch's first examples.
   """
-  state = start_sampling(sampler, x_T, num_frames=num_frames, frame_examples=frame_examples)
+  state = start_sampling(sampler, x_T, times, num_frames=num_frames, frame_examples=frame_examples)
   state = continue_sampling(sampler, denoise, keys, state, steps_along(times, num_frames))
   return state.x_t, state.frames

@@ -54,13 +54,18 @@ def steps_along(times: np.ndarray, num_frames: int = 0) -> Steps:
 
 
 def start_sampling(
-  sampler: Sampler, x_T: Array, *, num_frames: int = 0, frame_examples: int = 0
+  sampler: Sampler,
+  x_T: Array,
+  times: np.ndarray,
+  *,
+  num_frames: int = 0,
+  frame_examples: int = 0,
 ) -> SamplingState:
-  """The state of noise x_T (B,H,W,C), which is the first frame."""
+  """The state of noise x_T (B,H,W,C), which is the first frame; times (N+1,) are all that will be visited."""
   frames = jnp.zeros((num_frames, frame_examples, *x_T.shape[1:]), x_T.dtype)
   if num_frames:
     frames = frames.at[0].set(x_T[:frame_examples])
-  return SamplingState(x_T, sampler.init(x_T), frames)
+  return SamplingState(x_T, sampler.init(x_T, times), frames)
 
 
 def continue_sampling(

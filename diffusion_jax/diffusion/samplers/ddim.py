@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.config.options import Check, option, require_options
 from diffusion_jax.diffusion.samplers.ddpm import posterior_variance
@@ -24,10 +25,14 @@ class DDIM:
   def __post_init__(self):
     require_options(self)
 
-  def init(self, x_T: Array) -> PyTree:
+  def init(self, x_T: Array, times: np.ndarray) -> PyTree:
     """Nothing is carried."""
-    del x_T
+    del x_T, times
     return ()
+
+  def evaluations(self, num_steps: int) -> int:
+    """One a step."""
+    return num_steps
 
   def step(
     self, keys: Array, x_t: Array, t: Array, s: Array, denoise: Denoiser, carry: PyTree

@@ -14,6 +14,7 @@ variance and sigma_ts^2 of the step that is taken, whatever the steps of the tra
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.config.options import one_of, option, require_options
 from diffusion_jax.randomness import normal_each
@@ -66,10 +67,14 @@ class DDPM:
   def __post_init__(self):
     require_options(self)
 
-  def init(self, x_T: Array) -> PyTree:
+  def init(self, x_T: Array, times: np.ndarray) -> PyTree:
     """Nothing is carried."""
-    del x_T
+    del x_T, times
     return ()
+
+  def evaluations(self, num_steps: int) -> int:
+    """One a step."""
+    return num_steps
 
   def step(
     self, keys: Array, x_t: Array, t: Array, s: Array, denoise: Denoiser, carry: PyTree
