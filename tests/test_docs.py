@@ -59,8 +59,8 @@ def test_the_page_of_the_library_runs_from_top_to_bottom(there):
 
 
 def test_the_sampler_outside_makes_samples(there):
-  run('sample', there, 'quickstart', {'sampler.name': 'mylab.heun', 'sample.name': 'heun'})
-  made, _ = load_samples(there / 'runs' / 'quickstart' / 'samples' / 'heun', 20)
+  run('sample', there, 'quickstart', {'sampler.name': 'mylab.midpoint', 'sample.name': 'midpoint'})
+  made, _ = load_samples(there / 'runs' / 'quickstart' / 'samples' / 'midpoint', 20)
   assert made.shape == (20, 8, 8, 1) and made.std() > 10
 
 
