@@ -289,7 +289,10 @@ class Sample:
     NOT_NEGATIVE,
   )
   num_steps: int = option(
-    50, 'Sampler steps; a discrete schedule allows up to its num_timesteps.', COUNT, common=True
+    50,
+    'Sampler steps; spacings that stride a table allow up to its num_timesteps.',
+    COUNT,
+    common=True,
   )
   spacing: Choice = choice(
     'diffusion.spacings', 'trailing', 'Spacing of the sampling times.', key='spacing'

@@ -96,6 +96,17 @@ def test_from_pure_noise_to_clean_data(name, options, num_steps):
     np.testing.assert_allclose(found, MU + C * x, atol=2e-3 if first_order else 1e-4)
 
 
+@pytest.mark.parametrize('name, options', DETERMINISTIC)
+def test_a_step_of_no_length_changes_nothing(name, options):
+  """Times closer than a table can tell apart in float32 have one noise level."""
+  schedule, x = build('rectified_flow'), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+  times, doubled = np.array([0.9, 0.7, 0.4, 0.2, 0]), np.array([0.9, 0.7, 0.7, 0.7, 0.4, 0.2, 0])
+  solver, arguments = sampler(name, schedule, **options), (exact_denoiser(schedule), x, keys_of(5))
+  expected, _ = run_sampler(solver, *arguments, times)
+  found, _ = run_sampler(solver, *arguments, doubled)
+  np.testing.assert_allclose(found, expected, atol=0.05 if name in ('dpmpp_2m', 'unipc') else 1e-6)
+
+
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_evaluations_are_the_calls_of_the_denoiser(name):
   """Counted where they run: a branch that is not taken costs nothing."""

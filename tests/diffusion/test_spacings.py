@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ def indices(num_steps, spacing):
 
 
 def test_all_are_found():
-  assert set(NAMES) == {*TABLE, 'karras'}
+  assert set(NAMES) == {*TABLE, 'karras', 'log_snr', 'shifted'}
 
 
 @pytest.mark.parametrize('spacing', NAMES)
@@ -53,10 +54,46 @@ def test_any_number_of_steps(spacing, num_steps):
   assert grid[0] <= 1000
 
 
-@pytest.mark.parametrize('spacing', NAMES)
+@pytest.mark.parametrize('spacing', TABLE)
 def test_more_steps_than_timesteps_are_refused(spacing):
   with pytest.raises(ValueError, match=r'got 1001, allowed 1\.\.1000 \(nearest 1000\)'):
     times(build('linear'), 1001, spacing)
+
+
+@pytest.mark.parametrize('name', SCHEDULES)
+@pytest.mark.parametrize('spacing', sorted({*NAMES} - {*TABLE}))
+def test_continuous_spacings_have_any_number_of_steps(name, spacing):
+  """In the float32 of a sampler, and on a table never below its first entry, where networks know nothing."""
+  if (name, spacing) == ('rectified_flow', 'karras'):
+    pytest.skip('sigma / alpha is infinite at t = 1')
+  schedule = build(name)
+  found = times(schedule, 3000, spacing).astype(np.float32)
+  assert len(found) == 3001 and found[-1] == 0 and np.all(np.diff(found) < 0)
+  if schedule.num_timesteps:
+    assert schedule.network_time(jnp.asarray(found[:-1])).min() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+  'name, ends', [('rectified_flow', (80, 0.002)), ('variance_exploding', (7, 0.01))]
+)
+def test_log_snr_is_even(name, ends):
+  """The levels are a geometric sequence; the highest is that of the schedule where it has less noise."""
+  schedule = build(name, **({'sigma_max': 7.0} if name == 'variance_exploding' else {}))
+  found = times(schedule, 6, 'log_snr', sigma_min=ends[1])
+  alpha, sigma = schedule(jnp.asarray(found[:-1]))
+  ratio = (ends[1] / ends[0]) ** (1 / 5)
+  np.testing.assert_allclose(sigma / alpha, ends[0] * ratio ** np.arange(6), rtol=1e-4)
+  with pytest.raises(ValueError, match="spacing: got 'log_snr'"):
+    times(schedule, 6, 'log_snr', sigma_min=100.0)
+
+
+@pytest.mark.parametrize('name', ['rectified_flow', 'cosine'])
+def test_shifted_times_are_the_published_ones(name):
+  """Esser et al. 2024, Eq. 23, with sqrt(m / n) = 3, in exact fractions; 1 is trailing on no table."""
+  exact = [Fraction(3 * k, 4) / (1 + Fraction(2 * k, 4)) for k in range(4, -1, -1)]
+  np.testing.assert_allclose(times(build(name), 4, 'shifted'), np.array(exact, float), rtol=1e-12)
+  even = times(build('rectified_flow'), 4, 'trailing')
+  np.testing.assert_allclose(times(build(name), 4, 'shifted', shift=1.0), even, rtol=1e-12)
 
 
 @pytest.mark.parametrize('num_steps', [3, 7, 30, 999])

@@ -15,6 +15,7 @@ data, where h is infinite, has order 1, and so has the one from alpha = 0.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,12 +125,17 @@ class UniPC:
     return x_s, History(x_t, x0s[: self.order], levels[: self.order], order, carry.left - 1)
 
   def _next_order(self, levels: Sequence[NoiseLevel], n_s: NoiseLevel, left: Array) -> Array:
-    """One more than the known times before t, with the limits above; levels: t first."""
-    known = jnp.stack([n.alpha > 0 for n in levels[1 : self.order]])
-    order = 1 + jnp.sum(jnp.cumprod(known, dtype=jnp.int32))
+    """One more than the known times before t, with the limits above; levels: t first.
+
+    Times that are too close for their levels to differ count as one.
+    """
+    ls = [half_log_snr(n) for n in levels[: self.order]]
+    known = [jnp.isfinite(before) & (before < after) for after, before in itertools.pairwise(ls)]
+    order = 1 + jnp.sum(jnp.cumprod(jnp.stack(known), dtype=jnp.int32))
     if self.lower_order_final:
       order = jnp.minimum(order, left)
-    return jnp.where(n_s.sigma > 0, order, 1).astype(jnp.int32)
+    moves = (n_s.sigma > 0) & (half_log_snr(n_s) > ls[0])
+    return jnp.where(moves, order, 1).astype(jnp.int32)
 
   def _polynomial_step(
     self,

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config.options import POSITIVE, option, require_options
-from diffusion_jax.diffusion.spacings.base import require_steps
+from diffusion_jax.diffusion.spacings.base import lowest_level, require_steps, times_at
 from diffusion_jax.types import NoiseSchedule
 
 
@@ -15,7 +15,11 @@ class Karras:
   """(sigma / alpha)^(1/rho) evenly from that at t = 1 to sigma_min^(1/rho); then clean data."""
 
   rho: float = option(7.0, 'A higher one takes shorter steps near the data.', POSITIVE)
-  sigma_min: float = option(0.002, 'The last noise level above clean data.', POSITIVE)
+  sigma_min: float = option(
+    0.002,
+    'The last sigma / alpha above clean data, at least that of the first table entry.',
+    POSITIVE,
+  )
 
   def __post_init__(self):
     require_options(self)
@@ -25,14 +29,13 @@ class Karras:
 
     Raises: ValueError as require_steps, and unless sigma_min < sigma / alpha < infinity at t = 1.
     """
-    require_steps(schedule, num_steps)
+    require_steps(num_steps)
     alpha, sigma = (float(value) for value in schedule(jnp.float32(1)))
-    if alpha == 0 or sigma / alpha <= self.sigma_min:
+    lowest = lowest_level(schedule, self.sigma_min)
+    if alpha == 0 or sigma / alpha <= lowest:
       raise ValueError(
         f"spacing: got 'karras' with sigma_min {self.sigma_min:g}, but at t = 1 the schedule has alpha "
         f'{alpha:g} and sigma {sigma:g}; allowed with alpha > 0 and sigma / alpha > sigma_min'
       )
-    ends = np.array([sigma / alpha, self.sigma_min]) ** (1 / self.rho)
-    levels = np.linspace(*ends, num_steps) ** self.rho
-    times = np.asarray(schedule.time_at(jnp.float32(-2 * np.log(levels))), np.float64)
-    return np.append(np.minimum(times, 1), 0)
+    ends = np.array([sigma / alpha, lowest]) ** (1 / self.rho)
+    return times_at(schedule, np.linspace(*ends, num_steps) ** self.rho)

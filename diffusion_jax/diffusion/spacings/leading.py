@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from diffusion_jax.diffusion.spacings.base import on_table, require_steps
+from diffusion_jax.diffusion.spacings.base import on_table, require_strides
 from diffusion_jax.types import NoiseSchedule
 
 
@@ -15,9 +15,9 @@ class Leading:
   def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
     """(num_steps + 1,) float64 times from noise to data.
 
-    Raises: ValueError as require_steps, and for a schedule without a table to stride.
+    Raises: ValueError as require_strides, and for a schedule without a table to stride.
     """
-    require_steps(schedule, num_steps)
+    require_strides(schedule, num_steps)
     if not schedule.num_timesteps:
       raise ValueError(
         "spacing: got 'leading', allowed 'trailing' with a continuous schedule: it has no table to stride"

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from diffusion_jax.diffusion.spacings.base import even_times, on_table, require_steps
+from diffusion_jax.diffusion.spacings.base import even_times, on_table, require_strides
 from diffusion_jax.types import NoiseSchedule
 
 
@@ -13,8 +13,8 @@ class Trailing:
   """T - k T / N, rounded half to even, on a table of T."""
 
   def __call__(self, schedule: NoiseSchedule, num_steps: int) -> np.ndarray:
-    """(num_steps + 1,) float64 times from noise to data. Raises: ValueError as require_steps."""
-    require_steps(schedule, num_steps)
+    """(num_steps + 1,) float64 times from noise to data. Raises: ValueError as require_strides."""
+    require_strides(schedule, num_steps)
     if not schedule.num_timesteps:
       return even_times(num_steps)
     indices = np.arange(num_steps, 0, -1) * schedule.num_timesteps / num_steps
