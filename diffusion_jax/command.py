@@ -19,6 +19,10 @@ BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 ALONE = cluster.Flags()
 # Flags of modes that print something else under them.
 PAGES = {'json': ('describe', 'bench'), 'shardings': ('describe',), 'fields': ('describe',)}
+GPU_SHARE = (
+  'XLA_PYTHON_CLIENT_MEM_FRACTION'  # The part of a GPU's memory that JAX takes: 0.75 by default.
+)
+ALL_MEMORY = ('describe', 'train', 'sample')  # In the others PyTorch may need some.
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 
 
@@ -41,6 +45,8 @@ def run_mode(
   """
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')  # TensorFlow only reads data here.
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  if mode in ALL_MEMORY:
+    os.environ.setdefault(GPU_SHARE, '0.9')
   if mode not in modes():
     raise InputError(unknown('--mode', mode, modes()))
   asked = {'json': as_json, 'shardings': shardings, 'fields': fields}

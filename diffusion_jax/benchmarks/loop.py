@@ -81,7 +81,7 @@ class Loop:
       outcome = run_loop(
         step,
         state,
-        (mesh.to_devices(batch, sharding) for batch in arrived),
+        ((1, mesh.to_devices(batch, sharding)) for batch in arrived),
         start=0,
         stop=self.length,
         batch_size=config.train.batch_size,

@@ -230,6 +230,13 @@ class Train:
   accumulate: int = option(
     1, 'Passes that a batch is cut into: less memory, the same update.', COUNT, IF_GIVEN
   )
+  steps_per_dispatch: int = option(
+    1,
+    'Steps that the devices take at a time, for models so small that starting a program takes long; divides '
+    'every *_every_steps.',
+    COUNT,
+    IF_GIVEN,
+  )
   max_skipped: int = option(
     10, 'Consecutive steps without an update after which training stops.', COUNT
   )

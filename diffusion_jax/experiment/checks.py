@@ -15,6 +15,7 @@ from diffusion_jax.experiment import from_data
 from diffusion_jax.experiment.autoencoder import module_of
 from diffusion_jax.experiment.evaluation_checks import count_problems, evaluation_problems
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.training_checks import training_problems
 from diffusion_jax.models.attention import widest_head
 from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
@@ -112,16 +113,11 @@ def config_problems(experiment: Experiment) -> list[str]:
   metrics = _attempt(experiment.metrics, problems)
   objective = _attempt(lambda: experiment.make_objective(dtype), problems)
   if objective is not None:
-    problems += _objective_problems(config, objective)
+    problems += _objective_problems(config, objective) + training_problems(config, objective)
     problems += evaluation_problems(config, metrics or {}, objective)
   problems += _label_problems(experiment)
   problems += _latent_problems(config)
   problems += _rule_problems(config.mesh.rules)
-  if config.optimizer.warmup_steps > config.train.num_steps:
-    problems.append(
-      f'config.optimizer.warmup_steps: got {config.optimizer.warmup_steps}, allowed up to '
-      f'config.train.num_steps {config.train.num_steps}'
-    )
   return list(dict.fromkeys(problems))
 
 
@@ -137,12 +133,6 @@ def _objective_problems(config: Config, objective: Objective) -> list[str]:
     problems.append(
       f'config.sample.cfg_scale: got {scale:g}, allowed 1 unless the model also learns without labels '
       f'(config.objective.{config.objective.name}.class_dropout > 0)'
-    )
-  phases = {objective.phase(step) for step in (1, config.train.num_steps)}
-  if config.train.accumulate > 1 and phases & set(objective.whole_batch):
-    problems.append(
-      f'config.train.accumulate: got {config.train.accumulate}, allowed 1 with the discriminator of '
-      'config.objective.autoencoder, whose weight depends on the whole batch'
     )
   if config.sample.average not in ('', *objective.averages):
     problems.append(

@@ -275,7 +275,10 @@ class Experiment:
     }
 
   def compile_steps(self, start: int) -> Step:
-    """Compiles (step, state, batch) -> (state, metrics) for the steps after `start`; donates the state."""
+    """Compiles (step, state, batch, count) -> (state, metrics) for the steps after `start`; donates the state.
+
+    count: 1, or config.train.steps_per_dispatch with as many batches, see compilation.compile_steps.
+    """
     config = self.config
     return compile_steps(
       self.objective,
@@ -285,6 +288,7 @@ class Experiment:
       self.frozen,
       self.resident_data,
       range(start + 1, config.train.num_steps + 1),
+      config.train.steps_per_dispatch,
       **self.step_options,
     )
 

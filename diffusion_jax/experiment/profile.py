@@ -37,13 +37,16 @@ class Profile:
     self._running = False
 
   def around(self, train_step: Callable) -> Callable:
-    """Returns (step, state, batch) -> (state, metrics), traced."""
+    """Returns (step, state, batch, count) -> (state, metrics), traced.
 
-    def traced(step: int, state: Any, batch: Any) -> Any:
-      if step == self._first:
+    The `count` steps up to `step` are one program, and traced together.
+    """
+
+    def traced(step: int, state: Any, batch: Any, count: int) -> Any:
+      if step - count < self._first <= step:
         self._start(state)
-      made = train_step(step, state, batch)
-      if step == self._last:
+      made = train_step(step, state, batch, count)
+      if step - count < self._last <= step:
         jax.block_until_ready(made)
         self.close()
       return made

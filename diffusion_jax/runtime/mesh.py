@@ -55,6 +55,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
+def stacked_sharding(mesh: Mesh) -> NamedSharding:
+  """Shards the second axis as batch_sharding does the first, for batches of several steps."""
+  return NamedSharding(mesh, PartitionSpec(None, ('data', 'fsdp')))
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Returns the number of parts that a batch is cut into."""
   return mesh.shape['data'] * mesh.shape['fsdp']

@@ -30,6 +30,7 @@ from diffusion_jax.runtime.interruption import Interruption
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.runtime.watchdog import Watchdog
 from diffusion_jax.sampling.previews import Previews
+from diffusion_jax.training import dispatch
 from diffusion_jax.training.loop import Action, run_loop
 from diffusion_jax.training.optimizer import learning_rate_schedule
 from diffusion_jax.types import PyTree
@@ -211,7 +212,8 @@ def train(
     rows=mesh.local_rows(experiment.mesh, config.train.batch_size),
     loader=config.data.loader,
   )
-  sharding = mesh.batch_sharding(experiment.mesh)
+  groups = dispatch.grouped(batches, start, config.train.steps_per_dispatch)
+  one, several = mesh.batch_sharding(experiment.mesh), mesh.stacked_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
   compiled = experiment.compile_steps(start)
   hosts.gather(None)  # Another process may compile for longer than the watchdog waits.
@@ -219,15 +221,15 @@ def train(
   profile = Profile(config.train.profile_steps, workdir, tqdm.write)
 
   @profile.around
-  def train_step(step, state, batch):
+  def train_step(step, state, batch, count):
     checkpoints.check()
-    return compiled(step, state, batch)
+    return compiled(step, state, batch, count)
 
   with Watchdog(config.train.watchdog_seconds, workdir) as watchdog:
     outcome = run_loop(
       train_step,
       state,
-      (mesh.to_devices(batch, sharding) for batch in batches),
+      ((n, mesh.to_devices(batch, one if n == 1 else several)) for n, batch in groups),
       start=start,
       stop=config.train.num_steps,
       batch_size=config.train.batch_size,

@@ -8,13 +8,13 @@ import numpy as np
 
 from diffusion_jax.runtime import mesh
 from diffusion_jax.runtime.patience import alive
-from diffusion_jax.training import resident
+from diffusion_jax.training import dispatch, resident
 from diffusion_jax.training.objective import Objective
 from diffusion_jax.training.state import TrainState
 from diffusion_jax.training.step import TrainStep, make_train_step
 from diffusion_jax.types import Array, PyTree
 
-Step = Callable[[int, TrainState, Any], tuple[TrainState, dict[str, Array]]]
+Step = Callable[..., tuple[TrainState, dict[str, Array]]]  # (step, state, batch, count=1)
 
 
 def compile_steps(
@@ -25,44 +25,70 @@ def compile_steps(
   frozen: PyTree,
   data: dict[str, Array],
   steps: range,
+  several: int = 1,
   **options: Any,
 ) -> Step:
   """(step, state, batch) -> (state, metrics): one program a phase of `steps`; the state is donated.
 
+  With count=several it takes that many steps, up to `step`, on batches stacked as dispatch.grouped does.
   state, batch: abstract, with shardings. frozen, data (of resident.load): arrays on the devices.
   options: of make_train_step.
   """
   programs = {
-    phase: compile_step(
-      make_train_step(objective, seed, phase, **options), state, batch, frozen, data
+    (phase, count): compile_step(
+      make_train_step(objective, seed, phase, **options), state, batch, frozen, data, count
     )
     for phase in sorted(set(map(objective.phase, steps)))
+    for count in dispatch.counts(steps.start - 1, steps.stop - 1, several)
   }
-  return lambda step, state, batch: programs[objective.phase(step)](state, batch)
+
+  def step(step, state, batch, count=1):
+    return programs[objective.phase(step), count](state, batch)
+
+  return step
 
 
 def compile_step(
-  train_step: TrainStep, state: TrainState, batch: PyTree, frozen: PyTree, data: dict[str, Array]
+  train_step: TrainStep,
+  state: TrainState,
+  batch: PyTree,
+  frozen: PyTree,
+  data: dict[str, Array],
+  count: int = 1,
 ) -> Callable:
   """(state, batch) -> (state, metrics), compiled ahead of time."""
   with alive('compiling the training step'):
-    compiled = lower_step(train_step, state, batch, frozen, data).compile()
+    compiled = lower_step(train_step, state, batch, frozen, data, count).compile()
   return lambda state, batch: compiled(state, batch, frozen, data)
 
 
 def lower_step(
-  train_step: TrainStep, state: TrainState, batch: PyTree, frozen: PyTree, data: dict[str, Array]
+  train_step: TrainStep,
+  state: TrainState,
+  batch: PyTree,
+  frozen: PyTree,
+  data: dict[str, Array],
+  count: int = 1,
 ) -> jax.stages.Lowered:
-  """(state, batch, frozen, data) -> (state, metrics), which donates the state, before it is compiled."""
+  """(state, batch, frozen, data) -> (state, metrics), which donates the state, before it is compiled.
+
+  count: the steps that it takes, on as many batches, stacked; batch is one of them.
+  """
   shardings = jax.tree.map(lambda x: x.sharding, state)
   devices = state.step.sharding.mesh
+  if count > 1:
+    cut = mesh.stacked_sharding(devices)
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=cut), batch
+    )
 
   def step(state, batch, frozen, data):
     if data:
       batch = resident.gather(data, batch['number'], devices)
     return train_step(state, batch, frozen)
 
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
+  steps = dispatch.repeated(step, count)
+  jitted = jax.jit(steps, donate_argnums=0, out_shardings=(shardings, mesh.replicated(devices)))
   return jitted.lower(state, batch, frozen, data)
 
 

@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 def run_loop(
   train_step: Callable,
   state: Any,
-  batches: Iterator,
+  batches: Iterator[tuple[int, Any]],
   *,
   start: int,
   stop: int,
@@ -62,8 +62,10 @@ def run_loop(
   watchdog: Watchdog,
   note_skipped: Callable[[int, Mapping[str, float]], None],
 ) -> Outcome:
-  """Steps start + 1..stop of train_step(step, state, batch) -> (state, metrics).
+  """Steps start + 1..stop of train_step(step, state, batch, count) -> (state, metrics).
 
+  batches: pairs (count, batch) of dispatch.grouped; the `count` steps up to `step` are handed over as one, and
+  their metrics are then arrays (count,). Actions and the log fall between them.
   An interruption ends it between two steps; save(step, state) writes a checkpoint where that cannot be
   waited for. A line of the log averages the steps since the last one, or since `start`: averaged_steps says
   how many, where they are fewer than log_every_steps. note_skipped(step, metrics) is called for each step that
@@ -89,6 +91,7 @@ def run_loop(
     step, metrics = pending
     metrics = jax.device_get(metrics)  # Returns when `step` is done: the time to stop the clock.
     now = time.perf_counter()
+    metrics = [own for made in metrics for own in _each(made)]
     step_time = (now - lap_start - paused) / len(metrics)
     images_per_s, data_wait = batch_size / step_time, waited / (step_time * len(metrics))
     lap_start, paused, waited = now, 0.0, 0.0
@@ -137,20 +140,20 @@ def run_loop(
       while True:
         asked = time.perf_counter()
         with interruption.breakable(save_state):
-          batch = next(batches, None)
+          count, batch = next(batches, (0, None))
         waited += time.perf_counter() - asked
-        if batch is None or not interruption.may_begin():
+        if not count or not interruption.may_begin():
           break
-        step += 1
+        step += count
         watchdog.beat()
-        state, metrics = train_step(step, state, batch)
+        state, metrics = train_step(step, state, batch, count)
         since_log.append(metrics)
         if pending:
           report(pending)
           pending = None
         if step % log_every_steps == 0 or step == stop:
           pending, since_log = (step, since_log), []
-        bar.update()
+        bar.update(count)
         due = [action for action in actions if action.due(step, stop)]
         if due:
           # Steps that still run do not count as the actions' time.
@@ -172,6 +175,12 @@ def device_memory() -> dict[str, float]:
   """{'device_memory'}: bytes in use at the peak on this host's first device, where it counts them."""
   stats = jax.local_devices()[0].memory_stats() or {}  # None on CPU.
   return {'device_memory': stats['peak_bytes_in_use']} if 'peak_bytes_in_use' in stats else {}
+
+
+def _each(metrics: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+  """The metrics of each step: one, or those along the leading axis."""
+  count = np.size(metrics['skipped'])
+  return [{name: np.ravel(values)[i] for name, values in metrics.items()} for i in range(count)]
 
 
 def _finite_mean(values: Sequence[float]) -> float:

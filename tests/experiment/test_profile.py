@@ -4,6 +4,7 @@ import gzip
 import json
 
 import jax
+import pytest
 
 from diffusion_jax.command import run_mode
 from diffusion_jax.experiment.profile import Operation, Profile, operations
@@ -28,11 +29,30 @@ def test_only_those_steps_are_traced(tmp_path, monkeypatch):
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: events.append('begins'))
   monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('ends'))
   profile = Profile((2, 3), tmp_path, str)
-  step = profile.around(lambda number, state, batch: events.append(number))
+  step = profile.around(lambda number, state, batch, count: events.append(number))
   for number in range(1, 6):
-    step(number, None, None)
+    step(number, None, None, 1)
   profile.close()
   assert events == [1, 'begins', 2, 3, 'ends', 4, 5]
+
+
+@pytest.mark.parametrize(
+  'steps, expected',
+  [
+    ((5, 9), [4, 'begins', 8, 12, 'ends', 16]),
+    ((8, 8), [4, 'begins', 8, 'ends', 12, 16]),
+    ((1, 4), ['begins', 4, 'ends', 8, 12, 16]),
+  ],
+)
+def test_all_steps_of_a_dispatch_are_traced(tmp_path, monkeypatch, steps, expected):
+  events = []
+  monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: events.append('begins'))
+  monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('ends'))
+  profile = Profile(steps, tmp_path, str)
+  step = profile.around(lambda number, state, batch, count: events.append(number))
+  for number in range(4, 20, 4):
+    step(number, None, None, 4)
+  assert events == expected
 
 
 def test_on_a_gpu_an_operation_counts_once(tmp_path):

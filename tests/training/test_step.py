@@ -271,7 +271,7 @@ def loop(train_step, stop, write, actions=(), max_skipped=3, start=0, **options)
   return run_loop(
     train_step,
     state,
-    iter(range(start, stop)),
+    ((1, number) for number in range(start, stop)),
     start=start,
     stop=stop,
     batch_size=4,
@@ -311,7 +311,7 @@ def test_an_action_may_take_any_time_once_then_ten_times_the_longest(monkeypatch
   def act(step, state):
     clock[0] += next(seconds)
 
-  def train_step(number, state, batch):
+  def train_step(number, state, batch, count):
     clock[0] += 1
     return state, {'loss': 1.0, 'skipped': 0}
 
@@ -334,7 +334,7 @@ def test_metrics_are_read_only_when_logged_and_one_step_late(monkeypatch):
   reads, now, written = [], [0], []
   monkeypatch.setattr(jax, 'device_get', lambda tree: jax.tree.map(float, tree))
 
-  def train_step(number, state, batch):
+  def train_step(number, state, batch, count):
     now[0] += 1
     value = Unread(now[0], reads, now)
     return state, {'loss': value, 'grad_norm': value, 'skipped': 0}
@@ -349,7 +349,7 @@ def test_a_line_says_how_many_steps_it_averages_if_they_are_fewer():
   """As after a resume between two lines, and at the end."""
   written = []
   loop(
-    lambda number, state, batch: (state, {'loss': float(number), 'skipped': 0}),
+    lambda number, state, batch, count: (state, {'loss': float(number), 'skipped': 0}),
     17,
     lambda step, values: written.append((step, values['loss'], values.get('averaged_steps'))),
     start=7,
@@ -373,7 +373,7 @@ def test_actions_run_when_due_and_at_the_end():
   ran = []
   good = {'loss': 1.0, 'grad_norm': 1.0, 'skipped': 0}
   outcome = loop(
-    lambda number, state, batch: (state, good),
+    lambda number, state, batch, count: (state, good),
     7,
     lambda *_: None,
     actions=[Action(3, lambda step, state: ran.append(step))],
@@ -384,7 +384,7 @@ def test_actions_run_when_due_and_at_the_end():
 def test_too_many_skipped_steps_end_the_run():
   skipped = [0]
 
-  def train_step(number, state, batch):
+  def train_step(number, state, batch, count):
     skipped[0] += 1
     return state, {'loss': np.nan, 'grad_norm': np.nan, 'skipped': skipped[0]}
 
@@ -400,9 +400,9 @@ def test_the_log_has_learning_rate_step_time_and_the_wait_for_data(monkeypatch):
   def batches():
     for number in range(2):
       clock[0] += 1
-      yield number
+      yield 1, number
 
-  def train_step(number, state, batch):
+  def train_step(number, state, batch, count):
     clock[0] += 2
     return state, {'loss': 1.0, 'skipped': 0}
 
