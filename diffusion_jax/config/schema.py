@@ -368,6 +368,15 @@ class Eval:
   neighbours: int = option(
     0, 'Samples to show beside their nearest training images; 0 shows none.', NOT_NEGATIVE
   )
+  nll_num_images: int = option(
+    0,
+    'Held-out images whose negative log-likelihood in bits a dimension, nll, is computed by the '
+    'probability flow; 0: none. Only in pixel space.',
+    NOT_NEGATIVE,
+  )
+  nll_num_steps: int = option(
+    100, 'Steps of that flow, of two evaluations with a gradient each.', COUNT
+  )
   features: Choice = choice(
     'evaluation.features',
     'dataset_classifier',

@@ -44,6 +44,11 @@ def evaluation_problems(
       problems.append(
         "config.eval.backend: got 'torch_fidelity', allowed 'jax' with config.train.eval_every_steps > 0"
       )
+  if config.eval.nll_num_images and (config.space == 'latent' or not objective.network):
+    what = 'in latent space' if objective.network else f'with objective {config.objective.name!r}'
+    problems.append(
+      f'config.eval.nll_num_images: got {config.eval.nll_num_images}, allowed 0 {what}'
+    )
   if not objective.network and every and config.eval.reference not in SPLITS:
     problems.append(
       f"config.eval.reference: got {config.eval.reference!r}, allowed 'holdout', 'train' for an autoencoder"

@@ -16,7 +16,7 @@ from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.pixels import psnr
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.nearest_neighbours import nearest
-from diffusion_jax.experiment import agreement, stored
+from diffusion_jax.experiment import agreement, likelihood, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -52,6 +52,8 @@ def main(run: Run) -> None:
   else:
     result = reconstruction_result(evaluator, workdir)
   config, there = experiment.config.eval, experiment.datasets.is_prepared()
+  if config.nll_num_images:
+    add_likelihood(result, experiment, workdir)
   if config.real_baseline and config.backend == 'jax' and there:
     result['real_baseline'] = real_baseline(evaluator, result['protocol']['num_samples'])
   hosts.from_first(lambda: finish(result, workdir))
@@ -164,6 +166,14 @@ def class_balance(experiment: Experiment, meta: Mapping[str, Any]) -> str:
     return 'unconditional'
   labels = meta['identity']['labels']
   return labels if isinstance(labels, str) else json.dumps(labels)
+
+
+def add_likelihood(result: dict[str, Any], experiment: Experiment, workdir: Path) -> None:
+  """Adds the likelihood of held-out images under the checkpoint of the samples, and its protocol."""
+  at = with_settings(experiment, {'sample.checkpoint': str(result['samples']['step'])})
+  hosts.say(f'computing the likelihood of held-out images at step {result["samples"]["step"]}')
+  result['metrics'] |= likelihood.measure(experiment, load_checkpoint(at, workdir).state)
+  result['protocol']['nll'] = likelihood.protocol(experiment)
 
 
 def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
