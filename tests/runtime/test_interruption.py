@@ -102,7 +102,7 @@ def hold():
   threading.Timer(0.2, send).start()
   if sys.argv[-1] == 'twice':
     threading.Timer(0.4, send).start()
-  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 8_000_000 if full else 60_000_000)
+  hashlib.pbkdf2_hmac('sha256', b'x', b'x', 8_000_000 if full else 120_000_000)
 with Interruption() as running:
   if sys.argv[1] == 'step':
     running.may_begin()
@@ -144,7 +144,7 @@ def test_a_signal_ends_what_holds_python_up(where, mode, code, saved):
     check=False,
   )
   assert found.returncode == code, found.stderr
-  assert time.monotonic() - began < 5 and 'SIGTERM' in found.stderr
+  assert time.monotonic() - began < 15 and 'SIGTERM' in found.stderr  # The call alone takes longer.
   assert ('saved' in found.stdout) == saved
 
 
