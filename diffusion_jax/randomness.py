@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffusion_jax.types import Array
 
 
-def purpose_key(seed: int, purpose: str) -> Array:
+def purpose_key(seed: int | Array, purpose: str) -> Array:
   """The key of everything drawn for `purpose` ('train', 'sample', ...) under `seed`."""
   return jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), zlib.crc32(purpose.encode()))
 

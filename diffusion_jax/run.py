@@ -23,7 +23,7 @@ from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.generate import Generator
-from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.guidance import guidance_of, make_denoiser
 from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
@@ -159,7 +159,8 @@ class Run:
   def noise(self, indices: Sequence[int], seed: int | None = None) -> Array:
     """Draws x_T (N, *x0_shape) float32 of these sample numbers, where --mode=sample starts."""
     generator = self._generator(0, 1.0, seed)
-    return generator.start(generator.noise(np.asarray(indices, np.uint32))).x_t
+    drawn = generator.noise(np.asarray(indices, np.uint32), generator.arguments.seed)
+    return generator.start(drawn).x_t
 
   def sample(
     self,
@@ -187,10 +188,7 @@ class Run:
     check_devices(self.experiment)
     cfg_scale = self.config.sample.cfg_scale if cfg_scale is None else cfg_scale
     size, devices = size_of_batches(self.experiment, count), self.experiment.mesh
-    generate = self._once(
-      ('sample', num_steps, cfg_scale, seed, size),
-      lambda: compile_generate(self.experiment, self._generator(num_steps, cfg_scale, seed), size),
-    )
+    generate = compile_generate(self.experiment, self._generator(num_steps, cfg_scale, seed), size)
     made = []
     for start in range(0, count, size):
       rows = np.minimum(np.arange(start, start + size), count - 1)
@@ -206,20 +204,20 @@ class Run:
     sample = self.config.sample
     self._require_guidance(cfg_scale)
 
-    @jax.jit
-    def denoise(parts, condition, x_t, t):
-      network = self.objective.network(parts)
-      options = dict(clip_x0=sample.clip_x0, guide_channels=sample.guide_channels)
+    def apply(parts, condition, guidance, x_t, t):
       return make_denoiser(
-        network,
+        self.objective.network(parts),
         self.process,
         condition,
         null_label=self.config.num_classes,
-        cfg_scale=cfg_scale,
-        **options,
+        guidance=guidance,
+        clip_x0=sample.clip_x0,
+        guide_channels=sample.guide_channels,
       )(x_t, jnp.float32(t))
 
-    return functools.partial(denoise, self.weights.parts, {'label': jnp.asarray(labels)})
+    denoise = self._once('denoiser', lambda: jax.jit(apply))
+    condition = {'label': jnp.asarray(labels)}
+    return functools.partial(denoise, self.weights.parts, condition, guidance_of(cfg_scale))
 
   def encode(self, images: np.ndarray) -> Array:
     """Maps images (N,H,W,C) uint8 to x0 (N, *x0_shape): in [-1, 1], or latents of the posterior mean."""
@@ -294,7 +292,7 @@ class Run:
     self._require_guidance(cfg_scale)
     generator = self.experiment.generator(num_steps=num_steps)
     seed = generator.seed if seed is None else seed
-    return dataclasses.replace(generator, cfg_scale=cfg_scale, seed=seed)
+    return dataclasses.replace(generator, guidance=guidance_of(cfg_scale), seed=seed)
 
 
 def load_run(

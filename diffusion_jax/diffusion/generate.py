@@ -4,11 +4,14 @@ Sample number i depends on (seed, i), its label and the settings, never on the b
 """
 
 import dataclasses
+from collections.abc import Hashable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.guidance import Guidance, make_denoiser
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers.base import (
   SamplingState,
@@ -21,9 +24,19 @@ from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, pu
 from diffusion_jax.types import Array, Network, Sampler
 
 
+class Arguments(NamedTuple):
+  """What may change without compiling again: the seed () uint32, and the numbers of guidance."""
+
+  seed: Array
+  guidance: Guidance
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generator:
-  """Everything static about sampling. times: (N+1,), noise first; shape: (H, W, C)."""
+  """A sampling process. times: (N+1,), noise first; shape: (H, W, C).
+
+  seed and guidance are the values of `arguments`, which compiled programs take; all else is static.
+  """
 
   process: Process
   sampler: Sampler
@@ -31,20 +44,35 @@ class Generator:
   shape: tuple[int, int, int]
   seed: int
   null_label: int
-  cfg_scale: float
+  guidance: Guidance
   clip_x0: bool
   guide_channels: int = 0
   num_frames: int = 0
   frame_examples: int = 0
 
   @property
+  def arguments(self) -> Arguments:
+    """Its seed, of which random keys take the last 32 bits, and its guidance, as NumPy scalars."""
+    guidance = jax.tree.map(lambda x: np.asarray(x, np.float32), self.guidance)
+    return Arguments(np.asarray(self.seed % 2**32, np.uint32), guidance)
+
+  @property
+  def kind(self) -> Hashable:
+    """What its compiled programs depend on; while both live, two of a kind share them."""
+    return (
+      *(id(self.process), id(self.sampler), self.times.tobytes(), self.shape, self.null_label),
+      *(self.clip_x0, self.guide_channels, self.num_frames, self.frame_examples),
+      jax.tree.structure(self.arguments),
+    )
+
+  @property
   def steps(self) -> Steps:
     """All steps, on the host."""
     return steps_along(self.times.astype(np.float32), self.num_frames)
 
-  def noise(self, indices: Array) -> Array:
-    """indices (B,) uint32 -> standard normal (B,H,W,C) float32."""
-    return normal_each(fold_in_each(self._keys(indices), 0), self.shape)
+  def noise(self, indices: Array, seed: Array) -> Array:
+    """indices (B,) uint32, seed () uint32 -> standard normal (B,H,W,C) float32."""
+    return normal_each(fold_in_each(_keys(seed, indices), 0), self.shape)
 
   def start(self, noise: Array) -> SamplingState:
     """The state of standard normal noise (B,H,W,C)."""
@@ -55,7 +83,13 @@ class Generator:
     )
 
   def advance(
-    self, network: Network, indices: Array, labels: Array, state: SamplingState, steps: Steps
+    self,
+    network: Network,
+    indices: Array,
+    labels: Array,
+    state: SamplingState,
+    steps: Steps,
+    arguments: Arguments,
   ) -> SamplingState:
     """The state after some of the steps: indices (B,) uint32, labels (B,) int32."""
     denoise = make_denoiser(
@@ -63,11 +97,11 @@ class Generator:
       self.process,
       {'label': labels},
       null_label=self.null_label,
-      cfg_scale=self.cfg_scale,
+      guidance=arguments.guidance,
       clip_x0=self.clip_x0,
       guide_channels=self.guide_channels,
     )
-    keys = fold_in_each(self._keys(indices), 1)
+    keys = fold_in_each(_keys(arguments.seed, indices), 1)
     return continue_sampling(self.sampler, denoise, keys, state, steps)
 
   def __call__(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
@@ -75,9 +109,11 @@ class Generator:
 
     frames: (num_frames, min(frame_examples, B), H,W,C), noise first.
     """
-    state = self.start(self.noise(indices))
-    state = self.advance(network, indices, labels, state, self.steps)
+    arguments = self.arguments
+    state = self.start(self.noise(indices, arguments.seed))
+    state = self.advance(network, indices, labels, state, self.steps, arguments)
     return state.x_t, state.frames
 
-  def _keys(self, indices: Array) -> Array:
-    return example_keys(purpose_key(self.seed, 'sample'), indices)
+
+def _keys(seed: Array, indices: Array) -> Array:
+  return example_keys(purpose_key(seed, 'sample'), indices)

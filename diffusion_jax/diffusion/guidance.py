@@ -7,10 +7,26 @@ published DiT also guides only the first three of its four latent channels and t
 the labelled row; guide_channels does the same.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.types import Array, Condition, Denoiser, Network, Prediction
+
+
+class Guidance(NamedTuple):
+  """Numbers of guidance, () float32: arguments of a compiled program.
+
+  A part that is None is turned off, in a program of its own. scale: of classifier-free guidance.
+  """
+
+  scale: Array | None = None
+
+
+def guidance_of(cfg_scale: float) -> Guidance:
+  """The numbers of a config: cfg_scale 1 turns guidance off."""
+  return Guidance(scale=None if cfg_scale == 1 else cfg_scale)
 
 
 def make_denoiser(
@@ -19,26 +35,26 @@ def make_denoiser(
   condition: Condition,
   *,
   null_label: int,
-  cfg_scale: float,
+  guidance: Guidance,
   clip_x0: bool,
   guide_channels: int = 0,
 ) -> Denoiser:
   """A denoiser for a batch with this condition; null_label stands for "no class".
 
-  cfg_scale 1 costs one forward pass; any other one pass over a doubled batch, in which each
+  No guidance costs one forward pass; with it there is one pass over a doubled batch, in which each
   example's two rows are neighbours, so that a batch sharded over devices stays where it is.
   guide_channels: how many of the first channels are guided; 0: all. The others are the labelled row's.
   """
 
   def guided(cond: Array, uncond: Array) -> Array:
     if not guide_channels:
-      return uncond + cfg_scale * (cond - uncond)
+      return uncond + guidance.scale * (cond - uncond)
     first, rest = jnp.split(cond, [guide_channels], axis=-1)
     without = uncond[..., :guide_channels]
-    return jnp.concatenate([without + cfg_scale * (first - without), rest], axis=-1)
+    return jnp.concatenate([without + guidance.scale * (first - without), rest], axis=-1)
 
   def denoise(x_t: Array, t: Array) -> Prediction:
-    if cfg_scale == 1:
+    if guidance.scale is None:
       prediction = process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
     else:
       labels = condition['label']

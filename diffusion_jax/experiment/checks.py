@@ -23,7 +23,17 @@ from diffusion_jax.training.objective import Objective
 
 # Parts of an Experiment that depend neither on config.sample nor on fingerprints.
 KEPT = {
-  *('abstract_state', 'decoder', 'dtype', 'first_stage', 'frozen', 'mesh', 'module', 'objective'),
+  *(
+    'abstract_state',
+    'compiled',
+    'decoder',
+    'dtype',
+    'first_stage',
+    'frozen',
+    'mesh',
+    'module',
+    'objective',
+  ),
   *('process', 'sampler', 'schedule'),
 }
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.

@@ -14,6 +14,7 @@ from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
 from diffusion_jax.data.pipeline import Numbers, evaluation_batches
 from diffusion_jax.diffusion.generate import Generator
+from diffusion_jax.diffusion.guidance import guidance_of
 from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
@@ -396,12 +397,17 @@ class Experiment:
       self.x0_shape,
       seed=sample.seed,
       null_label=self.config.num_classes,
-      cfg_scale=sample.cfg_scale,
+      guidance=guidance_of(sample.cfg_scale),
       clip_x0=sample.clip_x0,
       guide_channels=sample.guide_channels,
       num_frames=min(num_frames, num_steps + 1),
       frame_examples=frame_examples,
     )
+
+  @functools.cached_property
+  def compiled(self) -> dict[Any, Any]:
+    """Compiled programs of sampling, by what they depend on."""
+    return {}
 
   @functools.cached_property
   def chosen_labels(self) -> tuple[int, ...]:

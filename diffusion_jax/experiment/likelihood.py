@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.guidance import Guidance, make_denoiser
 from diffusion_jax.diffusion.likelihood import (
   LEVEL,
   Path,
@@ -90,7 +90,7 @@ def _advance(experiment: Experiment):
       experiment.process,
       {'label': labels},
       null_label=experiment.config.num_classes,
-      cfg_scale=1.0,
+      guidance=Guidance(),
       clip_x0=False,
     )
     return advance_path(denoise, experiment.schedule, probe, path, t, s)

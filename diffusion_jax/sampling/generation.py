@@ -170,16 +170,21 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
 
   noise: standard normal (size, *x0_shape), instead of that of the indices. Images lie where their
   samples were made; of the frames every device has a copy. The steps are handed to the devices in about
-  ten runs; progress is called with the number done after each.
+  ten runs; progress is called with the number done after each. Generators that differ in their arguments
+  alone share the programs.
   """
   decoder, parts = experiment.decoder, experiment.objective.network_parts
-  draw, start, advance, finish, runs = compile_programs(experiment, generator, size)
+  key = (generator.kind, size)
+  if key not in experiment.compiled:  # With the generator: a kind tells its parts by identity.
+    experiment.compiled[key] = generator, compile_programs(experiment, generator, size)
+  draw, start, advance, finish, runs = experiment.compiled[key][1]
+  arguments = mesh.to_devices(generator.arguments, mesh.replicated(experiment.mesh))
 
   def generate(weights, indices, labels, progress=None, noise=None):
     weights = weights.only(parts)
-    state, done = start(draw(indices) if noise is None else noise), 0
+    state, done = start(draw(indices, arguments.seed) if noise is None else noise), 0
     for run in runs:
-      state = advance(weights.parts, indices, labels, state, run)
+      state = advance(weights.parts, indices, labels, state, run, arguments)
       if progress:
         jax.block_until_ready(state.x_t)
         done += len(run.number)
@@ -199,20 +204,22 @@ def compile_programs(experiment: Experiment, generator: Generator, size: int) ->
   indices = jax.ShapeDtypeStruct((size,), np.uint32, sharding=cut)
   labels = jax.ShapeDtypeStruct((size,), np.int32, sharding=cut)
   noise = jax.ShapeDtypeStruct((size, *generator.shape), np.float32, sharding=cut)
+  arguments = mesh.to_devices(generator.arguments, whole)
   carry = jax.tree.map(
     lambda x: cut if x.shape[:1] == (size,) else whole, jax.eval_shape(generator.start, noise).carry
   )
   states = SamplingState(cut, carry, whole)
 
-  def advance(parts, indices, labels, state, steps):
-    return generator.advance(objective.network(parts), indices, labels, state, steps)
+  def advance(parts, indices, labels, state, steps, arguments):
+    network = objective.network(parts)
+    return generator.advance(network, indices, labels, state, steps, arguments)
 
   with alive('compiling the sampler'):
     draw = jax.jit(generator.noise, out_shardings=cut)
     start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
-    advance = advance.lower(abstract.parts, indices, labels, state, runs[0]).compile()
+    advance = advance.lower(abstract.parts, indices, labels, state, runs[0], arguments).compile()
     finish = jax.jit(experiment.to_images, out_shardings=cut)
     finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
   return Programs(draw, start, advance, finish, runs)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from accelerator import arrays
 from diffusion_jax.diffusion.generate import Generator
+from diffusion_jax.diffusion.guidance import guidance_of
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import ddim
 from diffusion_jax.diffusion.schedules import cosine
@@ -238,7 +239,7 @@ def make_generator(
     shape,
     seed=SEED,
     null_label=num_classes,
-    cfg_scale=cfg_scale,
+    guidance=guidance_of(cfg_scale),
     clip_x0=False,
   )
 

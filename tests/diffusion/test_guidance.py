@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.guidance import make_denoiser
+from diffusion_jax.diffusion.guidance import guidance_of, make_denoiser
 from diffusion_jax.diffusion.process import Process
 from tests.diffusion.test_schedules import build
 
@@ -25,7 +25,7 @@ def denoise(cfg_scale, clip_x0=False, rows=None):
     return x / 10 + labels[:, None, None, None]
 
   process = Process(build('cosine'), 'v')
-  options = dict(null_label=10, cfg_scale=cfg_scale, clip_x0=clip_x0)
+  options = dict(null_label=10, guidance=guidance_of(cfg_scale), clip_x0=clip_x0)
   return make_denoiser(network, process, CONDITION, **options)(X, T), process
 
 
@@ -49,7 +49,7 @@ def test_further_conditions_are_kept_by_both_rows():
     return x
 
   condition = {**CONDITION, 'width': jnp.asarray([1.0, 2.0, 3.0])}
-  options = dict(null_label=10, cfg_scale=2.0, clip_x0=False)
+  options = dict(null_label=10, guidance=guidance_of(2.0), clip_x0=False)
   make_denoiser(network, Process(build('cosine'), 'v'), condition, **options)(X, T)
   np.testing.assert_array_equal(seen['width'], [1, 1, 2, 2, 3, 3])
   np.testing.assert_array_equal(seen['label'], [0, 10, 4, 10, 7, 10])
@@ -70,7 +70,7 @@ def test_learned_variance_is_that_of_the_labelled_row_and_not_guided(scale, clip
     return jnp.concatenate([x / 10, v], axis=-1)
 
   process = Process(build('cosine'), 'v', learned_variance=True)
-  options = dict(null_label=10, cfg_scale=scale, clip_x0=clip_x0)
+  options = dict(null_label=10, guidance=guidance_of(scale), clip_x0=clip_x0)
   found = make_denoiser(network, process, CONDITION, **options)(X, T)
   expected = np.broadcast_to((LABELS[:, None, None, None] / 10 + 1) / 2, X.shape)
   np.testing.assert_allclose(found.variance, expected, rtol=1e-6)
@@ -96,7 +96,7 @@ def test_three_of_four_channels_are_guided_as_the_published_dit_is_sampled(scale
   for label, output in outputs.items():
     table[label] = output
   process = Process(build('linear'), 'eps', learned_variance=True)
-  options = dict(null_label=10, cfg_scale=scale, clip_x0=False, guide_channels=3)
+  options = dict(null_label=10, guidance=guidance_of(scale), clip_x0=False, guide_channels=3)
   denoise = make_denoiser(
     lambda x, time, condition: jnp.asarray(table)[condition['label']], process, CONDITION, **options
   )

@@ -1,5 +1,7 @@
 """Batches of samples: how large they are, and that a sample does not depend on its batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.errors import InputError
+from diffusion_jax.experiment.checks import with_settings
 from diffusion_jax.sampling import generation
 from diffusion_jax.sampling.generation import (
   compile_generate,
@@ -27,6 +30,14 @@ class Multistep(DDIM):
   def step(self, keys, x_t, t, s, denoise, carry):
     x_s, _ = super().step(keys, x_t, t, s, denoise, ())
     return x_s, (denoise(x_t, t).eps, carry[1] + 1)
+
+
+def shaken(experiment):
+  """Parameters away from the zeros of the initialisation."""
+  leaves, tree = jax.tree.flatten(jax.jit(experiment.objective.init)()['model'])
+  keys = jax.random.split(jax.random.key(3), len(leaves))
+  noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
+  return jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
 
 
 def test_the_largest_batch_that_fits(tiny, monkeypatch):
@@ -81,9 +92,34 @@ def test_a_sampler_may_carry_scalars(tiny):
 def test_the_sampling_process_is_that_of_the_config(tiny):
   sample = {'seed': 5, 'cfg_scale': 2.5, 'clip_x0': True, 'guide_channels': 1, 'num_steps': 7}
   generator = tiny(**{f'sample.{name}': value for name, value in sample.items()}).generator()
-  found = {name: getattr(generator, name) for name in sample if name != 'num_steps'}
-  assert {**found, 'num_steps': len(generator.times) - 1} == sample
+  found = {name: getattr(generator, name) for name in ('seed', 'clip_x0', 'guide_channels')}
+  found |= {'cfg_scale': generator.guidance.scale, 'num_steps': len(generator.times) - 1}
+  assert found == sample
   assert not tiny().generator().clip_x0 and generator.null_label == 10
+
+
+def test_seed_and_scale_are_arguments_of_one_program(tiny):
+  """The network is traced once for all of them, and again for no guidance, which is another program."""
+  experiment, traced = tiny(**{'sample.cfg_scale': 2.0}), []
+  network = experiment.objective.network
+  vars(experiment)['objective'] = dataclasses.replace(
+    experiment.objective, network=lambda parts: traced.append(1) or network(parts)
+  )
+  weights = Weights({'model': shaken(experiment)})
+
+  def made(experiment, labels=(1, 2)):
+    index = np.arange(2, dtype=np.uint32)
+    return compile_generate(experiment, experiment.generator(), 2)(
+      weights, index, np.asarray(labels, np.int32)
+    )[0]
+
+  images = [made(experiment), made(experiment, (3, 4))]
+  for changes in ({'sample.seed': 2**40 + 3}, {'sample.cfg_scale': 4.0}):
+    images.append(made(with_settings(experiment, changes)))
+  assert len(traced) == 1
+  assert len({np.asarray(image).tobytes() for image in images}) == 4
+  made(with_settings(experiment, {'sample.cfg_scale': 1.0}))
+  assert len(traced) == 2
 
 
 @pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])
@@ -95,10 +131,7 @@ def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
 def test_a_sample_does_not_depend_on_its_batch(tiny, sampler):
   """To 1e-5 before it is quantised, guided, from parameters that are not those of the start."""
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0})
-  leaves, tree = jax.tree.flatten(jax.jit(experiment.objective.init)()['model'])
-  keys = jax.random.split(jax.random.key(3), len(leaves))
-  noise = [0.1 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]
-  params = jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
+  params = shaken(experiment)
   network, generator = experiment.objective.network({'model': params}), experiment.generator()
 
   def made(size):
