@@ -23,7 +23,7 @@ from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
 from diffusion_jax.data.arrays import Arrays
 from diffusion_jax.diffusion.generate import Generator
-from diffusion_jax.diffusion.guidance import guidance_of, make_denoiser
+from diffusion_jax.diffusion.guidance import make_denoiser
 from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
@@ -217,7 +217,9 @@ class Run:
 
     denoise = self._once('denoiser', lambda: jax.jit(apply))
     condition = {'label': jnp.asarray(labels)}
-    return functools.partial(denoise, self.weights.parts, condition, guidance_of(cfg_scale))
+    return functools.partial(
+      denoise, self.weights.parts, condition, self.experiment.guidance(cfg_scale)
+    )
 
   def encode(self, images: np.ndarray) -> Array:
     """Maps images (N,H,W,C) uint8 to x0 (N, *x0_shape): in [-1, 1], or latents of the posterior mean."""
@@ -292,7 +294,7 @@ class Run:
     self._require_guidance(cfg_scale)
     generator = self.experiment.generator(num_steps=num_steps)
     seed = generator.seed if seed is None else seed
-    return dataclasses.replace(generator, guidance=guidance_of(cfg_scale), seed=seed)
+    return dataclasses.replace(generator, guidance=self.experiment.guidance(cfg_scale), seed=seed)
 
 
 def load_run(

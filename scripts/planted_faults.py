@@ -173,8 +173,8 @@ PROCESS = _faults(
   (
     'guidance takes the variance of the unlabelled row',
     'guidance.py',
-    'guided(cond.eps, uncond.eps), cond.variance',
-    'guided(cond.eps, uncond.eps), uncond.variance',
+    'Prediction(x0, eps, cond.variance)',
+    'Prediction(x0, eps, uncond.variance)',
   ),
   (
     'eps is not derived again from the clipped x0',

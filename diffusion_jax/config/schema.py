@@ -276,6 +276,18 @@ class Checkpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Guidance:
+  """How guidance by sample.cfg_scale works; the defaults are plain classifier-free guidance."""
+
+  options: Mapping[str, Any] = options_from('diffusion.guidance', 'GuidanceOptions')
+
+
+def section(cls: type, change: str = '') -> Any:
+  """A field that is a section. change: of its fields that do not say themselves."""
+  return dataclasses.field(default_factory=cls, metadata={'change': change})
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample:
   """Settings of --mode=sample, of previews and of the samples that are evaluated."""
 
@@ -310,6 +322,7 @@ class Sample:
   guide_channels: int = option(
     0, 'Guide only this many of the first channels; 0 guides all.', NOT_NEGATIVE
   )
+  guidance: Guidance = section(Guidance)
   clip_x0: bool = option(False, 'Clip predictions of x0 to [-1, 1]; only in pixel space.')
   labels: tuple[int | str, ...] = option(
     (),
@@ -449,11 +462,6 @@ class Logging:
   wandb_project: str = option(
     '', "Project of Weights & Biases, which needs `pip install wandb`; '' turns it off."
   )
-
-
-def section(cls: type, change: str = '') -> Any:
-  """A field that is a section. change: of its fields that do not say themselves."""
-  return dataclasses.field(default_factory=cls, metadata={'change': change})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ from collections.abc import Hashable
 from typing import NamedTuple
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.guidance import Guidance, make_denoiser
+from diffusion_jax.diffusion.guidance import Guidance, acts, make_denoiser
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers.base import (
   SamplingState,
@@ -21,7 +22,7 @@ from diffusion_jax.diffusion.samplers.base import (
   steps_along,
 )
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
-from diffusion_jax.types import Array, Network, Sampler
+from diffusion_jax.types import Array, Network, Prediction, Sampler
 
 
 class Arguments(NamedTuple):
@@ -69,6 +70,35 @@ class Generator:
   def steps(self) -> Steps:
     """All steps, on the host."""
     return steps_along(self.times.astype(np.float32), self.num_frames)
+
+  def evaluations(self) -> int:
+    """Passes of the network for one sample: calls of the denoiser, those that are guided twice."""
+    calls, guidance = self.sampler.evaluations(len(self.times) - 1), self.guidance
+    if guidance.scale is None:
+      return calls
+    if guidance.interval is None:
+      return 2 * calls
+    return calls + int(acts(self.process.schedule(self.call_times()), guidance.interval).sum())
+
+  def call_times(self) -> np.ndarray:
+    """The times at which the denoiser is called, (calls,) float32, noise first.
+
+    Takes all steps with one number, and a denoiser that notes the time.
+    """
+    noted = []
+
+    def denoise(x_t, t):
+      jax.experimental.io_callback(lambda t: noted.append(np.float32(t)), None, t)
+      return Prediction(x_t, x_t, x_t)
+
+    def run(x_T):
+      state = start_sampling(self.sampler, x_T, self.times)
+      keys = example_keys(purpose_key(0, 'sample'), jnp.arange(1))
+      return continue_sampling(self.sampler, denoise, keys, state, steps_along(self.times))
+
+    jax.block_until_ready(jax.jit(run)(jnp.ones((1, 1, 1, 1))))
+    jax.effects_barrier()
+    return np.sort(np.asarray(noted))[::-1]
 
   def noise(self, indices: Array, seed: Array) -> Array:
     """indices (B,) uint32, seed () uint32 -> standard normal (B,H,W,C) float32."""

@@ -5,28 +5,61 @@ The scale here is the one most codebases use, uncond + scale * (cond - uncond): 
 A learned variance is not guided: it is that of the labelled row, as the published DiT samples. The
 published DiT also guides only the first three of its four latent channels and takes the last one from
 the labelled row; guide_channels does the same.
+
+With an interval (Kynkaanniemi et al. 2024, arXiv:2404.07724, Eq. 5) guidance acts only where
+low < sigma / alpha <= high, the noise relative to the data, which is sigma in their notation. Elsewhere
+the network sees the labelled rows alone. Pure noise, where alpha is 0, lies above every interval.
 """
 
+import dataclasses
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from diffusion_jax.config.options import Check, option
 from diffusion_jax.diffusion.process import Process
-from diffusion_jax.types import Array, Condition, Denoiser, Network, Prediction
+from diffusion_jax.types import Array, Condition, Denoiser, Network, NoiseLevel, Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceOptions:
+  """What config.sample.guidance says of the method."""
+
+  interval: tuple[float | int, ...] = option(
+    (),
+    'Guide only where sigma / alpha, the noise relative to the data, is above the first and at most the '
+    'second number; (): everywhere.',
+    Check(
+      lambda x: not x or (len(x) == 2 and 0 <= x[0] < x[1] and math.isfinite(x[1])),
+      '(), or (low, high) with 0 <= low < high',
+    ),
+  )
 
 
 class Guidance(NamedTuple):
   """Numbers of guidance, () float32: arguments of a compiled program.
 
   A part that is None is turned off, in a program of its own. scale: of classifier-free guidance.
+  interval: ends of sigma / alpha between which it acts.
   """
 
   scale: Array | None = None
+  interval: tuple[Array, Array] | None = None
 
 
-def guidance_of(cfg_scale: float) -> Guidance:
+def guidance_of(cfg_scale: float, options: GuidanceOptions = GuidanceOptions()) -> Guidance:
   """The numbers of a config: cfg_scale 1 turns guidance off."""
-  return Guidance(scale=None if cfg_scale == 1 else cfg_scale)
+  if cfg_scale == 1:
+    return Guidance()
+  return Guidance(cfg_scale, tuple(map(float, options.interval)) or None)
+
+
+def acts(level: NoiseLevel, interval: tuple[Array, Array]) -> Array:
+  """Whether guidance acts at noise levels of any shape: bool of that shape."""
+  low, high = interval
+  return (low * level.alpha < level.sigma) & (level.sigma <= high * level.alpha)
 
 
 def make_denoiser(
@@ -42,31 +75,40 @@ def make_denoiser(
   """A denoiser for a batch with this condition; null_label stands for "no class".
 
   No guidance costs one forward pass; with it there is one pass over a doubled batch, in which each
-  example's two rows are neighbours, so that a batch sharded over devices stays where it is.
+  example's two rows are neighbours, so that a batch sharded over devices stays where it is. With an interval
+  t must be a scalar, and only the pass that is needed there is made.
   guide_channels: how many of the first channels are guided; 0: all. The others are the labelled row's.
   """
 
-  def guided(cond: Array, uncond: Array) -> Array:
+  def combined(cond: Array, uncond: Array) -> Array:
     if not guide_channels:
       return uncond + guidance.scale * (cond - uncond)
     first, rest = jnp.split(cond, [guide_channels], axis=-1)
     without = uncond[..., :guide_channels]
     return jnp.concatenate([without + guidance.scale * (first - without), rest], axis=-1)
 
+  def plain(x_t: Array, t: Array) -> Prediction:
+    return process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
+
+  def guided(x_t: Array, t: Array) -> Prediction:
+    labels = condition['label']
+    pairs = {name: jnp.repeat(values, 2, axis=0) for name, values in condition.items()}
+    pairs['label'] = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
+    output = process.apply(network, jnp.repeat(x_t, 2, axis=0), t, pairs)
+    output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
+    cond = process.to_prediction(output[:, 0], x_t, t)
+    uncond = process.to_prediction(output[:, 1], x_t, t)
+    x0, eps = combined(cond.x0, uncond.x0), combined(cond.eps, uncond.eps)
+    return Prediction(x0, eps, cond.variance)
+
   def denoise(x_t: Array, t: Array) -> Prediction:
     if guidance.scale is None:
-      prediction = process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
+      prediction = plain(x_t, t)
+    elif guidance.interval is None:
+      prediction = guided(x_t, t)
     else:
-      labels = condition['label']
-      pairs = {name: jnp.repeat(values, 2, axis=0) for name, values in condition.items()}
-      pairs['label'] = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
-      output = process.apply(network, jnp.repeat(x_t, 2, axis=0), t, pairs)
-      output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
-      cond = process.to_prediction(output[:, 0], x_t, t)
-      uncond = process.to_prediction(output[:, 1], x_t, t)
-      prediction = Prediction(
-        guided(cond.x0, uncond.x0), guided(cond.eps, uncond.eps), cond.variance
-      )
+      inside = acts(process.schedule(t), guidance.interval)
+      prediction = jax.lax.cond(inside, guided, plain, x_t, t)
     if clip_x0:
       n = process.level(t, x_t)
       x0 = jnp.clip(prediction.x0, -1, 1)

@@ -14,7 +14,7 @@ from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
 from diffusion_jax.data.pipeline import Numbers, evaluation_batches
 from diffusion_jax.diffusion.generate import Generator
-from diffusion_jax.diffusion.guidance import guidance_of
+from diffusion_jax.diffusion.guidance import Guidance, GuidanceOptions, guidance_of
 from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
@@ -397,12 +397,18 @@ class Experiment:
       self.x0_shape,
       seed=sample.seed,
       null_label=self.config.num_classes,
-      guidance=guidance_of(sample.cfg_scale),
+      guidance=self.guidance(),
       clip_x0=sample.clip_x0,
       guide_channels=sample.guide_channels,
       num_frames=min(num_frames, num_steps + 1),
       frame_examples=frame_examples,
     )
+
+  def guidance(self, cfg_scale: float | None = None) -> Guidance:
+    """Returns the guidance of config.sample, or the same at another scale."""
+    sample = self.config.sample
+    scale = sample.cfg_scale if cfg_scale is None else cfg_scale
+    return guidance_of(scale, GuidanceOptions(**sample.guidance.options))
 
   @functools.cached_property
   def compiled(self) -> dict[Any, Any]:

@@ -1,5 +1,6 @@
 """Sample sets of a work directory: which one a config means, and making what is missing of it."""
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.data import adm, class_names, image_folder
+from diffusion_jax.diffusion.guidance import GuidanceOptions
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import agreement, datasets, first_stage, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
@@ -119,7 +121,7 @@ def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping
     f'{folder}: {len(missing):,} of {sample.num_samples:,} samples to make, from '
     f'{sample_set.origin(wanted)}'
   )
-  images_per_s = None
+  images_per_s, evaluations = None, experiment.generator().evaluations()
   if len(missing) or not animated:
     images_per_s = generate_parts(experiment, folder, weights, missing, animated)
 
@@ -128,6 +130,7 @@ def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping
     meta = sample_set.read_meta(folder)
     if len(missing):
       meta.setdefault('images_per_s', images_per_s)
+    meta.setdefault('evaluations', evaluations)
     meta['num_samples'] = len(done) + len(missing)
     files.write_json(folder / 'meta.json', meta)
 
@@ -144,10 +147,15 @@ def require_diffusion(experiment: Experiment) -> None:
 
 
 def set_name(experiment: Experiment) -> str:
-  """config.sample.name, or sampler, steps and guidance, as in 'ddim50-cfg2'."""
+  """config.sample.name, or sampler, steps and guidance, as in 'ddim50-cfg2' or 'ddim50-cfg2-interval0.3_5'."""
   sample = experiment.config.sample
+  if sample.name:
+    return sample.name
   default = f'{experiment.config.sampler.name}{sample.num_steps}-cfg{sample.cfg_scale:g}'
-  return sample.name or default
+  for name, value in guidance_settings(experiment).items():
+    values = value if isinstance(value, list) else [value]
+    default += f'-{name}' + '_'.join(f'{x:g}' for x in values)
+  return default
 
 
 def base_folder(experiment: Experiment, workdir: Path) -> Path:
@@ -182,10 +190,19 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     **{f'spacing.{name}': value for name, value in sample.spacing.options.items()},
     'cfg_scale': sample.cfg_scale,
     'guide_channels': sample.guide_channels,
+    'guidance': guidance_settings(experiment) or None,  # Sets older than these options have none.
     'clip_x0': sample.clip_x0,
     'labels': counts or list(experiment.chosen_labels) or 'balanced',
     'data': config.data.fingerprint,
   }
+
+
+def guidance_settings(experiment: Experiment) -> dict[str, Any]:
+  """Returns the options of config.sample.guidance that differ from the defaults, as JSON gives them."""
+  given = dataclasses.asdict(GuidanceOptions(**experiment.config.sample.guidance.options))
+  plain = dataclasses.asdict(GuidanceOptions())
+  changed = {name: value for name, value in given.items() if value != plain[name]}
+  return json.loads(json.dumps(changed))
 
 
 def is_complete(experiment: Experiment, folder: Path) -> bool:

@@ -1,10 +1,15 @@
 """Guidance against its formula, and its cost."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.diffusion.guidance import guidance_of, make_denoiser
+from diffusion_jax.config.plugins import make_plugin, plugin_names
+from diffusion_jax.diffusion.generate import Generator
+from diffusion_jax.diffusion.guidance import GuidanceOptions, guidance_of, make_denoiser
 from diffusion_jax.diffusion.process import Process
 from tests.diffusion.test_schedules import build
 
@@ -111,3 +116,92 @@ def test_three_of_four_channels_are_guided_as_the_published_dit_is_sampled(scale
     np.testing.assert_allclose(found.eps[row], eps, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.x0[row], x0, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(found.variance[row], (cond[..., 4:] + 1) / 2, atol=1e-6)
+
+
+def counted(network, rows):
+  """The network, which notes at run time how many rows it is given."""
+
+  def apply(x, time, condition):
+    jax.debug.callback(functools.partial(rows.append, len(x)))
+    return network(x, time, condition)
+
+  return apply
+
+
+def linear(x, time, condition):
+  return (
+    x / 10 + jnp.sin(condition['label'])[:, None, None, None] + time[:, None, None, None] / 1000
+  )
+
+
+def generator(sampler='ddim', num_steps=9, scale=2.5, clip_x0=False, **options):
+  schedule = build('cosine')
+  return Generator(
+    Process(schedule, 'v'),
+    make_plugin('diffusion.samplers', sampler, schedule=schedule),
+    np.linspace(1, 0, num_steps + 1),
+    (2, 2, 1),
+    seed=3,
+    null_label=10,
+    guidance=guidance_of(scale, GuidanceOptions(**options)),
+    clip_x0=clip_x0,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def x_0(generator, arguments):
+  """From the numbers of guidance as arguments, as the compiled programs have them."""
+  index = jnp.arange(3, dtype=jnp.uint32)
+  state = generator.start(generator.noise(index, arguments.seed))
+  return generator.advance(linear, index, LABELS, state, generator.steps, arguments).x_t
+
+
+def sampled(**settings):
+  made = generator(**settings)
+  return np.asarray(x_0(made, made.arguments))
+
+
+def test_guidance_acts_inside_its_interval_alone_and_costs_nothing_outside():
+  process, interval = Process(build('cosine'), 'v'), (0.4, 3.0)
+  rows = []
+
+  @jax.jit
+  def denoise(guidance, t):
+    options = dict(null_label=10, guidance=guidance, clip_x0=False)
+    return make_denoiser(counted(linear, rows), process, CONDITION, **options)(X, t)
+
+  for t in (0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0):
+    alpha, sigma = map(float, process.schedule(jnp.float32(t)))
+    inside = interval[0] < sigma / alpha <= interval[1]
+    denoise(guidance_of(2.0, GuidanceOptions(interval)), t)
+    rows.clear()
+    found = denoise(guidance_of(2.0, GuidanceOptions(interval)), t)
+    jax.effects_barrier()
+    assert rows == ([6] if inside else [3])
+    expected = denoise(guidance_of(2.0 if inside else 1.0), t)
+    np.testing.assert_array_equal(found.x0, expected.x0)
+    np.testing.assert_array_equal(found.eps, expected.eps)
+
+
+def test_an_interval_of_all_is_none_and_one_of_nothing_is_no_guidance():
+  plain, guided = sampled(scale=1.0), sampled()
+  assert np.abs(plain - guided).max() > 0.1
+  np.testing.assert_array_equal(sampled(interval=(0, 1e9)), guided)
+  np.testing.assert_array_equal(sampled(interval=(1e8, 1e9)), plain)
+  some = sampled(interval=(0.4, 3))
+  assert np.abs(some - guided).max() > 0.01 and np.abs(some - plain).max() > 0.01
+
+
+@pytest.mark.parametrize('name', plugin_names('diffusion.samplers'))
+def test_evaluations_are_the_passes_that_the_network_makes(name):
+  """Counted in the network, for every sampler."""
+  for options in (dict(scale=1.0), {}, dict(interval=(0.4, 3.0)), dict(interval=(1e8, 1e9))):
+    made, rows = generator(name, num_steps=4, **options), []
+    index = jnp.arange(3, dtype=jnp.uint32)
+    jax.block_until_ready(
+      jax.jit(lambda: made(counted(linear, rows), index, LABELS))()  # noqa: B023
+    )
+    jax.effects_barrier()
+    assert made.evaluations() == sum(rows) / 3
+  calls = made.call_times()
+  assert len(calls) == made.sampler.evaluations(4) and set(calls) <= set(np.float32(made.times))

@@ -98,8 +98,8 @@ def test_the_sampling_process_is_that_of_the_config(tiny):
   assert not tiny().generator().clip_x0 and generator.null_label == 10
 
 
-def test_seed_and_scale_are_arguments_of_one_program(tiny):
-  """The network is traced once for all of them, and again for no guidance, which is another program."""
+def test_seed_scale_and_interval_are_arguments_of_one_program(tiny):
+  """The program is traced once for all of them, and again without guidance or interval."""
   experiment, traced = tiny(**{'sample.cfg_scale': 2.0}), []
   network = experiment.objective.network
   vars(experiment)['objective'] = dataclasses.replace(
@@ -119,7 +119,10 @@ def test_seed_and_scale_are_arguments_of_one_program(tiny):
   assert len(traced) == 1
   assert len({np.asarray(image).tobytes() for image in images}) == 4
   made(with_settings(experiment, {'sample.cfg_scale': 1.0}))
-  assert len(traced) == 2
+  for interval in ((0.1, 5.0), (0.1, 1.0)):
+    images.append(made(with_settings(experiment, {'sample.guidance.interval': interval})))
+  assert len(traced) == 3
+  assert len({np.asarray(image).tobytes() for image in images}) == 6
 
 
 @pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])

@@ -41,6 +41,17 @@ def test_a_set_is_of_the_options_of_its_spacing(tmp_path):
   }
 
 
+def test_a_set_is_named_by_its_guidance_and_is_of_it(tmp_path):
+  def found(**changes):
+    experiment = create(tiny_mapping(tmp_path, **changes))
+    return samples.set_name(experiment), samples.settings(experiment)['guidance']
+
+  assert found(**{'sample.cfg_scale': 2.0}) == ('ddim3-cfg2', None)  # As before there were others.
+  interval = {'sample.cfg_scale': 2.0, 'sample.guidance.interval': (0.25, 3)}
+  assert found(**interval) == ('ddim3-cfg2-interval0.25_3', {'interval': [0.25, 3]})
+  assert found(**{'sample.name': 'mine', **interval})[0] == 'mine'
+
+
 def flags_of(name, changes):
   return {'sample.name': name, **{f'sample.{field}': value for field, value in changes.items()}}
 
@@ -355,6 +366,11 @@ def test_the_scale_and_the_channels_of_guidance_belong_to_a_set(trained):
     run(trained, 'guided', **{**flags, 'cfg_scale': 3.0})
   assert sample_set.read_meta(folder)['identity']['guide_channels'] == 0
   run(trained, 'guided', **flags)
+  meta = sample_set.read_meta(folder)
+  assert meta['evaluations'] == 6 and meta['identity']['guidance'] is None
+  other = {'guidance.interval': (0.25, 3.0)}
+  with pytest.raises(InputError, match=r"guidance: None, asked \{'interval': \[0\.25, 3\.0\]\}"):
+    run(trained, 'guided', **flags, **other)
   with pytest.raises(InputError, match='guide_channels: 0, asked 1'):
     run(trained, 'guided', **flags, guide_channels=1)
   with pytest.raises(InputError, match=r'config\.sample\.guide_channels: got 2'):
