@@ -179,8 +179,8 @@ PROCESS = _faults(
   (
     'eps is not derived again from the clipped x0',
     'guidance.py',
-    '(x_t - n.alpha * x0) / n.sigma, prediction.variance)',
-    'prediction.eps, prediction.variance)',
+    'Prediction(x0, (x_t - n.alpha * x0) / n.sigma, prediction.variance)',
+    'prediction._replace(x0=x0)',
   ),
   (
     'pixels are floored instead of rounded',

@@ -1,7 +1,7 @@
 """Network and condition -> Denoiser, with classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598).
 
 The scale here is the one most codebases use, uncond + scale * (cond - uncond): 1 is no guidance
-(the paper's w is scale - 1). The order is: guide, clip x0, derive eps again from the clipped x0.
+(the paper's w is scale - 1). The order is: guide, rescale, threshold or clip x0, derive eps again from x0.
 A learned variance is not guided: it is that of the labelled row, as the published DiT samples. The
 published DiT also guides only the first three of its four latent channels and takes the last one from
 the labelled row; guide_channels does the same.
@@ -9,10 +9,15 @@ the labelled row; guide_channels does the same.
 With an interval (Kynkaanniemi et al. 2024, arXiv:2404.07724, Eq. 5) guidance acts only where
 low < sigma / alpha <= high, the noise relative to the data, which is sigma in their notation. Elsewhere
 the network sees the labelled rows alone. Pure noise, where alpha is 0, lies above every interval.
+
+Rescaling (Lin et al. 2024, arXiv:2305.08891, Section 3.4) and dynamic thresholding (Saharia et al. 2022,
+arXiv:2205.11487, Section 2.3) act on x0, so that they mean the same for every prediction type; at pure noise
+the v that Lin et al. rescale is -x0.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +26,8 @@ import jax.numpy as jnp
 from diffusion_jax.config.options import Check, option
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.types import Array, Condition, Denoiser, Network, NoiseLevel, Prediction
+
+SHARE_OR_ALL = Check(lambda x: 0 <= x <= 1, '0..1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +43,66 @@ class GuidanceOptions:
       '(), or (low, high) with 0 <= low < high',
     ),
   )
+  rescale: float = option(
+    0.0,
+    'Share of guided x0 that is scaled to the standard deviation of the labelled x0; 0: nothing.',
+    SHARE_OR_ALL,
+  )
+  threshold: float = option(
+    0.0,
+    'Dynamic thresholding instead of clipping: the quantile of |x0| that becomes 1 where it is larger; 0: '
+    'none. Only in pixel space.',
+    SHARE_OR_ALL,
+  )
 
 
 class Guidance(NamedTuple):
   """Numbers of guidance, () float32: arguments of a compiled program.
 
   A part that is None is turned off, in a program of its own. scale: of classifier-free guidance.
-  interval: ends of sigma / alpha between which it acts.
+  interval: ends of sigma / alpha between which it acts. rescale: share of x0 that is rescaled. threshold:
+  the quantile of |x0| for dynamic thresholding, which does not need guidance.
   """
 
   scale: Array | None = None
   interval: tuple[Array, Array] | None = None
+  rescale: Array | None = None
+  threshold: Array | None = None
 
 
 def guidance_of(cfg_scale: float, options: GuidanceOptions = GuidanceOptions()) -> Guidance:
   """The numbers of a config: cfg_scale 1 turns guidance off."""
+  given = Guidance(threshold=options.threshold or None)
   if cfg_scale == 1:
-    return Guidance()
-  return Guidance(cfg_scale, tuple(map(float, options.interval)) or None)
+    return given
+  return given._replace(
+    scale=cfg_scale,
+    interval=tuple(map(float, options.interval)) or None,
+    rescale=options.rescale or None,
+  )
 
 
 def acts(level: NoiseLevel, interval: tuple[Array, Array]) -> Array:
   """Whether guidance acts at noise levels of any shape: bool of that shape."""
   low, high = interval
   return (low * level.alpha < level.sigma) & (level.sigma <= high * level.alpha)
+
+
+def rescaled(x0: Array, cond: Array, share: Array) -> Array:
+  """x0 (B,H,W,C), a share of it scaled to the standard deviation that each example's cond has.
+
+  Lin et al. 2024, Eq. 15 and 16.
+  """
+  axes = tuple(range(1, x0.ndim))
+  own, wanted = (jnp.std(x, axes, keepdims=True) for x in (x0, cond))
+  return x0 * (share * wanted / jnp.maximum(own, jnp.finfo(x0.dtype).tiny) + 1 - share)
+
+
+def thresholded(x0: Array, quantile: Array) -> Array:
+  """x0 (B,H,W,C) clipped to [-s, s] and divided by s, the quantile of each example's |x0|, at least 1."""
+  s = jnp.quantile(jnp.abs(x0), quantile, axis=tuple(range(1, x0.ndim)), keepdims=True)
+  s = jnp.maximum(s, 1)
+  return jnp.clip(x0, -s, s) / s
 
 
 def make_denoiser(
@@ -80,12 +123,18 @@ def make_denoiser(
   guide_channels: how many of the first channels are guided; 0: all. The others are the labelled row's.
   """
 
+  def with_x0(x0: Array, prediction: Prediction, x_t: Array, t: Array) -> Prediction:
+    n = process.level(t, x_t)
+    return Prediction(x0, (x_t - n.alpha * x0) / n.sigma, prediction.variance)
+
   def combined(cond: Array, uncond: Array) -> Array:
+    return uncond + guidance.scale * (cond - uncond)
+
+  def on_guided(function: Callable[[Array, Array], Array], cond: Array, uncond: Array) -> Array:
     if not guide_channels:
-      return uncond + guidance.scale * (cond - uncond)
+      return function(cond, uncond)
     first, rest = jnp.split(cond, [guide_channels], axis=-1)
-    without = uncond[..., :guide_channels]
-    return jnp.concatenate([without + guidance.scale * (first - without), rest], axis=-1)
+    return jnp.concatenate([function(first, uncond[..., :guide_channels]), rest], axis=-1)
 
   def plain(x_t: Array, t: Array) -> Prediction:
     return process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
@@ -98,7 +147,10 @@ def make_denoiser(
     output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
     cond = process.to_prediction(output[:, 0], x_t, t)
     uncond = process.to_prediction(output[:, 1], x_t, t)
-    x0, eps = combined(cond.x0, uncond.x0), combined(cond.eps, uncond.eps)
+    if guidance.rescale is not None:
+      x0 = on_guided(lambda c, u: rescaled(combined(c, u), c, guidance.rescale), cond.x0, uncond.x0)
+      return with_x0(x0, cond, x_t, t)
+    x0, eps = (on_guided(combined, c, u) for c, u in zip(cond[:2], uncond[:2]))
     return Prediction(x0, eps, cond.variance)
 
   def denoise(x_t: Array, t: Array) -> Prediction:
@@ -109,10 +161,10 @@ def make_denoiser(
     else:
       inside = acts(process.schedule(t), guidance.interval)
       prediction = jax.lax.cond(inside, guided, plain, x_t, t)
+    if guidance.threshold is not None:
+      return with_x0(thresholded(prediction.x0, guidance.threshold), prediction, x_t, t)
     if clip_x0:
-      n = process.level(t, x_t)
-      x0 = jnp.clip(prediction.x0, -1, 1)
-      prediction = Prediction(x0, (x_t - n.alpha * x0) / n.sigma, prediction.variance)
+      return with_x0(jnp.clip(prediction.x0, -1, 1), prediction, x_t, t)
     return prediction
 
   return denoise

@@ -163,6 +163,11 @@ def _latent_problems(config) -> list[str]:
   if config.space == 'pixel':
     return []
   problems = []
+  if threshold := config.sample.guidance.options['threshold']:
+    problems.append(
+      f'config.sample.guidance.threshold: got {threshold:g}, allowed 0 in latent space, where values are '
+      'not bounded by 1'
+    )
   if config.sample.clip_x0:
     problems.append(
       'config.sample.clip_x0: got True, allowed False in latent space, where values are not '
@@ -197,7 +202,9 @@ def _grid_problems(experiment: Experiment) -> list[str]:
     return []
   alpha, sigma = (float(x) for x in experiment.schedule(jnp.float32(times[0])))
   log_snr = 2 * math.log(alpha / sigma) if alpha > 0 else -math.inf
-  if alpha > 0 and (log_snr >= MIN_LOG_SNR_EPS or sample.clip_x0):
+  if alpha > 0 and (
+    log_snr >= MIN_LOG_SNR_EPS or sample.clip_x0 or sample.guidance.options['threshold']
+  ):
     return []
   return [
     f"config.process.prediction_type: got 'eps', but sampling with config.schedule.name "

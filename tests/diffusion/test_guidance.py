@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.config.options import options_of, require_options
 from diffusion_jax.config.plugins import make_plugin, plugin_names
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.guidance import GuidanceOptions, guidance_of, make_denoiser
@@ -195,13 +196,109 @@ def test_an_interval_of_all_is_none_and_one_of_nothing_is_no_guidance():
 @pytest.mark.parametrize('name', plugin_names('diffusion.samplers'))
 def test_evaluations_are_the_passes_that_the_network_makes(name):
   """Counted in the network, for every sampler."""
-  for options in (dict(scale=1.0), {}, dict(interval=(0.4, 3.0)), dict(interval=(1e8, 1e9))):
-    made, rows = generator(name, num_steps=4, **options), []
-    index = jnp.arange(3, dtype=jnp.uint32)
-    jax.block_until_ready(
-      jax.jit(lambda: made(counted(linear, rows), index, LABELS))()  # noqa: B023
-    )
-    jax.effects_barrier()
-    assert made.evaluations() == sum(rows) / 3
-  calls = made.call_times()
-  assert len(calls) == made.sampler.evaluations(4) and set(calls) <= set(np.float32(made.times))
+  made, rows = generator(name, num_steps=4, interval=(0.4, 3.0)), []
+  index = jnp.arange(3, dtype=jnp.uint32)
+  jax.block_until_ready(jax.jit(lambda: made(counted(linear, rows), index, LABELS))())
+  jax.effects_barrier()
+  calls = made.sampler.evaluations(4)
+  assert calls < made.evaluations() == sum(rows) / 3 < 2 * calls
+  assert len(made.call_times()) == calls
+  assert generator(name, num_steps=4).evaluations() == 2 * calls
+  assert generator(name, num_steps=4, scale=1.0, interval=(0.4, 3.0)).evaluations() == calls
+
+
+RNG = np.random.default_rng(7)
+COND, UNCOND = (RNG.normal(size=(3, 4, 4, 2)) * [1, 3] for _ in range(2))
+
+
+def found_x0(scale, clip_x0=False, guide_channels=0, prediction='x0', t=0.5, **options):
+  """x0, and eps from x_t = 0.3, of a network that gives COND to labels and UNCOND to none."""
+  process = Process(build('cosine'), prediction)
+  cond, uncond = (jnp.asarray(x, jnp.float32) for x in (COND, UNCOND))
+
+  def network(x, time, condition):
+    labelled = condition['label'][:, None, None, None] != 10
+    count = len(x) // len(cond)
+    return jnp.where(labelled, jnp.repeat(cond, count, axis=0), jnp.repeat(uncond, count, axis=0))
+
+  settings = dict(null_label=10, clip_x0=clip_x0, guide_channels=guide_channels)
+  guidance = guidance_of(scale, GuidanceOptions(**options))
+  denoise = make_denoiser(network, process, CONDITION, guidance=guidance, **settings)
+  x_t, t = jnp.full(COND.shape, 0.3), jnp.float32(t)
+  found, (alpha, sigma) = denoise(x_t, t), process.schedule(t)
+  np.testing.assert_allclose(found.eps, (x_t - alpha * found.x0) / sigma, rtol=1e-4, atol=1e-4)
+  return np.asarray(found.x0, np.float64)
+
+
+def by_hand(scale, rescale=0.0, threshold=0.0, clip=False):
+  """Each example alone, in float64, from the papers."""
+  made = []
+  for cond, uncond in zip(COND, UNCOND):
+    x0 = uncond + scale * (cond - uncond)
+    x0 = rescale * x0 * (cond.std() / x0.std()) + (1 - rescale) * x0
+    if threshold:
+      ordered = np.sort(np.abs(x0).ravel())
+      place = threshold * (len(ordered) - 1)
+      low = int(place)
+      high = min(low + 1, len(ordered) - 1)
+      s = max(1, ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+      x0 = np.clip(x0, -s, s) / s
+    elif clip:
+      x0 = np.clip(x0, -1, 1)
+    made.append(x0)
+  return np.stack(made)
+
+
+@pytest.mark.parametrize('share', [0.3, 1.0])
+def test_rescaling_gives_back_the_deviation_of_the_labelled_prediction(share):
+  found = found_x0(4.0, rescale=share)
+  np.testing.assert_allclose(found, by_hand(4.0, rescale=share), rtol=1e-4, atol=1e-4)
+  assert np.abs(found - by_hand(4.0)).max() > 0.5
+  if share == 1:
+    np.testing.assert_allclose(found.std((1, 2, 3)), COND.std((1, 2, 3)), rtol=1e-4)
+  some = found_x0(4.0, rescale=share, guide_channels=1)  # Of the guided channels.
+  np.testing.assert_allclose(some[..., 1], COND[..., 1], rtol=1e-5)
+  first = UNCOND[..., 0] + 4 * (COND[..., 0] - UNCOND[..., 0])
+  factor = COND[..., 0].std((1, 2)) / first.std((1, 2))
+  expected = first * (share * factor + 1 - share)[:, None, None]
+  np.testing.assert_allclose(some[..., 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('scale', [1.0, 3.0])
+@pytest.mark.parametrize('quantile', [0.5, 0.9, 1.0])
+def test_dynamic_thresholding_divides_by_the_quantile_and_replaces_clipping(scale, quantile):
+  for clip_x0 in (False, True):
+    found = found_x0(scale, clip_x0, threshold=quantile)
+    np.testing.assert_allclose(found, by_hand(scale, threshold=quantile), rtol=1e-4, atol=1e-5)
+    assert np.abs(found).max() <= 1
+  assert np.abs(found - by_hand(scale, clip=True)).max() > 0.1
+
+
+def test_what_is_small_is_not_thresholded(monkeypatch):
+  monkeypatch.setattr(f'{__name__}.COND', COND / 20)
+  np.testing.assert_allclose(found_x0(1.0, threshold=0.9), COND, rtol=1e-5)
+
+
+@pytest.mark.parametrize('prediction', ['x0', 'v'])
+def test_methods_follow_each_other_inside_the_interval(prediction):
+  """Guide, rescale, threshold; without guidance outside the threshold alone."""
+  options = dict(rescale=0.7, threshold=0.9)
+  inside = found_x0(4.0, interval=(0.5, 2.0), prediction=prediction, **options)
+  everywhere = found_x0(4.0, prediction=prediction, **options)
+  np.testing.assert_allclose(inside, everywhere, rtol=1e-5, atol=1e-6)
+  outside = found_x0(4.0, interval=(0.5, 2.0), prediction=prediction, t=0.8, **options)
+  unguided = found_x0(1.0, prediction=prediction, t=0.8, threshold=0.9)
+  np.testing.assert_allclose(outside, unguided, rtol=1e-5, atol=1e-6)
+  if prediction == 'x0':
+    expected = by_hand(4.0, rescale=0.7, threshold=0.9)
+    np.testing.assert_allclose(inside, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'field, value',
+  [('interval', (2, 1)), ('interval', (1.0,)), ('rescale', 1.5), ('threshold', -0.1)],
+)
+def test_options_that_mean_nothing_are_refused(field, value):
+  options = {**{name: f.default for name, f in options_of(GuidanceOptions).items()}, field: value}
+  with pytest.raises(ValueError, match=f'{field}: got '):
+    require_options(GuidanceOptions(**options))

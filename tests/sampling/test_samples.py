@@ -49,6 +49,8 @@ def test_a_set_is_named_by_its_guidance_and_is_of_it(tmp_path):
   assert found(**{'sample.cfg_scale': 2.0}) == ('ddim3-cfg2', None)  # As before there were others.
   interval = {'sample.cfg_scale': 2.0, 'sample.guidance.interval': (0.25, 3)}
   assert found(**interval) == ('ddim3-cfg2-interval0.25_3', {'interval': [0.25, 3]})
+  more = {**interval, 'sample.guidance.rescale': 0.7, 'sample.guidance.threshold': 0.995}
+  assert found(**more)[0] == 'ddim3-cfg2-interval0.25_3-rescale0.7-threshold0.995'
   assert found(**{'sample.name': 'mine', **interval})[0] == 'mine'
 
 

@@ -258,6 +258,10 @@ def test_damaged_weights_are_not_used(trained, tmp_path):
     ({'vae.checkpoint': ''}, r'config\.vae\.checkpoint is empty.*configs/vae\.py'),
     ({'vae.checkpoint': 'nowhere'}, r'nowhere: no such file or directory; give a work directory'),
     ({'sample.clip_x0': True}, r'config\.sample\.clip_x0: got True, allowed False in latent space'),
+    (
+      {'sample.guidance.threshold': 0.9},
+      r'config\.sample\.guidance\.threshold: got 0\.9, allowed 0 in latent space',
+    ),
     ({'data.image_size': 18}, r'config\.data\.image_size: got 18, allowed multiples of 4'),
     ({'model.dit.patch_size': 3}, r'config\.model\.dit\.patch_size: got 3'),
     (
