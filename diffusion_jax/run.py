@@ -28,7 +28,7 @@ from diffusion_jax.diffusion.pixels import from_uint8
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.errors import InputError
 from diffusion_jax.evaluation.types import FeatureSet
-from diffusion_jax.experiment import preparation, resolve, stored
+from diffusion_jax.experiment import guide, preparation, resolve, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, create
 from diffusion_jax.experiment.evaluator import Evaluator
 from diffusion_jax.experiment.experiment import Experiment
@@ -188,7 +188,8 @@ class Run:
     check_devices(self.experiment)
     cfg_scale = self.config.sample.cfg_scale if cfg_scale is None else cfg_scale
     size, devices = size_of_batches(self.experiment, count), self.experiment.mesh
-    generate = compile_generate(self.experiment, self._generator(num_steps, cfg_scale, seed), size)
+    generator = self._generator(num_steps, cfg_scale, seed)
+    generate = compile_generate(self.experiment, generator, size, self._guide_for(cfg_scale))
     made = []
     for start in range(0, count, size):
       rows = np.minimum(np.arange(start, start + size), count - 1)
@@ -204,7 +205,9 @@ class Run:
     sample = self.config.sample
     self._require_guidance(cfg_scale)
 
-    def apply(parts, condition, guidance, x_t, t):
+    other = self._guide_for(cfg_scale)
+
+    def apply(parts, others, condition, guidance, x_t, t):
       return make_denoiser(
         self.objective.network(parts),
         self.process,
@@ -213,13 +216,13 @@ class Run:
         guidance=guidance,
         clip_x0=sample.clip_x0,
         guide_channels=sample.guide_channels,
+        guide=other and other.network(others),
       )(x_t, jnp.float32(t))
 
-    denoise = self._once('denoiser', lambda: jax.jit(apply))
-    condition = {'label': jnp.asarray(labels)}
-    return functools.partial(
-      denoise, self.weights.parts, condition, self.experiment.guidance(cfg_scale)
-    )
+    denoise = self._once(('denoiser', other is None), lambda: jax.jit(apply))
+    condition, guidance = {'label': jnp.asarray(labels)}, self.experiment.guidance(cfg_scale)
+    others = other and other.parts
+    return functools.partial(denoise, self.weights.parts, others, condition, guidance)
 
   def encode(self, images: np.ndarray) -> Array:
     """Maps images (N,H,W,C) uint8 to x0 (N, *x0_shape): in [-1, 1], or latents of the posterior mean."""
@@ -281,10 +284,19 @@ class Run:
     return np.asarray(found, np.int32)
 
   def _require_guidance(self, cfg_scale: float) -> None:
-    if cfg_scale != 1 and not (self.config.num_classes and self.objective.guided):
+    by_label = cfg_scale != 1 and not self.experiment.has_guide
+    if by_label and not (self.config.num_classes and self.objective.guided):
       raise InputError(
         f'cfg_scale: got {cfg_scale:g}, allowed 1: the model was not trained without labels too'
       )
+
+  @functools.cached_property
+  def _guide(self) -> guide.Guide:
+    return guide.load(self.experiment, self.workdir, self.weights.scaling)
+
+  def _guide_for(self, cfg_scale: float) -> guide.Guide | None:
+    """Loads the network of autoguidance if this scale needs it."""
+    return self._guide if self.experiment.has_guide and cfg_scale != 1 else None
 
   def _generator(self, num_steps: int, cfg_scale: float, seed: int | None) -> Generator:
     if not self.objective.network:

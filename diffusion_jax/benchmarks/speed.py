@@ -195,7 +195,7 @@ def sample_parts(experiment: Experiment) -> Makers:
     guided = dataclasses.replace(experiment, config=config)
     vars(guided).update(vars(experiment) | {'config': config})
     began = time.perf_counter()
-    generator = guided.generator()
+    generator = dataclasses.replace(guided.generator(), autoguided=False)
     generate = compile_generate(guided, generator, size)
     compiling = time.perf_counter() - began
     weights = experiment.initial_state().weights()

@@ -280,6 +280,16 @@ class Guidance:
   """How guidance by sample.cfg_scale works; the defaults are plain classifier-free guidance."""
 
   options: Mapping[str, Any] = options_from('diffusion.guidance', 'GuidanceOptions')
+  workdir: str = option(
+    '',
+    'Autoguidance: the work directory of a worse network for the same images, which guides instead of the '
+    "null label; '': none, or this run's own if `checkpoint` is given.",
+  )
+  checkpoint: str = option(
+    '',
+    "Autoguidance: the checkpoint that guides; '': the latest of `workdir`.",
+    Check(lambda c: c in ('', 'latest', 'best') or c.isdigit(), "'', 'latest', 'best' or a step"),
+  )
 
 
 def section(cls: type, change: str = '') -> Any:

@@ -37,6 +37,7 @@ class Generator:
   """A sampling process. times: (N+1,), noise first; shape: (H, W, C).
 
   seed and guidance are the values of `arguments`, which compiled programs take; all else is static.
+  autoguided: whether guidance needs a guide.
   """
 
   process: Process
@@ -48,6 +49,7 @@ class Generator:
   guidance: Guidance
   clip_x0: bool
   guide_channels: int = 0
+  autoguided: bool = False
   num_frames: int = 0
   frame_examples: int = 0
 
@@ -62,7 +64,7 @@ class Generator:
     """What its compiled programs depend on; while both live, two of a kind share them."""
     return (
       *(id(self.process), id(self.sampler), self.times.tobytes(), self.shape, self.null_label),
-      *(self.clip_x0, self.guide_channels, self.num_frames, self.frame_examples),
+      *(self.clip_x0, self.guide_channels, self.autoguided, self.num_frames, self.frame_examples),
       jax.tree.structure(self.arguments),
     )
 
@@ -72,7 +74,7 @@ class Generator:
     return steps_along(self.times.astype(np.float32), self.num_frames)
 
   def evaluations(self) -> int:
-    """Passes of the network for one sample: calls of the denoiser, those that are guided twice."""
+    """Passes of networks for one sample: calls of the denoiser, those that are guided twice."""
     calls, guidance = self.sampler.evaluations(len(self.times) - 1), self.guidance
     if guidance.scale is None:
       return calls
@@ -120,8 +122,14 @@ class Generator:
     state: SamplingState,
     steps: Steps,
     arguments: Arguments,
+    guide: Network | None = None,
   ) -> SamplingState:
-    """The state after some of the steps: indices (B,) uint32, labels (B,) int32."""
+    """The state after some of the steps: indices (B,) uint32, labels (B,) int32.
+
+    Raises: ValueError without the guide that guidance needs.
+    """
+    if self.autoguided and guide is None and self.guidance.scale is not None:
+      raise ValueError('guide: got None, allowed a network: this is autoguidance')
     denoise = make_denoiser(
       network,
       self.process,
@@ -130,6 +138,7 @@ class Generator:
       guidance=arguments.guidance,
       clip_x0=self.clip_x0,
       guide_channels=self.guide_channels,
+      guide=guide if self.autoguided else None,
     )
     keys = fold_in_each(_keys(arguments.seed, indices), 1)
     return continue_sampling(self.sampler, denoise, keys, state, steps)

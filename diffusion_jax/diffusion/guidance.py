@@ -10,6 +10,9 @@ With an interval (Kynkaanniemi et al. 2024, arXiv:2404.07724, Eq. 5) guidance ac
 low < sigma / alpha <= high, the noise relative to the data, which is sigma in their notation. Elsewhere
 the network sees the labelled rows alone. Pure noise, where alpha is 0, lies above every interval.
 
+Autoguidance (Karras et al. 2024, arXiv:2406.02507, Eq. 3) takes the prediction of a guide, a worse network,
+with the same labels in place of that without labels.
+
 Rescaling (Lin et al. 2024, arXiv:2305.08891, Section 3.4) and dynamic thresholding (Saharia et al. 2022,
 arXiv:2205.11487, Section 2.3) act on x0, so that they mean the same for every prediction type; at pure noise
 the v that Lin et al. rescale is -x0.
@@ -114,6 +117,7 @@ def make_denoiser(
   guidance: Guidance,
   clip_x0: bool,
   guide_channels: int = 0,
+  guide: Network | None = None,
 ) -> Denoiser:
   """A denoiser for a batch with this condition; null_label stands for "no class".
 
@@ -121,6 +125,7 @@ def make_denoiser(
   example's two rows are neighbours, so that a batch sharded over devices stays where it is. With an interval
   t must be a scalar, and only the pass that is needed there is made.
   guide_channels: how many of the first channels are guided; 0: all. The others are the labelled row's.
+  guide: the network of autoguidance, one pass of its own instead of the rows without labels.
   """
 
   def with_x0(x0: Array, prediction: Prediction, x_t: Array, t: Array) -> Prediction:
@@ -139,14 +144,20 @@ def make_denoiser(
   def plain(x_t: Array, t: Array) -> Prediction:
     return process.to_prediction(process.apply(network, x_t, t, condition), x_t, t)
 
-  def guided(x_t: Array, t: Array) -> Prediction:
+  def both(x_t: Array, t: Array) -> tuple[Prediction, Prediction]:
+    if guide is not None:
+      output = process.apply(guide, x_t, t, condition)
+      return plain(x_t, t), process.to_prediction(output, x_t, t)
     labels = condition['label']
     pairs = {name: jnp.repeat(values, 2, axis=0) for name, values in condition.items()}
     pairs['label'] = jnp.stack([labels, jnp.full_like(labels, null_label)], axis=1).reshape(-1)
     output = process.apply(network, jnp.repeat(x_t, 2, axis=0), t, pairs)
     output = output.reshape(x_t.shape[0], 2, *output.shape[1:])  # (B,2,H,W,C)
-    cond = process.to_prediction(output[:, 0], x_t, t)
-    uncond = process.to_prediction(output[:, 1], x_t, t)
+    cond, uncond = (process.to_prediction(output[:, row], x_t, t) for row in range(2))
+    return cond, uncond
+
+  def guided(x_t: Array, t: Array) -> Prediction:
+    cond, uncond = both(x_t, t)
     if guidance.rescale is not None:
       x0 = on_guided(lambda c, u: rescaled(combined(c, u), c, guidance.rescale), cond.x0, uncond.x0)
       return with_x0(x0, cond, x_t, t)

@@ -67,6 +67,7 @@ def with_settings(
   if config is None:
     raise InputError(listed(problems))
   changed = Experiment(config, mapping, stored_meta or experiment.stored_meta)
+  _ = experiment.compiled  # Both compile into it from now on.
   for name in KEPT & set(vars(experiment)):
     vars(changed)[name] = vars(experiment)[name]
   _raise(config_problems(changed))
@@ -123,7 +124,8 @@ def config_problems(experiment: Experiment) -> list[str]:
   metrics = _attempt(experiment.metrics, problems)
   objective = _attempt(lambda: experiment.make_objective(dtype), problems)
   if objective is not None:
-    problems += _objective_problems(config, objective) + training_problems(config, objective)
+    problems += _objective_problems(experiment, objective)
+    problems += training_problems(config, objective)
     problems += evaluation_problems(config, metrics or {}, objective)
   problems += _label_problems(experiment)
   problems += _latent_problems(config)
@@ -131,15 +133,17 @@ def config_problems(experiment: Experiment) -> list[str]:
   return list(dict.fromkeys(problems))
 
 
-def _objective_problems(config: Config, objective: Objective) -> list[str]:
+def _objective_problems(experiment: Experiment, objective: Objective) -> list[str]:
   """Problems of what is minimised with the other sections."""
-  problems, scale = [], config.sample.cfg_scale
+  config, problems = experiment.config, []
+  scale = config.sample.cfg_scale
   if config.space == 'latent' and not objective.network:
     problems.append(
       "config.space: got 'latent', allowed 'pixel' with config.objective.name "
       f'{config.objective.name!r}, which is trained on images'
     )
-  if scale != 1 and config.num_classes and objective.network and not objective.guided:
+  by_label = scale != 1 and not experiment.has_guide
+  if by_label and config.num_classes and objective.network and not objective.guided:
     problems.append(
       f'config.sample.cfg_scale: got {scale:g}, allowed 1 unless the model also learns without labels '
       f'(config.objective.{config.objective.name}.class_dropout > 0)'
@@ -234,7 +238,7 @@ def _variance_problems(experiment: Experiment) -> list[str]:
 
 def _label_problems(experiment: Experiment) -> list[str]:
   config, problems = experiment.config, []
-  if config.sample.cfg_scale != 1 and config.num_classes == 0:
+  if config.sample.cfg_scale != 1 and config.num_classes == 0 and not experiment.has_guide:
     problems.append(
       f'config.sample.cfg_scale: got {config.sample.cfg_scale:g}, allowed 1 (no guidance), because the '
       'model is unconditional (num_classes 0)'

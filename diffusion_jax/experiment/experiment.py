@@ -400,6 +400,7 @@ class Experiment:
       guidance=self.guidance(),
       clip_x0=sample.clip_x0,
       guide_channels=sample.guide_channels,
+      autoguided=self.has_guide,
       num_frames=min(num_frames, num_steps + 1),
       frame_examples=frame_examples,
     )
@@ -409,6 +410,12 @@ class Experiment:
     sample = self.config.sample
     scale = sample.cfg_scale if cfg_scale is None else cfg_scale
     return guidance_of(scale, GuidanceOptions(**sample.guidance.options))
+
+  @property
+  def has_guide(self) -> bool:
+    """Returns whether config.sample.guidance names a network for autoguidance."""
+    guidance = self.config.sample.guidance
+    return bool(guidance.workdir or guidance.checkpoint)
 
   @functools.cached_property
   def compiled(self) -> dict[Any, Any]:

@@ -1,5 +1,6 @@
 """Sample numbers and a checkpoint's parameters -> parts of a sample set, a batch at a time."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.samplers.base import SamplingState
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.guide import Guide
 from diffusion_jax.reporting.tables import quantity
 from diffusion_jax.runtime import hosts, mesh
 from diffusion_jax.runtime.cost import free_bytes
@@ -50,9 +52,10 @@ def largest_batch(experiment: Experiment, count: int) -> int:
       'how much memory it has; give a number'
     )
   tried = least * COMPILED
+  # A guide, which is loaded already, needs no more than the rows without labels.
+  generator = dataclasses.replace(experiment.generator(), autoguided=False)
   one, two = (
-    compile_programs(experiment, experiment.generator(), size).bytes_per_device()
-    for size in (tried, 2 * tried)
+    compile_programs(experiment, generator, size).bytes_per_device() for size in (tried, 2 * tried)
   )
   size = least
   while size < count and one + (two - one) * (2 * size / tried - 1) <= SHARE_OF_FREE * free:
@@ -69,6 +72,7 @@ def generate_parts(
   weights: Weights,
   missing: np.ndarray,
   animated: bool,
+  guide: Guide | None = None,
 ) -> float:
   """Writes this process's part of every batch. Returns: images/s of all, compiling aside.
 
@@ -82,7 +86,7 @@ def generate_parts(
   wanted[missing] = True
   batches = batches_to_make(picture.reshape(-1), wanted, size, animated)
   generator = experiment.generator(sample.gif_frames, picture.size)
-  generate = compile_generate(experiment, generator, size)
+  generate = compile_generate(experiment, generator, size, guide)
   seconds, count = 0.0, sum(map(len, batches))
   bar = tqdm(
     total=sample.num_samples,
@@ -165,7 +169,9 @@ class Programs(NamedTuple):
     )
 
 
-def compile_generate(experiment: Experiment, generator: Generator, size: int) -> Callable:
+def compile_generate(
+  experiment: Experiment, generator: Generator, size: int, guide: Guide | None = None
+) -> Callable:
   """(weights, indices, labels, progress, noise) -> images uint8 and x_t of frames, for a batch of `size`.
 
   noise: standard normal (size, *x0_shape), instead of that of the indices. Images lie where their
@@ -174,17 +180,18 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
   alone share the programs.
   """
   decoder, parts = experiment.decoder, experiment.objective.network_parts
-  key = (generator.kind, size)
+  key = (generator.kind, size, guide and guide.key)
   if key not in experiment.compiled:  # With the generator: a kind tells its parts by identity.
-    experiment.compiled[key] = generator, compile_programs(experiment, generator, size)
+    experiment.compiled[key] = generator, compile_programs(experiment, generator, size, guide)
   draw, start, advance, finish, runs = experiment.compiled[key][1]
   arguments = mesh.to_devices(generator.arguments, mesh.replicated(experiment.mesh))
+  others = guide and guide.parts
 
   def generate(weights, indices, labels, progress=None, noise=None):
     weights = weights.only(parts)
     state, done = start(draw(indices, arguments.seed) if noise is None else noise), 0
     for run in runs:
-      state = advance(weights.parts, indices, labels, state, run, arguments)
+      state = advance(weights.parts, indices, labels, state, run, arguments, others)
       if progress:
         jax.block_until_ready(state.x_t)
         done += len(run.number)
@@ -194,7 +201,9 @@ def compile_generate(experiment: Experiment, generator: Generator, size: int) ->
   return generate
 
 
-def compile_programs(experiment: Experiment, generator: Generator, size: int) -> Programs:
+def compile_programs(
+  experiment: Experiment, generator: Generator, size: int, guide: Guide | None = None
+) -> Programs:
   """Compiles what compile_generate runs, for a batch of `size`."""
   objective = experiment.objective
   abstract = experiment.abstract_state.weights().only(objective.network_parts)
@@ -210,16 +219,17 @@ def compile_programs(experiment: Experiment, generator: Generator, size: int) ->
   )
   states = SamplingState(cut, carry, whole)
 
-  def advance(parts, indices, labels, state, steps, arguments):
-    network = objective.network(parts)
-    return generator.advance(network, indices, labels, state, steps, arguments)
+  def advance(parts, indices, labels, state, steps, arguments, others):
+    networks = [objective.network(parts), guide and guide.network(others)]
+    return generator.advance(networks[0], indices, labels, state, steps, arguments, networks[1])
 
   with alive('compiling the sampler'):
     draw = jax.jit(generator.noise, out_shardings=cut)
     start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
-    advance = advance.lower(abstract.parts, indices, labels, state, runs[0], arguments).compile()
+    inputs = (indices, labels, state, runs[0], arguments, guide and guide.parts)
+    advance = advance.lower(abstract.parts, *inputs).compile()
     finish = jax.jit(experiment.to_images, out_shardings=cut)
     finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
   return Programs(draw, start, advance, finish, runs)

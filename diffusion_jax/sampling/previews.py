@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.evaluation.extract import IN_FLIGHT, fetched
 from diffusion_jax.evaluation.types import FeatureSet
 from diffusion_jax.experiment.evaluator import Evaluator
@@ -53,7 +54,7 @@ class Previews:
     padding = (0, mesh.round_up(len(labels), devices) - len(labels))
     inputs = (np.pad(np.arange(len(labels), dtype=np.uint32), padding), np.pad(labels, padding))
     steps = min(config.train.preview_steps, config.sample.num_steps)
-    generator = self.experiment.generator(num_steps=steps)
+    generator = without_guide(self.experiment, num_steps=steps)
     generate = compile_generate(self.experiment, generator, len(inputs[0]))
     local, sharding = mesh.local_rows(devices, len(inputs[0])), mesh.batch_sharding(devices)
     names = self.experiment.label_names[:rows] if config.num_classes else ()
@@ -71,7 +72,7 @@ class Previews:
     experiment, count = self.experiment, self.experiment.config.train.eval_num_samples
     size, classes = size_of_batches(experiment, count), max(experiment.config.num_classes, 1)
     rows, sharding = mesh.local_rows(experiment.mesh, size), mesh.batch_sharding(experiment.mesh)
-    generate = compile_generate(experiment, experiment.generator(), size)
+    generate = compile_generate(experiment, without_guide(experiment), size)
 
     def features(weights, evaluator, count):
       parts = []
@@ -114,6 +115,14 @@ class Previews:
     columns = min(COLUMNS, count)
     real = source.read(_spread(source, count // columns * columns))['image']
     return images.pairs(real, self.reconstruct(weights, real), columns)
+
+
+def without_guide(experiment: Experiment, num_steps: int = 0) -> Generator:
+  """The sampling process of config.sample, unguided where the guide is another network: none is loaded."""
+  generator = experiment.generator(num_steps=num_steps)
+  if not experiment.has_guide:
+    return generator
+  return dataclasses.replace(generator, guidance=experiment.guidance(1.0))
 
 
 def _spread(source: DataSource, count: int) -> np.ndarray:

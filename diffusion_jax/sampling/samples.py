@@ -1,6 +1,5 @@
 """Sample sets of a work directory: which one a config means, and making what is missing of it."""
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -11,11 +10,11 @@ import jax
 import numpy as np
 
 from diffusion_jax.data import adm, class_names, image_folder
-from diffusion_jax.diffusion.guidance import GuidanceOptions
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import agreement, datasets, first_stage, stored
 from diffusion_jax.experiment.checks import check_data, check_devices, with_settings
 from diffusion_jax.experiment.experiment import Experiment
+from diffusion_jax.experiment.guide import Guide, opened
 from diffusion_jax.experiment.weights import (
   chosen_step,
   initial_weights,
@@ -26,7 +25,7 @@ from diffusion_jax.experiment.weights import (
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.runtime import files, hosts, lease
 from diffusion_jax.runtime.checkpoint import Restored, checksums
-from diffusion_jax.sampling import sample_set
+from diffusion_jax.sampling import guided, sample_set
 from diffusion_jax.sampling.generation import generate_parts
 from diffusion_jax.sampling.pictures import draw_grid, is_animated
 from diffusion_jax.training.state import Weights
@@ -93,17 +92,26 @@ def make(experiment: Experiment, workdir: Path, given: tuple[Weights, int] | Non
     given = restored.state, restored.step
   weights, step = given
   _ = experiment.decoder  # Fails on a bad autoencoder before a folder is made.
+  guide = guided.load_guide(experiment, workdir, weights.scaling)
   wanted = identity(experiment, step, checksums(weights.parts).values(), weights.scaling)
+  if guide:
+    wanted['guide'] = guided.identity_of(guide.step, checksums(guide.parts).values())
   base = base_folder(experiment, workdir)
   folder = Path(hosts.from_first(lambda: str(sample_set.place(base, wanted))))
   if folder != base and not (folder / 'meta.json').exists():
     hosts.say(f'{base} holds samples of other parameters, so these go beside it')
   with lease.held(folder / 'sample.lease', f'sampling {folder}'):
-    fill(experiment, folder, weights, wanted)
+    fill(experiment, folder, weights, wanted, guide)
   return folder
 
 
-def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping[str, Any]) -> None:
+def fill(
+  experiment: Experiment,
+  folder: Path,
+  weights: Weights,
+  wanted: Mapping[str, Any],
+  guide: Guide | None = None,
+) -> None:
   """Makes the samples that the folder lacks, and draws them.
 
   wanted: the identity of the set. Raises: InputError if the folder holds another.
@@ -123,7 +131,7 @@ def fill(experiment: Experiment, folder: Path, weights: Weights, wanted: Mapping
   )
   images_per_s, evaluations = None, experiment.generator().evaluations()
   if len(missing) or not animated:
-    images_per_s = generate_parts(experiment, folder, weights, missing, animated)
+    images_per_s = generate_parts(experiment, folder, weights, missing, animated, guide)
 
   def finish():
     draw_grid(experiment, folder)
@@ -149,13 +157,8 @@ def require_diffusion(experiment: Experiment) -> None:
 def set_name(experiment: Experiment) -> str:
   """config.sample.name, or sampler, steps and guidance, as in 'ddim50-cfg2' or 'ddim50-cfg2-interval0.3_5'."""
   sample = experiment.config.sample
-  if sample.name:
-    return sample.name
   default = f'{experiment.config.sampler.name}{sample.num_steps}-cfg{sample.cfg_scale:g}'
-  for name, value in guidance_settings(experiment).items():
-    values = value if isinstance(value, list) else [value]
-    default += f'-{name}' + '_'.join(f'{x:g}' for x in values)
-  return default
+  return sample.name or default + guided.suffix(experiment)
 
 
 def base_folder(experiment: Experiment, workdir: Path) -> Path:
@@ -171,8 +174,7 @@ def identity(
   if scaling is not None:
     shift, scale = jax.device_get(scaling)
     latents |= {'latent_shift': shift.tolist(), 'latent_scale': float(scale)}
-  parameters = f'{sum(sums) % 2**32:08x}'
-  return {'step': step, 'parameters': parameters, **latents, **settings(experiment)}
+  return {**guided.identity_of(step, sums), **latents, **settings(experiment)}
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -190,19 +192,11 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     **{f'spacing.{name}': value for name, value in sample.spacing.options.items()},
     'cfg_scale': sample.cfg_scale,
     'guide_channels': sample.guide_channels,
-    'guidance': guidance_settings(experiment) or None,  # Sets older than these options have none.
+    'guidance': guided.settings(experiment),
     'clip_x0': sample.clip_x0,
     'labels': counts or list(experiment.chosen_labels) or 'balanced',
     'data': config.data.fingerprint,
   }
-
-
-def guidance_settings(experiment: Experiment) -> dict[str, Any]:
-  """Returns the options of config.sample.guidance that differ from the defaults, as JSON gives them."""
-  given = dataclasses.asdict(GuidanceOptions(**experiment.config.sample.guidance.options))
-  plain = dataclasses.asdict(GuidanceOptions())
-  changed = {name: value for name, value in given.items() if value != plain[name]}
-  return json.loads(json.dumps(changed))
 
 
 def is_complete(experiment: Experiment, folder: Path) -> bool:
@@ -266,7 +260,15 @@ def stored_identity(experiment: Experiment, workdir: Path) -> dict[str, Any] | N
     return None
   finally:
     checkpoints.close()
-  return identity(experiment, step, sums) if sums else None
+  if not sums:
+    return None
+  found = identity(experiment, step, sums)
+  if guided.is_autoguided(experiment):
+    guide = stored_identity(*opened(experiment, workdir))
+    if guide is None:
+      return None
+    found['guide'] = {'step': guide['step'], 'parameters': guide['parameters']}
+  return found
 
 
 def export(experiment: Experiment, folder: Path) -> None:

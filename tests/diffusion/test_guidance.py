@@ -207,6 +207,29 @@ def test_evaluations_are_the_passes_that_the_network_makes(name):
   assert generator(name, num_steps=4, scale=1.0, interval=(0.4, 3.0)).evaluations() == calls
 
 
+def test_a_guide_takes_the_place_of_the_rows_without_labels():
+  process, rows, guided_rows = Process(build('cosine'), 'v'), [], []
+
+  def worse(x, time, condition):
+    np.testing.assert_array_equal(condition['label'], LABELS)
+    return 0.5 * linear(x, time, condition) + 0.2
+
+  options = dict(null_label=10, clip_x0=False, guide=counted(worse, guided_rows))
+  for interval, expected in ((), [3]), ((0.4, 3.0), [3]), ((3.0, 4.0), []):
+    guidance = guidance_of(2.5, GuidanceOptions(interval))
+    rows.clear(), guided_rows.clear()
+    denoise = make_denoiser(counted(linear, rows), process, CONDITION, guidance=guidance, **options)
+    found = denoise(X, T)
+    jax.effects_barrier()
+    assert rows == [3] and guided_rows == expected
+    good, bad = (
+      process.to_prediction(process.apply(network, X, T, CONDITION), X, T)
+      for network in (linear, worse)
+    )
+    x0 = bad.x0 + 2.5 * (good.x0 - bad.x0) if expected else good.x0
+    np.testing.assert_allclose(found.x0, x0, rtol=1e-5, atol=1e-5)
+
+
 RNG = np.random.default_rng(7)
 COND, UNCOND = (RNG.normal(size=(3, 4, 4, 2)) * [1, 3] for _ in range(2))
 
