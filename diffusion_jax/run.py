@@ -205,7 +205,12 @@ class Run:
     sample = self.config.sample
     self._require_guidance(cfg_scale)
 
-    other = self._guide_for(cfg_scale)
+    guidance, other = self.experiment.guidance(cfg_scale), self._guide_for(cfg_scale)
+    if guidance.momentum is not None:
+      raise InputError(
+        f'config.sample.guidance.momentum: got {guidance.momentum:g}, allowed 0: this denoiser does not '
+        'remember the step before'
+      )
 
     def apply(parts, others, condition, guidance, x_t, t):
       return make_denoiser(
@@ -220,8 +225,7 @@ class Run:
       )(x_t, jnp.float32(t))
 
     denoise = self._once(('denoiser', other is None), lambda: jax.jit(apply))
-    condition, guidance = {'label': jnp.asarray(labels)}, self.experiment.guidance(cfg_scale)
-    others = other and other.parts
+    condition, others = {'label': jnp.asarray(labels)}, other and other.parts
     return functools.partial(denoise, self.weights.parts, others, condition, guidance)
 
   def encode(self, images: np.ndarray) -> Array:

@@ -71,6 +71,12 @@ def test_a_sampler_of_ones_own_around_the_denoiser(run):
   np.testing.assert_allclose(same, x_t, atol=1e-4)
 
 
+def test_a_denoiser_has_no_memory(trained):
+  run = dj.load_run(trained, {'sample.guidance.momentum': -0.5})
+  with pytest.raises(InputError, match=r'momentum: got -0\.5, allowed 0: this denoiser'):
+    run.denoiser([1], cfg_scale=2.0)
+
+
 def test_seeds_steps_and_guidance_count(run):
   base = run.sample([1, 2])
   for other in (dict(seed=1), dict(num_steps=2), dict(cfg_scale=1.0)):

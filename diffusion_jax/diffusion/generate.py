@@ -12,7 +12,8 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.diffusion.guidance import Guidance, acts, make_denoiser
+from diffusion_jax.diffusion.guidance import Guidance, acts, make_denoiser, make_remembering
+from diffusion_jax.diffusion.memory import Remembering
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers.base import (
   SamplingState,
@@ -111,7 +112,7 @@ class Generator:
     x_T = self.process.start(noise, jnp.float32(self.times[0]))
     examples = min(self.frame_examples, len(noise))
     return start_sampling(
-      self.sampler, x_T, self.times, num_frames=self.num_frames, frame_examples=examples
+      self._sampler, x_T, self.times, num_frames=self.num_frames, frame_examples=examples
     )
 
   def advance(
@@ -130,7 +131,8 @@ class Generator:
     """
     if self.autoguided and guide is None and self.guidance.scale is not None:
       raise ValueError('guide: got None, allowed a network: this is autoguidance')
-    denoise = make_denoiser(
+    make = make_denoiser if self.guidance.momentum is None else make_remembering
+    denoise = make(
       network,
       self.process,
       {'label': labels},
@@ -141,7 +143,13 @@ class Generator:
       guide=guide if self.autoguided else None,
     )
     keys = fold_in_each(_keys(arguments.seed, indices), 1)
-    return continue_sampling(self.sampler, denoise, keys, state, steps)
+    return continue_sampling(self._sampler, denoise, keys, state, steps)
+
+  @property
+  def _sampler(self) -> Sampler:
+    if self.guidance.momentum is None:
+      return self.sampler
+    return Remembering(self.sampler, self.guide_channels or self.shape[-1])
 
   def __call__(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
     """indices (B,) uint32, labels (B,) int32 -> x_0 (B,H,W,C) float32 and frames.

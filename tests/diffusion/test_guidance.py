@@ -1,6 +1,7 @@
 """Guidance against its formula, and its cost."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -253,11 +254,23 @@ def found_x0(scale, clip_x0=False, guide_channels=0, prediction='x0', t=0.5, **o
   return np.asarray(found.x0, np.float64)
 
 
-def by_hand(scale, rescale=0.0, threshold=0.0, clip=False):
+def projected(cond, uncond, scale, parallel=1.0, norm_threshold=0.0, momentum=0.0, before=0.0):
+  """One example by Sadat et al. 2025, from a basis of which the labelled x0 is one direction."""
+  difference = (cond - uncond + momentum * before).ravel()
+  kept, length = difference.reshape(cond.shape), np.linalg.norm(difference)
+  if norm_threshold and length > norm_threshold:
+    difference = difference * (norm_threshold / length)
+  unit = cond.ravel() / np.linalg.norm(cond)
+  orthogonal = difference - np.dot(difference, unit) * unit
+  update = orthogonal + parallel * (difference - orthogonal)
+  return cond + (scale - 1) * update.reshape(cond.shape), kept
+
+
+def by_hand(scale, rescale=0.0, threshold=0.0, clip=False, **projection):
   """Each example alone, in float64, from the papers."""
   made = []
   for cond, uncond in zip(COND, UNCOND):
-    x0 = uncond + scale * (cond - uncond)
+    x0 = projected(cond, uncond, scale, **projection)[0]
     x0 = rescale * x0 * (cond.std() / x0.std()) + (1 - rescale) * x0
     if threshold:
       ordered = np.sort(np.abs(x0).ravel())
@@ -285,6 +298,73 @@ def test_rescaling_gives_back_the_deviation_of_the_labelled_prediction(share):
   factor = COND[..., 0].std((1, 2)) / first.std((1, 2))
   expected = first * (share * factor + 1 - share)[:, None, None]
   np.testing.assert_allclose(some[..., 0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'options',
+  [
+    dict(parallel=0.0),
+    dict(parallel=0.3),
+    dict(norm_threshold=2.0),
+    dict(norm_threshold=1e4),
+    dict(parallel=0.0, norm_threshold=5.0),
+    dict(parallel=0.2, norm_threshold=3.0, rescale=0.7, threshold=0.9),
+  ],
+)
+def test_projected_guidance_is_that_of_its_paper(options):
+  found = found_x0(4.0, **options)
+  np.testing.assert_allclose(found, by_hand(4.0, **options), rtol=1e-4, atol=1e-4)
+  if options == dict(norm_threshold=1e4):
+    np.testing.assert_allclose(found, by_hand(4.0), rtol=1e-4, atol=1e-4)
+  else:
+    assert np.abs(found - by_hand(4.0)).max() > 0.1
+  if options == dict(parallel=0.0):
+    np.testing.assert_allclose(np.sum((found - COND) * COND, (1, 2, 3)), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize('interval', [(), (0.4, 3.0)])
+def test_momentum_remembers_the_steps_before_that_were_guided(interval):
+  """DDIM by hand in float64; the programs take the steps in two runs."""
+  options = dict(momentum=-0.6, norm_threshold=1.5, parallel=0.2)
+  made, index = (
+    generator(num_steps=8, interval=interval, **options),
+    jnp.arange(3, dtype=jnp.uint32),
+  )
+
+  @jax.jit
+  def advance(state, steps, arguments):
+    return made.advance(linear, index, LABELS, state, steps, arguments)
+
+  start = made.start(made.noise(index, made.arguments.seed))
+  state = start
+  for steps in made.steps.cut(4):
+    state = advance(state, steps, made.arguments)
+
+  x_t, memory = np.asarray(start.x_t, np.float64), np.zeros((3, 2, 2, 1))
+  for t, s in itertools.pairwise(made.times):
+    (a_t, s_t), (a_s, s_s) = (map(float, made.process.schedule(jnp.float32(x))) for x in (t, s))
+    time = float(made.process.schedule.network_time(jnp.float32(t)))
+    x0 = np.zeros_like(x_t)
+    for row, label in enumerate((0, 4, 7)):
+      cond, uncond = (
+        (a_t * x_t[row] - s_t * (x_t[row] / 10 + np.sin(y) + time / 1000)) / (a_t**2 + s_t**2)
+        for y in (label, 10)
+      )
+      x0[row] = cond
+      if not interval or interval[0] < s_t / a_t <= interval[1]:
+        x0[row], memory[row] = projected(cond, uncond, 2.5, before=memory[row], **options)
+    x_t = a_s * x0 + s_s * (x_t - a_t * x0) / s_t
+  np.testing.assert_allclose(state.x_t, x_t, rtol=1e-3, atol=1e-3)
+  without = sampled(num_steps=8, interval=interval, **{**options, 'momentum': 0.0})
+  assert np.abs(without - x_t).max() > 0.02
+
+
+def test_momentum_needs_a_memory():
+  guidance = guidance_of(2.0, GuidanceOptions(momentum=-0.5))
+  options = dict(null_label=10, guidance=guidance, clip_x0=False)
+  with pytest.raises(ValueError, match=r'momentum: got -0\.5, allowed none'):
+    make_denoiser(linear, Process(build('cosine'), 'v'), CONDITION, **options)
+  assert guidance_of(1.0, GuidanceOptions(momentum=-0.5)).momentum is None
 
 
 @pytest.mark.parametrize('scale', [1.0, 3.0])
@@ -319,7 +399,10 @@ def test_methods_follow_each_other_inside_the_interval(prediction):
 
 @pytest.mark.parametrize(
   'field, value',
-  [('interval', (2, 1)), ('interval', (1.0,)), ('rescale', 1.5), ('threshold', -0.1)],
+  [
+    *(('interval', (2, 1)), ('interval', (1.0,)), ('rescale', 1.5), ('threshold', -0.1)),
+    *(('momentum', -1.0), ('parallel', -0.5), ('norm_threshold', -1.0)),
+  ],
 )
 def test_options_that_mean_nothing_are_refused(field, value):
   options = {**{name: f.default for name, f in options_of(GuidanceOptions).items()}, field: value}

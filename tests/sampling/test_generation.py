@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax.diffusion.pixels import to_uint8
 from diffusion_jax.diffusion.samplers.ddim import DDIM
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.checks import with_settings
@@ -123,6 +124,20 @@ def test_seed_scale_and_interval_are_arguments_of_one_program(tiny):
     images.append(made(with_settings(experiment, {'sample.guidance.interval': interval})))
   assert len(traced) == 3
   assert len({np.asarray(image).tobytes() for image in images}) == 6
+
+
+def test_what_guidance_remembers_goes_from_run_to_run(tiny):
+  guidance = {'sample.cfg_scale': 4.0, 'sample.guidance.momentum': -0.7}
+  experiment = tiny(**{'sample.num_steps': 10, **guidance})
+  params, index = shaken(experiment), np.arange(4, dtype=np.uint32)
+  labels, generator = np.arange(4, dtype=np.int32), experiment.generator()
+  made = compile_generate(experiment, generator, 4)(Weights({'model': params}), index, labels)[0]
+  network = experiment.objective.network({'model': params})
+  x_0 = jax.jit(lambda: generator(network, index, labels)[0])()
+  assert np.abs(to_uint8(x_0).astype(int) - made).max() <= 1
+  forgetful = dataclasses.replace(generator, guidance=generator.guidance._replace(momentum=None))
+  other = compile_generate(experiment, forgetful, 4)(Weights({'model': params}), index, labels)[0]
+  assert np.any(other != made)
 
 
 @pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])
