@@ -34,6 +34,9 @@ Condition = dict[str, Array]  # 'label' (B,) int32; others (B,) float32, where a
 Network = Callable[
   [Array, Array, Condition], Array
 ]  # (input, network time (B,), condition) -> output
+CachableNetwork = Callable[
+  [Array, Array, Condition, Array | None], tuple[Array, Array]
+]  # Also what the blocks add to the tokens, or None to run them -> output, and what they added
 Denoiser = Callable[[Array, Array], Prediction]  # (x_t, t) -> Prediction
 
 

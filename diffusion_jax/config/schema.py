@@ -292,6 +292,13 @@ class Guidance:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Which steps of sampling run the blocks of a DiT."""
+
+  options: Mapping[str, Any] = options_from('diffusion.caching', 'Caching')
+
+
 def section(cls: type, change: str = '') -> Any:
   """A field that is a section. change: of its fields that do not say themselves."""
   return dataclasses.field(default_factory=cls, metadata={'change': change})
@@ -333,6 +340,7 @@ class Sample:
     0, 'Guide only this many of the first channels; 0 guides all.', NOT_NEGATIVE
   )
   guidance: Guidance = section(Guidance)
+  cache: Cache = section(Cache)
   clip_x0: bool = option(False, 'Clip predictions of x0 to [-1, 1]; only in pixel space.')
   labels: tuple[int | str, ...] = option(
     (),

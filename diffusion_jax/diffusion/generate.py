@@ -4,6 +4,7 @@ Sample number i depends on (seed, i), its label and the settings, never on the b
 """
 
 import dataclasses
+import functools
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.diffusion.caching import Cache, Caching, caching_network, no_cache
 from diffusion_jax.diffusion.guidance import Guidance, acts, make_denoiser, make_remembering
 from diffusion_jax.diffusion.memory import Remembering
 from diffusion_jax.diffusion.process import Process
@@ -23,7 +25,7 @@ from diffusion_jax.diffusion.samplers.base import (
   steps_along,
 )
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
-from diffusion_jax.types import Array, Network, Prediction, Sampler
+from diffusion_jax.types import Array, CachableNetwork, Network, Prediction, Sampler
 
 
 class Arguments(NamedTuple):
@@ -38,7 +40,7 @@ class Generator:
   """A sampling process. times: (N+1,), noise first; shape: (H, W, C).
 
   seed and guidance are the values of `arguments`, which compiled programs take; all else is static.
-  autoguided: whether guidance needs a guide.
+  autoguided: whether guidance needs a guide. caching: None for none; residual: (N, d) of what blocks add.
   """
 
   process: Process
@@ -51,6 +53,8 @@ class Generator:
   clip_x0: bool
   guide_channels: int = 0
   autoguided: bool = False
+  caching: Caching | None = None
+  residual: tuple[int, ...] = ()
   num_frames: int = 0
   frame_examples: int = 0
 
@@ -65,7 +69,8 @@ class Generator:
     """What its compiled programs depend on; while both live, two of a kind share them."""
     return (
       *(id(self.process), id(self.sampler), self.times.tobytes(), self.shape, self.null_label),
-      *(self.clip_x0, self.guide_channels, self.autoguided, self.num_frames, self.frame_examples),
+      *(self.clip_x0, self.guide_channels, self.autoguided, self.caching),
+      *(self.num_frames, self.frame_examples),
       jax.tree.structure(self.arguments),
     )
 
@@ -74,9 +79,15 @@ class Generator:
     """All steps, on the host."""
     return steps_along(self.times.astype(np.float32), self.num_frames)
 
-  def evaluations(self) -> int:
-    """Passes of networks for one sample: calls of the denoiser, those that are guided twice."""
-    calls, guidance = self.sampler.evaluations(len(self.times) - 1), self.guidance
+  def evaluations(self) -> float:
+    """Passes of networks for one sample: calls of the denoiser, those that are guided twice.
+
+    With caching, the share of steps that run the blocks of all.
+    """
+    num_steps, guidance = len(self.times) - 1, self.guidance
+    calls = self.sampler.evaluations(num_steps)
+    if self.caching:
+      calls *= self.caching.share(num_steps)
     if guidance.scale is None:
       return calls
     if guidance.interval is None:
@@ -117,7 +128,7 @@ class Generator:
 
   def advance(
     self,
-    network: Network,
+    network: Network | CachableNetwork,
     indices: Array,
     labels: Array,
     state: SamplingState,
@@ -127,29 +138,48 @@ class Generator:
   ) -> SamplingState:
     """The state after some of the steps: indices (B,) uint32, labels (B,) int32.
 
-    Raises: ValueError without the guide that guidance needs.
+    network: one of Objective.cachable with caching. Raises: ValueError without the guide that guidance needs.
     """
     if self.autoguided and guide is None and self.guidance.scale is not None:
       raise ValueError('guide: got None, allowed a network: this is autoguidance')
-    make = make_denoiser if self.guidance.momentum is None else make_remembering
-    denoise = make(
-      network,
-      self.process,
-      {'label': labels},
+    make = functools.partial(
+      make_remembering if self._remembers else make_denoiser,
+      process=self.process,
+      condition={'label': labels},
       null_label=self.null_label,
       guidance=arguments.guidance,
       clip_x0=self.clip_x0,
       guide_channels=self.guide_channels,
       guide=guide if self.autoguided else None,
     )
+
+    def denoise(x_t, t, memory):
+      made, (guiding, cache) = [], memory
+      own = caching_network(network, self.caching, cache, made) if self.caching else network
+      prediction, guiding = make(own)(x_t, t, guiding)
+      return prediction, (guiding, made[0] if made else None)
+
     keys = fold_in_each(_keys(arguments.seed, indices), 1)
+    denoise = denoise if self._remembers else make(network)
     return continue_sampling(self._sampler, denoise, keys, state, steps)
 
   @property
+  def _remembers(self) -> bool:
+    return self.guidance.momentum is not None or self.caching is not None
+
+  @property
   def _sampler(self) -> Sampler:
-    if self.guidance.momentum is None:
-      return self.sampler
-    return Remembering(self.sampler, self.guide_channels or self.shape[-1])
+    return Remembering(self.sampler, self._first_memory) if self._remembers else self.sampler
+
+  def _first_memory(self, x_T: Array) -> tuple[Array | None, Cache | None]:
+    """Of guidance, and of caching."""
+    guiding = cache = None
+    if self.guidance.momentum is not None:
+      guiding = jnp.zeros_like(x_T[..., : self.guide_channels or self.shape[-1]])
+    if self.caching:
+      rows = 1 if self.guidance.scale is None else 2  # With and without labels.
+      cache = no_cache(self.caching, (len(x_T), rows, *self.residual))
+    return guiding, cache
 
   def __call__(self, network: Network, indices: Array, labels: Array) -> tuple[Array, Array]:
     """indices (B,) uint32, labels (B,) int32 -> x_0 (B,H,W,C) float32 and frames.

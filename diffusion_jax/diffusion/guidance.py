@@ -163,8 +163,8 @@ def thresholded(x0: Array, quantile: Array) -> Array:
   return jnp.clip(x0, -s, s) / s
 
 
-# (x_t, t, memory) -> prediction, memory: what guidance remembers of the step before, None without momentum.
-RememberingDenoiser = Callable[[Array, Array, Array | None], tuple[Prediction, Array | None]]
+# (x_t, t, memory) -> prediction, memory: that of the step before; None for guidance without momentum.
+RememberingDenoiser = Callable[[Array, Array, Any], tuple[Prediction, Any]]
 
 
 def make_denoiser(

@@ -1,8 +1,8 @@
-"""What guidance remembers from one step to the next, carried beside what the sampler carries."""
+"""What a denoiser remembers from one step to the next, carried beside what the sampler carries."""
 
 import dataclasses
+from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.guidance import RememberingDenoiser
@@ -11,18 +11,18 @@ from diffusion_jax.types import Array, PyTree, Sampler
 
 @dataclasses.dataclass(frozen=True)
 class Remembering:
-  """A sampler whose steps take a RememberingDenoiser; channels: of what it remembers.
+  """A sampler whose steps take a RememberingDenoiser; first: x_T -> what the first step is given.
 
   A step remembers what its first call of the denoiser did; all its calls see the memory of the step before.
   That call must not stand in a branch of the step (lax.cond).
   """
 
   sampler: Sampler
-  channels: int
+  first: Callable[[Array], PyTree]
 
   def init(self, x_T: Array, times: np.ndarray) -> PyTree:
-    """What the sampler carries, and zeros (B,H,W,channels)."""
-    return self.sampler.init(x_T, times), jnp.zeros_like(x_T[..., : self.channels])
+    """What the sampler carries, and the first memory."""
+    return self.sampler.init(x_T, times), self.first(x_T)
 
   def evaluations(self, num_steps: int) -> int:
     """Those of the sampler."""

@@ -148,6 +148,8 @@ def _objective_problems(experiment: Experiment, objective: Objective) -> list[st
       f'config.sample.cfg_scale: got {scale:g}, allowed 1 unless the model also learns without labels '
       f'(config.objective.{config.objective.name}.class_dropout > 0)'
     )
+  if experiment.caching and objective.network:
+    problems += _caching_problems(experiment, objective)
   if config.sample.average not in ('', *objective.averages):
     problems.append(
       f'config.sample.average: got {config.sample.average!r}, allowed '
@@ -161,6 +163,22 @@ def _objective_problems(experiment: Experiment, objective: Objective) -> list[st
         f'{module.factor}: config.vae.channel_mult {module.channel_mult} halves it that often'
       )
   return problems
+
+
+def _caching_problems(experiment: Experiment, objective: Objective) -> list[str]:
+  sample, reason = experiment.config.sample, ''
+  if objective.cachable is None:
+    reason = (
+      f'with config.model.name {experiment.config.model.name!r}, whose blocks cannot be left out'
+    )
+  elif sample.cfg_scale != 1 and experiment.has_guide:
+    reason = 'with autoguidance: the guide would need a cache of its own'
+  elif sample.cfg_scale != 1 and sample.guidance.options['interval']:
+    reason = (
+      'with config.sample.guidance.interval: steps in it and outside of it have different rows'
+    )
+  found = f'config.sample.cache.interval: got {experiment.caching.interval}, allowed 1'
+  return [f'{found} {reason}'] if reason else []
 
 
 def _latent_problems(config) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_jax.config.schema import Config
 from diffusion_jax.data import class_names
 from diffusion_jax.data.pipeline import Numbers, evaluation_batches
+from diffusion_jax.diffusion.caching import Caching
 from diffusion_jax.diffusion.generate import Generator
 from diffusion_jax.diffusion.guidance import Guidance, GuidanceOptions, guidance_of
 from diffusion_jax.diffusion.pixels import to_uint8
@@ -401,6 +402,8 @@ class Experiment:
       clip_x0=sample.clip_x0,
       guide_channels=sample.guide_channels,
       autoguided=self.has_guide,
+      caching=self.caching,
+      residual=self.residual_shape if self.caching else (),
       num_frames=min(num_frames, num_steps + 1),
       frame_examples=frame_examples,
     )
@@ -410,6 +413,20 @@ class Experiment:
     sample = self.config.sample
     scale = sample.cfg_scale if cfg_scale is None else cfg_scale
     return guidance_of(scale, GuidanceOptions(**sample.guidance.options))
+
+  @functools.cached_property
+  def caching(self) -> Caching | None:
+    """Returns the caching of config.sample; None where all steps run the blocks."""
+    caching = Caching(**self.config.sample.cache.options)
+    return caching if caching.interval > 1 else None
+
+  @functools.cached_property
+  def residual_shape(self) -> tuple[int, int]:
+    """(N, d) of what the blocks of the model add to its tokens."""
+    parts, inputs = self.abstract_state.weights().parts, self.objective.forward_inputs(1)
+    cachable = self.objective.cachable
+    made = jax.eval_shape(lambda parts, inputs: cachable(parts)(*inputs, None), parts, inputs)
+    return made[1].shape[1:]
 
   @property
   def has_guide(self) -> bool:

@@ -1,12 +1,9 @@
 """Problems of how a config trains that no single field shows."""
 
+import dataclasses
+
 from diffusion_jax.config.schema import Config
 from diffusion_jax.training.objective import Objective
-
-BETWEEN_STEPS = (
-  *('train.log_every_steps', 'train.holdout_every_steps', 'train.preview_every_steps'),
-  *('train.eval_every_steps', 'checkpoint.every_steps'),
-)
 
 
 def training_problems(config: Config, objective: Objective) -> list[str]:
@@ -33,10 +30,9 @@ def training_problems(config: Config, objective: Objective) -> list[str]:
 
 def _dispatch_problems(config: Config) -> list[str]:
   """What the loop does between steps has to fall between dispatches."""
-  several, every = config.train.steps_per_dispatch, {}
-  for name in BETWEEN_STEPS:
-    section, field = name.split('.')
-    every[name] = getattr(getattr(config, section), field)
+  several, train = config.train.steps_per_dispatch, dataclasses.asdict(config.train)
+  every = {f'train.{name}': train[name] for name in train if name.endswith('_every_steps')}
+  every['checkpoint.every_steps'] = config.checkpoint.every_steps
   wrong = [f'config.{name} {steps}' for name, steps in every.items() if steps % several]
   if not wrong:
     return []

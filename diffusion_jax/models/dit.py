@@ -163,8 +163,20 @@ class DiT(nn.Module):
     require_cudnn(self.attention, self.hidden_size // self.num_heads, self.dtype)
 
   @nn.compact
-  def __call__(self, x: Array, time: Array, condition: Condition, *, train: bool = False) -> Array:
-    """Raises: ValueError if patch_size does not divide the height and width."""
+  def __call__(
+    self,
+    x: Array,
+    time: Array,
+    condition: Condition,
+    *,
+    train: bool = False,
+    residual: Array | None = None,
+  ) -> Array:
+    """residual (B, N, d) float32: what the blocks add to the tokens, instead of running them.
+
+    Where they run, it is sown as 'residual' into the collection 'residuals'.
+    Raises: ValueError if patch_size does not divide the height and width.
+    """
     del train  # The published DiT has no dropout.
     p, (height, width) = self.patch_size, x.shape[1:3]
     if height % p or width % p:
@@ -193,7 +205,13 @@ class DiT(nn.Module):
       in_axes=nn.broadcast,
       unroll=self.unroll or self.depth,
     )(self.num_heads, self.mlp_ratio, self.attention, self.dtype, name='blocks')
-    tokens, _ = blocks(tokens, c)
+    if residual is None:
+      before = tokens
+      tokens, _ = blocks(tokens, c)
+      difference = tokens.astype(jnp.float32) - before.astype(jnp.float32)
+      self.sow('residuals', 'residual', difference, reduce_fn=lambda _, new: new)
+    else:
+      tokens = (tokens + residual).astype(self.dtype)
 
     shift, scale = AdaLNZero(2, jnp.float32, name='final_adaln')(c)
     tokens = modulate(layer_norm(jnp.float32)(tokens), shift, scale)

@@ -27,7 +27,7 @@ from diffusion_jax.diffusion.time_sampling.uniform import Uniform
 from diffusion_jax.objectives.base import Context, gradients_of, x0_of
 from diffusion_jax.randomness import example_keys, fold_in_each, normal_each, purpose_key
 from diffusion_jax.training.objective import Batch, Draws, DropoutDraws, Objective
-from diffusion_jax.types import Array, Condition, Network, PyTree, TimeSampling
+from diffusion_jax.types import Array, CachableNetwork, Condition, Network, PyTree, TimeSampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,7 @@ class Denoising:
       holdout_metrics=('loss',),
       averages={'ema': context.ema()},
       network=lambda parts: network_of(model, parts['model']),
+      cachable=(lambda parts: cachable_of(model, parts['model'])) if is_cachable(model) else None,
       guided=self.class_dropout > 0,
     )
 
@@ -162,6 +163,22 @@ def network_of(
     out, kept = out
     hidden.extend(jax.tree.leaves(kept))
     return out
+
+  return apply
+
+
+def is_cachable(model: nn.Module) -> bool:
+  """Whether the model takes the residual of its blocks, as a DiT."""
+  return 'residual' in inspect.signature(type(model).__call__).parameters
+
+
+def cachable_of(model: nn.Module, params: PyTree) -> CachableNetwork:
+  """A backbone with these parameters that can do without its blocks."""
+
+  def apply(x, time, condition, residual):
+    inputs = ({'params': params}, x, time, condition)
+    output, kept = model.apply(*inputs, residual=residual, mutable=['residuals'])
+    return output, kept['residuals']['residual'] if residual is None else residual
 
   return apply
 

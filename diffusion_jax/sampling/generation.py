@@ -220,7 +220,8 @@ def compile_programs(
   states = SamplingState(cut, carry, whole)
 
   def advance(parts, indices, labels, state, steps, arguments, others):
-    networks = [objective.network(parts), guide and guide.network(others)]
+    network = objective.cachable if generator.caching else objective.network
+    networks = [network(parts), guide and guide.network(others)]
     return generator.advance(networks[0], indices, labels, state, steps, arguments, networks[1])
 
   with alive('compiling the sampler'):

@@ -1,5 +1,6 @@
 """Sample sets of a work directory: which one a config means, and making what is missing of it."""
 
+import dataclasses
 import json
 import zlib
 from collections.abc import Iterable, Mapping
@@ -158,6 +159,8 @@ def set_name(experiment: Experiment) -> str:
   """config.sample.name, or sampler, steps and guidance, as in 'ddim50-cfg2' or 'ddim50-cfg2-interval0.3_5'."""
   sample = experiment.config.sample
   default = f'{experiment.config.sampler.name}{sample.num_steps}-cfg{sample.cfg_scale:g}'
+  if caching := experiment.caching:
+    default += f'-cache{caching.interval}_{caching.order}_{caching.first}'
   return sample.name or default + guided.suffix(experiment)
 
 
@@ -193,6 +196,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
     'cfg_scale': sample.cfg_scale,
     'guide_channels': sample.guide_channels,
     'guidance': guided.settings(experiment),
+    'cache': dataclasses.asdict(experiment.caching) if experiment.caching else None,
     'clip_x0': sample.clip_x0,
     'labels': counts or list(experiment.chosen_labels) or 'balanced',
     'data': config.data.fingerprint,

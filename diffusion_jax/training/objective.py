@@ -8,7 +8,7 @@ import optax
 
 from diffusion_jax.models.latents import Scaling
 from diffusion_jax.training.state import TrainState
-from diffusion_jax.types import Array, Network, PyTree
+from diffusion_jax.types import Array, CachableNetwork, Network, PyTree
 
 # label (B,) int32, and image (B,H,W,C) uint8 or posterior (B,h,w,2c) float16
 Batch = Mapping[str, Array]
@@ -50,6 +50,7 @@ class Objective:
   phase: step, from 1 -> which of the compiled steps it takes. whole_batch: the phases whose gradients are no
     means over examples, so that a batch cannot be taken in passes.
   network: parts -> what sampling and previews call; None: nothing is sampled.
+  cachable: parts -> that network for caching.caching_network, where the backbone can do without its blocks.
   network_parts: the parts that `network` looks at.
   reconstruct: (parts, images uint8) -> images uint8, for previews and metrics where nothing is sampled.
   guided: whether the network was trained without labels, too.
@@ -68,6 +69,7 @@ class Objective:
   phase: Callable[[int], str] = lambda step: ''
   whole_batch: tuple[str, ...] = ()
   network: Callable[[Parts], Network] | None = None
+  cachable: Callable[[Parts], CachableNetwork] | None = None
   network_parts: tuple[str, ...] = ('model',)
   reconstruct: Callable[[Parts, Array], Array] | None = None
   guided: bool = False

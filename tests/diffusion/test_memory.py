@@ -1,4 +1,4 @@
-"""What guidance remembers: one entry a step, whatever the sampler's calls of the denoiser."""
+"""What a denoiser remembers: one entry a step, whatever the sampler's calls of the denoiser."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ class TwoCalls(DDIM):
 
 
 def test_a_step_remembers_its_first_call_and_all_its_calls_see_the_step_before():
-  sampler, seen = Remembering(TwoCalls(build('cosine')), 1), []
+  sampler, seen = Remembering(TwoCalls(build('cosine')), lambda x: jnp.zeros_like(x[..., :1])), []
 
   def denoise(x_t, t, memory):
     assert memory.shape == (2, 3, 3, 1)

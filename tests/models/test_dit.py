@@ -106,3 +106,19 @@ def test_cudnn_is_refused_by_the_config_or_by_the_devices(tmp_path):
     if jax.default_backend() == 'cpu':
       with pytest.raises(InputError, match="attention: got 'cudnn', allowed 'auto', 'xla' on cpu"):
         check_devices(experiment)
+
+
+def test_what_the_blocks_add_can_be_given():
+  """Where it is given they do not run: the output is the same, and no matrix product of theirs is left."""
+  module = small()
+  params = shaken(jax.jit(module.init)(jax.random.key(1), *inputs())['params'])
+
+  def run(params, residual=None):
+    return module.apply({'params': params}, *inputs(), residual=residual, mutable=['residuals'])
+
+  expected, kept = jax.jit(run)(params)
+  residual = kept['residuals']['residual']
+  assert residual.dtype == jnp.float32 and float(jnp.abs(residual).max()) > 0.1
+  found, none = jax.jit(run)(params, residual)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert not none and 'scan' not in str(jax.make_jaxpr(run)(params, residual))

@@ -140,6 +140,26 @@ def test_what_guidance_remembers_goes_from_run_to_run(tiny):
   assert np.any(other != made)
 
 
+def test_cached_samples_are_those_of_the_loop_in_one_piece(tiny):
+  """From run to run the cache goes with the state, guided; and with all steps run, nothing changes."""
+  experiment = tiny(**{'sample.num_steps': 20, 'sample.cfg_scale': 4.0, 'sample.cache.interval': 3})
+  params, index = shaken(experiment), np.arange(4, dtype=np.uint32)
+  labels, generator = np.arange(4, dtype=np.int32), experiment.generator()
+
+  def made(generator):
+    program = compile_generate(experiment, generator, 4)
+    return program(Weights({'model': params}), index, labels)[0].astype(int)
+
+  network = experiment.objective.cachable({'model': params})
+  x_0 = jax.jit(lambda: generator(network, index, labels)[0])()
+  cached = made(generator)
+  assert np.abs(to_uint8(x_0).astype(int) - cached).max() <= 1
+  plain = made(dataclasses.replace(generator, caching=None))
+  assert np.any(plain != cached)
+  always = dataclasses.replace(generator.caching, first=20)
+  assert np.abs(made(dataclasses.replace(generator, caching=always)) - plain).max() <= 1
+
+
 @pytest.mark.parametrize('steps, length', [(3, 1), (50, 5), (97, 1), (100, 10), (1000, 100)])
 def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
   assert run_length(steps) == length

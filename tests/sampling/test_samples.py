@@ -52,6 +52,7 @@ def test_a_set_is_named_by_its_guidance_and_is_of_it(tmp_path):
   more = {**interval, 'sample.guidance.rescale': 0.7, 'sample.guidance.threshold': 0.995}
   assert found(**more)[0] == 'ddim3-cfg2-interval0.25_3-rescale0.7-threshold0.995'
   assert found(**{'sample.name': 'mine', **interval})[0] == 'mine'
+  assert found(**{'sample.cache.interval': 3}) == ('ddim3-cfg1-cache3_1_3', None)
 
 
 def flags_of(name, changes):
