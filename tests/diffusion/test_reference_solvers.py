@@ -1,0 +1,115 @@
+"""Final states against diffusers' schedulers, which fixtures/make_reference_solvers.py records and names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.config.plugins import make_plugin
+from diffusion_jax.diffusion.process import Process
+from diffusion_jax.diffusion.samplers import base, ddim, ddpm, dpmpp_2m
+from tests.diffusion.test_schedules import build, times
+
+FIXTURES = Path(__file__).parents[1] / 'fixtures'
+RECORDED = dict(np.load(FIXTURES / 'reference_solvers.npz'))
+SAMPLE = (np.arange(768) / 768).reshape(3, 8, 8, 4).transpose(3, 0, 1, 2).astype(np.float32)
+NOISE = np.stack(
+  [np.random.RandomState(number).standard_normal(SAMPLE.shape) for number in range(20)]
+).astype(np.float32)
+LINEAR = {'schedule': 'linear', 'prediction': 'eps', 'spacing': 'trailing'}
+FLOW = {'schedule': 'rectified_flow', 'prediction': 'velocity', 'spacing': 'shifted'}
+V = {**LINEAR, 'prediction': 'v'}
+KARRAS = {
+  **LINEAR,
+  'spacing': 'karras',
+  'sigma_min': 1e-5,
+}  # Ours stops at the table's first entry.
+CASES = {
+  'ddim': ('ddim', {}, LINEAR),
+  'ddim-eta': ('ddim', {'eta': 1.0}, LINEAR),
+  'ddpm': ('ddpm', {}, LINEAR),
+  'dpmpp_2m': ('dpmpp_2m', {}, LINEAR),
+  'dpmpp_2m-v': ('dpmpp_2m', {}, V),
+  'dpmpp_2m-karras': ('dpmpp_2m', {}, KARRAS),
+  'dpmpp_2m-sde': ('dpmpp_2m', {'sde': True}, LINEAR),
+  'unipc-2': ('unipc', {}, LINEAR),
+  'unipc-3': ('unipc', {'order': 3}, LINEAR),
+  'unipc-3-v': ('unipc', {'order': 3}, V),
+  'heun': ('heun', {'variable': 'sigma'}, LINEAR),
+  'heun-v': ('heun', {'variable': 'sigma'}, V),
+  'euler': ('euler', {}, LINEAR),
+  'flow-euler': ('euler', {}, {**FLOW, 'shift': 1.0}),
+  'flow-euler-shifted': ('euler', {}, {**FLOW, 'shift': 3.0}),
+  'flow-heun': ('heun', {}, {**FLOW, 'spacing': 'from 1 to 1 / T'}),
+}
+
+
+def grid(schedule, spacing, num_steps, **options):
+  if spacing == 'from 1 to 1 / T':
+    return np.append(np.linspace(1, 1e-3, num_steps), 0)
+  return times(schedule, num_steps, spacing, **options)
+
+
+def solve(name, counts, monkeypatch):
+  """The final states of these numbers of steps, by one compiled step."""
+  sampler, options, setting = CASES[name]
+  kinds = dict(setting)
+  schedule, spacing = build(kinds.pop('schedule')), kinds.pop('spacing')
+  process = Process(schedule, kinds.pop('prediction'))
+  solver = make_plugin('diffusion.samplers', sampler, schedule=schedule, **options)
+  monkeypatch.setattr(base, 'fold_in_each', lambda keys, number: number)
+  for module in (ddim, ddpm, dpmpp_2m):
+    monkeypatch.setattr(module, 'normal_each', lambda number, shape: jnp.asarray(NOISE)[number])
+
+  def denoise(x, t):
+    time = schedule.network_time(t)
+    if spacing == 'karras':  # As the reference rounds what its network sees.
+      time = jnp.round(time)
+    return process.to_prediction(x * time / (time + 1), x, t)
+
+  advance = jax.jit(lambda state, steps: base.continue_sampling(solver, denoise, (), state, steps))
+  found = []
+  for num_steps in counts:
+    points = grid(schedule, spacing, num_steps, **kinds)
+    state = base.start_sampling(solver, jnp.asarray(SAMPLE), points)
+    for steps in base.steps_along(points).cut(1):
+      state = advance(state, steps)
+    found.append(np.asarray(state.x_t))
+  return found
+
+
+def relative_error(found, expected):
+  return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def check(name, reference, monkeypatch):
+  counts = (5, 10, 20)
+  for num_steps, found in zip(counts, solve(name, counts, monkeypatch)):
+    error = relative_error(found, reference[f'{name}/{num_steps}'])
+    assert error <= 1e-4, num_steps
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_final_states_are_the_recorded_ones(name, monkeypatch):
+  check(name, RECORDED, monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def computed(tmp_path_factory):
+  """What the installed diffusers computes, in a process without TensorFlow."""
+  path = tmp_path_factory.mktemp('reference') / 'solvers.npz'
+  script = FIXTURES / 'make_reference_solvers.py'
+  environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'USE_TF': '0', 'CUDA_VISIBLE_DEVICES': ''}
+  subprocess.run([sys.executable, script, path], check=True, env=environment, timeout=300)
+  return dict(np.load(path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES)
+def test_final_states_are_those_of_the_installed_library(name, computed, monkeypatch):
+  check(name, computed, monkeypatch)
