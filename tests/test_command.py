@@ -85,7 +85,7 @@ CASES = {
   'mesh': ([QUICK, '--workdir={dir}', '--config.mesh.fsdp=3'], ['config.mesh', '8 devices']),
   'steps above T': (
     [QUICK, '--workdir={dir}', '--config.sample.num_steps=1001'],
-    ['config.sample.num_steps', 'got 1001', 'nearest 1000'],
+    ['config.sample.num_steps', 'got 1001', 'nearest 1000', 'shifted'],
   ),
   'label count': (
     [QUICK, '--workdir={dir}', '--config.num_classes=12', '--config.data.dir={dir}/data'],
@@ -112,6 +112,26 @@ CASES = {
       '--config.sample.clip_x0=True',
     ],
     ['config.process.prediction_type', 'does not determine x0'],
+  ),
+  'eps without a signal at the end': (
+    [
+      QUICK,
+      '--workdir={dir}',
+      '--config.process.prediction_type=eps',
+      '--config.schedule.cosine.zero_terminal_snr=True',
+      '--config.sample.clip_x0=True',
+      '--config.sample.spacing=leading',
+    ],
+    ['config.process.prediction_type', "'eps'", 'alpha is 0', "allowed 'v'"],
+  ),
+  'edm without a signal at the end': (
+    [
+      QUICK,
+      '--workdir={dir}',
+      '--config.process.prediction_type=edm',
+      '--config.schedule.name=rectified_flow',
+    ],
+    ['config.process.prediction_type', "'edm'", 'alpha is 0', "allowed 'v'"],
   ),
   'guidance without classes': (
     [QUICK, '--workdir={dir}', '--config.num_classes=0', '--config.sample.cfg_scale=2'],

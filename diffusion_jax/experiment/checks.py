@@ -220,9 +220,20 @@ def _grid_problems(experiment: Experiment) -> list[str]:
     times = experiment.times(sample.num_steps)
   except InputError as error:
     return [str(error)]
-  if prediction != 'eps':
+  if prediction not in ('eps', 'edm'):
     return []
-  alpha, sigma = (float(x) for x in experiment.schedule(jnp.float32(times[0])))
+  schedule = experiment.schedule
+  ends_at_zero = float(schedule(jnp.float32(1)).alpha) == 0
+  if ends_at_zero and (prediction == 'edm' or schedule.num_timesteps):
+    return [
+      f'config.process.prediction_type: got {prediction!r}, but with config.schedule.name '
+      f'{experiment.config.schedule.name!r} as it is alpha is 0 at t = 1, where '
+      + ('the network is fed sigma / alpha' if prediction == 'edm' else 'eps does not determine x0')
+      + "; allowed 'v', 'x0', 'velocity'"
+    ]
+  if prediction == 'edm':
+    return []
+  alpha, sigma = (float(x) for x in schedule(jnp.float32(times[0])))
   log_snr = 2 * math.log(alpha / sigma) if alpha > 0 else -math.inf
   if alpha > 0 and (
     log_snr >= MIN_LOG_SNR_EPS or sample.clip_x0 or sample.guidance.options['threshold']

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from diffusion_jax.config.plugins import make_plugin
 from diffusion_jax.diffusion.process import Process
 from diffusion_jax.diffusion.samplers import base, ddim, ddpm, dpmpp_2m
 from tests.diffusion.test_schedules import build, times
+from tests.support.samplers import run_by_steps
 
 FIXTURES = Path(__file__).parents[1] / 'fixtures'
 RECORDED = dict(np.load(FIXTURES / 'reference_solvers.npz'))
@@ -31,6 +31,7 @@ KARRAS = {
 }  # Ours stops at the table's first entry.
 CASES = {
   'ddim': ('ddim', {}, LINEAR),
+  'ddim-zero_snr': ('ddim', {}, {**V, 'zero_terminal_snr': True}),
   'ddim-eta': ('ddim', {'eta': 1.0}, LINEAR),
   'ddpm': ('ddpm', {}, LINEAR),
   'dpmpp_2m': ('dpmpp_2m', {}, LINEAR),
@@ -56,10 +57,11 @@ def grid(schedule, spacing, num_steps, **options):
 
 
 def solve(name, counts, monkeypatch):
-  """The final states of these numbers of steps, by one compiled step."""
+  """The final states of these numbers of steps."""
   sampler, options, setting = CASES[name]
   kinds = dict(setting)
-  schedule, spacing = build(kinds.pop('schedule')), kinds.pop('spacing')
+  changes = {'zero_terminal_snr': True} if kinds.pop('zero_terminal_snr', False) else {}
+  schedule, spacing = build(kinds.pop('schedule'), **changes), kinds.pop('spacing')
   process = Process(schedule, kinds.pop('prediction'))
   solver = make_plugin('diffusion.samplers', sampler, schedule=schedule, **options)
   monkeypatch.setattr(base, 'fold_in_each', lambda keys, number: number)
@@ -72,15 +74,8 @@ def solve(name, counts, monkeypatch):
       time = jnp.round(time)
     return process.to_prediction(x * time / (time + 1), x, t)
 
-  advance = jax.jit(lambda state, steps: base.continue_sampling(solver, denoise, (), state, steps))
-  found = []
-  for num_steps in counts:
-    points = grid(schedule, spacing, num_steps, **kinds)
-    state = base.start_sampling(solver, jnp.asarray(SAMPLE), points)
-    for steps in base.steps_along(points).cut(1):
-      state = advance(state, steps)
-    found.append(np.asarray(state.x_t))
-  return found
+  grids = [grid(schedule, spacing, num_steps, **kinds) for num_steps in counts]
+  return run_by_steps(solver, denoise, SAMPLE, (), grids)
 
 
 def relative_error(found, expected):

@@ -22,7 +22,7 @@ from diffusion_jax.randomness import example_keys, purpose_key
 from diffusion_jax.types import Prediction
 from tests.diffusion.test_schedules import build
 from tests.diffusion.test_schedules import times as times_of
-from tests.support.samplers import run_sampler
+from tests.support.samplers import run_by_steps, run_sampler
 
 MU, C = 0.7, 0.4
 SAMPLERS = plugin_names('diffusion.samplers')
@@ -58,8 +58,8 @@ def sampler(name, schedule, **changes):
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_contract(name):
-  """Shape, dtype, finite at both ends, traced once for two calls."""
-  schedule, traces = build('cosine'), []
+  """Shape, dtype, finite at both ends, traced once for all noise and keys."""
+  schedule, traces = build('cosine', zero_terminal_snr=True), []
 
   def run(x, keys):
     traces.append(1)
@@ -69,42 +69,31 @@ def test_contract(name):
 
   jitted = jax.jit(run)
   x = jax.random.normal(jax.random.key(0), (3, 2, 2, 1))
-  first, second = jitted(x, keys_of(3)), jitted(x, keys_of(3))
+  first, second, other = jitted(x, keys_of(3)), jitted(x, keys_of(3)), jitted(-x, keys_of(6)[3:])
   assert first.shape == x.shape and first.dtype == jnp.float32 and len(traces) == 1
-  assert np.all(np.isfinite(first))
+  assert np.all(np.isfinite(first)) and np.all(np.isfinite(other)) and np.any(other != first)
   np.testing.assert_array_equal(first, second)
 
 
 @pytest.mark.parametrize('name, options', DETERMINISTIC)
-@pytest.mark.parametrize('num_steps', [1, 3, 1000])
-def test_from_pure_noise_to_clean_data(name, options, num_steps):
+def test_from_pure_noise_to_clean_data(name, options):
   """Rectified flow starts at alpha = 0: finite, and 1,000 steps in float32 end where the flow does.
 
   It keeps (x_t - alpha mu) / sqrt(alpha^2 c^2 + sigma^2), so that x_0 = mu + c x_1. One step takes the mean.
+  In the last grid times are doubled, as are those that a table cannot tell apart in float32.
   """
   schedule, x = build('rectified_flow'), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+  grids = [times_of(schedule, n) for n in (1, 3, 1000)]
+  grids += [np.array([0.9, 0.7, 0.4, 0.2, 0]), np.array([0.9, 0.7, 0.7, 0.7, 0.4, 0.2, 0])]
   solver = sampler(name, schedule, **options)
-  found, _ = run_sampler(
-    solver, exact_denoiser(schedule), x, keys_of(5), times_of(schedule, num_steps)
+  one, three, thousand, plain, doubled = run_by_steps(
+    solver, exact_denoiser(schedule), x, keys_of(5), grids
   )
-  if num_steps == 1:
-    np.testing.assert_allclose(found, MU, atol=1e-6)
-  elif num_steps == 3:
-    assert np.all(np.isfinite(found))
-  else:
-    first_order = name in ('ddim', 'euler')
-    np.testing.assert_allclose(found, MU + C * x, atol=2e-3 if first_order else 1e-4)
-
-
-@pytest.mark.parametrize('name, options', DETERMINISTIC)
-def test_a_step_of_no_length_changes_nothing(name, options):
-  """Times closer than a table can tell apart in float32 have one noise level."""
-  schedule, x = build('rectified_flow'), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
-  times, doubled = np.array([0.9, 0.7, 0.4, 0.2, 0]), np.array([0.9, 0.7, 0.7, 0.7, 0.4, 0.2, 0])
-  solver, arguments = sampler(name, schedule, **options), (exact_denoiser(schedule), x, keys_of(5))
-  expected, _ = run_sampler(solver, *arguments, times)
-  found, _ = run_sampler(solver, *arguments, doubled)
-  np.testing.assert_allclose(found, expected, atol=0.05 if name in ('dpmpp_2m', 'unipc') else 1e-6)
+  np.testing.assert_allclose(one, MU, atol=1e-6)
+  assert np.all(np.isfinite(three))
+  first_order, multistep = name in ('ddim', 'euler'), name in ('dpmpp_2m', 'unipc')
+  np.testing.assert_allclose(thousand, MU + C * x, atol=2e-3 if first_order else 1e-4)
+  np.testing.assert_allclose(doubled, plain, atol=0.05 if multistep else 1e-6)
 
 
 @pytest.mark.parametrize('name', SAMPLERS)

@@ -29,9 +29,12 @@ def test_all_are_found():
   assert set(NAMES) == {*DISCRETE, 'rectified_flow', 'variance_exploding'} and len(DISCRETE) == 3
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_contract(name):
-  schedule = build(name)
+@pytest.mark.parametrize(
+  'name, changes',
+  [*((n, {}) for n in NAMES), *((n, {'zero_terminal_snr': True}) for n in DISCRETE)],
+)
+def test_contract(name, changes):
+  schedule = build(name, **changes)
   t = jnp.linspace(0, 1, 2001)
   alpha, sigma = jax.jit(schedule)(t)
   assert alpha.shape == sigma.shape == t.shape and alpha.dtype == jnp.float32
@@ -70,6 +73,30 @@ def test_cosine_follows_its_curve_where_betas_are_not_capped():
   curve = np.cos((i / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
   np.testing.assert_allclose(table[:900], curve / curve[0], rtol=1e-10)
   assert 1 - table[-1] / table[-2] == pytest.approx(0.999)
+
+
+@pytest.mark.parametrize('name', DISCRETE)
+def test_zero_terminal_snr_shifts_and_scales_the_root(name):
+  """Lin et al. 2024, Algorithm 1: the first of T values stays, the last is 0, differences keep their ratios."""
+  plain, rescaled = (np.sqrt(build(name, zero_terminal_snr=z).alpha_bar[1:]) for z in (False, True))
+  assert rescaled[0] == pytest.approx(plain[0], rel=1e-12) and rescaled[-1] == 0
+  scale = plain[0] / (plain[0] - plain[-1])
+  np.testing.assert_allclose(np.diff(rescaled), scale * np.diff(plain), rtol=1e-6)
+  with pytest.raises(ValueError, match='num_timesteps: got 1'):
+    build(name, num_timesteps=1, zero_terminal_snr=True)
+
+
+def test_zero_terminal_snr_ends_in_pure_noise():
+  """In the last cell alpha is linear, and the inverse finds it; beyond there is only the end."""
+  schedule = build('linear', zero_terminal_snr=True)
+  t = jnp.asarray([0.999, 0.99925, 0.9995, 0.99975, 1])
+  alpha, sigma = schedule(t)
+  np.testing.assert_allclose(alpha, alpha[0] * np.array([1, 0.75, 0.5, 0.25, 0]), atol=2e-7)
+  np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-6)
+  log_snr = 2 * jnp.log(alpha / sigma)
+  assert log_snr[-1] == -jnp.inf
+  np.testing.assert_allclose(schedule.time_at(log_snr), t, atol=3e-7)
+  assert float(schedule.time_at(jnp.float32(-100))) == 1
 
 
 @pytest.mark.parametrize('name', DISCRETE)

@@ -134,15 +134,15 @@ def errors(sampler, **options):
   'sampler, options, order',
   [
     ('ddim', {}, 1),
-    ('euler', {}, 1),
+    pytest.param('euler', {}, 1, marks=pytest.mark.slow),  # DDIM's step.
     ('heun', {}, 2),
-    ('heun', {'variable': 'sigma'}, 2),
+    pytest.param('heun', {'variable': 'sigma'}, 2, marks=pytest.mark.slow),
     ('dpmpp_2m', {}, 2),
     ('unipc', {'lower_order_final': False}, 3),
     ('unipc', {'lower_order_final': False, 'order': 3}, 4),
-    ('unipc', {'lower_order_final': False, 'b_h': 'bh1'}, 3),
+    pytest.param('unipc', {'lower_order_final': False, 'b_h': 'bh1'}, 3, marks=pytest.mark.slow),
     ('unipc', {}, 2),
-    ('unipc', {'order': 3}, 2),
+    pytest.param('unipc', {'order': 3}, 2, marks=pytest.mark.slow),
   ],
 )
 def test_orders(sampler, options, order):

@@ -90,6 +90,19 @@ def test_a_sampler_may_carry_scalars(tiny):
   np.testing.assert_array_equal(*made)
 
 
+def test_runs_of_steps_carry_what_a_multistep_sampler_knows(tiny):
+  """Ten compiled runs make what one scan over all steps makes, to one level of a pixel."""
+  options = {'sampler.name': 'unipc', 'sampler.unipc.order': 3, 'sample.num_steps': 20}
+  experiment = tiny(**options)
+  weights, labels = Weights(jax.jit(experiment.objective.init)()), np.arange(8, dtype=np.int32)
+  index, generator = np.arange(8, dtype=np.uint32), experiment.generator()
+  images, _ = compile_generate(experiment, generator, 8)(weights, index, labels)
+  network = experiment.objective.network(weights.parts)
+  whole = jax.jit(lambda i, y: generator(network, i, y)[0])(index, labels)
+  whole = experiment.to_images(experiment.decoder, weights.scaling, whole)
+  assert np.abs(np.int32(images) - np.int32(whole)).max() <= 1 and np.ptp(images) > 50
+
+
 def test_the_sampling_process_is_that_of_the_config(tiny):
   sample = {'seed': 5, 'cfg_scale': 2.5, 'clip_x0': True, 'guide_channels': 1, 'num_steps': 7}
   generator = tiny(**{f'sample.{name}': value for name, value in sample.items()}).generator()
@@ -165,7 +178,10 @@ def test_a_batch_is_made_in_ten_runs_or_more(steps, length):
   assert run_length(steps) == length
 
 
-@pytest.mark.parametrize('sampler', ['ddim', 'ddpm'])
+@pytest.mark.parametrize(
+  'sampler',
+  ['ddim', 'ddpm', *(pytest.param(name, marks=pytest.mark.slow) for name in ('unipc', 'heun'))],
+)
 def test_a_sample_does_not_depend_on_its_batch(tiny, sampler):
   """To 1e-5 before it is quantised, guided, from parameters that are not those of the start."""
   experiment = tiny(**{'sampler.name': sampler, 'sample.cfg_scale': 2.0})

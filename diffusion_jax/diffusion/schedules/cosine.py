@@ -13,6 +13,7 @@ from diffusion_jax.config.options import (
 from diffusion_jax.diffusion.schedules.base import (
   TIMESTEPS,
   DiscreteSchedule,
+  zero_terminal_snr_option,
 )
 
 
@@ -25,6 +26,7 @@ class Cosine:
   max_beta: float = option(
     0.999, 'Upper limit of beta.', Check(lambda beta: 0 < beta < 1, 'between 0 and 1')
   )
+  zero_terminal_snr: bool = zero_terminal_snr_option()
 
   def __post_init__(self):
     require_options(self)
@@ -35,4 +37,4 @@ class Cosine:
     i = np.arange(num_timesteps + 1)
     f = np.cos((i / num_timesteps + offset) / (1 + offset) * np.pi / 2) ** 2
     betas = np.minimum(1 - f[1:] / f[:-1], self.max_beta)
-    return DiscreteSchedule.from_betas(betas)
+    return DiscreteSchedule.from_betas(betas, self.zero_terminal_snr)
