@@ -159,6 +159,48 @@ PROCESS = _faults(
     'jnp.clip(jnp.floor(t * self.num_timesteps), 1, self.num_timesteps)',
   ),
   (
+    'DPM-Solver++ 2M extrapolates twice as far',
+    'samplers/dpmpp_2m.py',
+    'x0 + ratio / 2 * (x0 - carry.x0)',
+    'x0 + ratio * (x0 - carry.x0)',
+  ),
+  (
+    'UniPC does not correct',
+    'samplers/unipc.py',
+    'x_t = jnp.where(carry.order > 0, corrected, x_t)',
+    'x_t = jnp.where(carry.order > 9, corrected, x_t)',
+  ),
+  (
+    'UniPC keeps its order to the end',
+    'samplers/unipc.py',
+    'if self.lower_order_final:',
+    'if False:',
+  ),
+  (
+    'Heun evaluates again after the last step',
+    'samplers/heun.py',
+    'jax.lax.cond(n_s.sigma > 0, heun, lambda: euler)',
+    'jnp.where(n_s.sigma > 0, heun(), euler)',
+  ),
+  (
+    'churn ignores its lowest level',
+    'samplers/churn.py',
+    '(self.s_tmin <= s) & ',
+    '',
+  ),
+  (
+    'Karras and log SNR spacing go below the table',
+    'spacings/base.py',
+    'return max(sigma_min, sigma / alpha)',
+    'return sigma_min',
+  ),
+  (
+    'zero terminal SNR changes the first noise level',
+    'schedules/base.py',
+    '* first / (first - last)',
+    '',
+  ),
+  (
     'logit-normal times ignore their mean',
     'time_sampling/logit_normal.py',
     'jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape, jnp.float32))',

@@ -96,6 +96,15 @@ def test_from_pure_noise_to_clean_data(name, options):
   np.testing.assert_allclose(doubled, plain, atol=0.05 if multistep else 1e-6)
 
 
+@pytest.mark.parametrize('variable', ['flow', 'sigma'])
+def test_heun_starts_well_where_alpha_is_nearly_0(variable):
+  """sigma / alpha is 20,000 at the end of cosine, and 12 one step of 20 later."""
+  schedule, x = build('cosine'), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+  solver, times = sampler('heun', schedule, variable=variable), times_of(schedule, 20)
+  found, _ = run_sampler(solver, exact_denoiser(schedule), x, keys_of(5), times)
+  np.testing.assert_allclose(found, MU + C * x, atol=0.03)
+
+
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_evaluations_are_the_calls_of_the_denoiser(name):
   """Counted where they run: a branch that is not taken costs nothing."""

@@ -74,7 +74,8 @@ def test_continuous_spacings_have_any_number_of_steps(name, spacing):
 
 
 @pytest.mark.parametrize(
-  'name, ends', [('rectified_flow', (80, 0.002)), ('variance_exploding', (7, 0.01))]
+  'name, ends',
+  [('rectified_flow', (80, 0.002)), ('linear', (80, 0.02)), ('variance_exploding', (7, 0.01))],
 )
 def test_log_snr_is_even(name, ends):
   """The levels are a geometric sequence; the highest is that of the schedule where it has less noise."""

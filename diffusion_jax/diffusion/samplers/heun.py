@@ -6,7 +6,8 @@ For a weight w of the noise level, y = x / w moves along a straight line in c = 
 Euler's step is x' = alpha_s x0 + sigma_s eps for both. Heun's method evaluates there again and takes the mean
 of both slopes. As x' is also alpha_s x0' + sigma_s eps', the difference of the slopes is one of x0' - x0, and
   x_s = x' + w_s / w_t (alpha_s sigma_t / sigma_s - alpha_t) / 2 (x0' - x0).
-The first weight is infinite for a step from alpha_t = 0, which the second one takes.
+With the first weight the last factor grows with sigma_t / alpha_t, without bound where alpha ends at or near 0:
+steps from above HIGHEST are taken with the second one.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ from diffusion_jax.config.options import one_of, option
 from diffusion_jax.diffusion.samplers.churn import Churned
 from diffusion_jax.types import Array, Denoiser, NoiseLevel, PyTree
 
+HIGHEST = 1000.0  # sigma / alpha; EDM's schedules start at 80.
+
 
 @dataclasses.dataclass(frozen=True)
 class Heun(Churned):
@@ -25,8 +28,8 @@ class Heun(Churned):
 
   variable: str = option(
     'flow',
-    "What is stepped in: 'sigma' is sigma / alpha, EDM's, for schedules that start at no more than about "
-    "100; 'flow' is sigma / (alpha + sigma), for all: t on rectified flow.",
+    "What is stepped in: 'flow' is sigma / (alpha + sigma), which is t on rectified flow; 'sigma' is EDM's "
+    'sigma / alpha.',
     one_of('flow', 'sigma'),
   )
 
@@ -52,4 +55,6 @@ class Heun(Churned):
   def _weight(self, level: NoiseLevel, start: NoiseLevel) -> Array:
     """w at a level, for the step from `start`."""
     flow = level.alpha + level.sigma
-    return jnp.where(start.alpha > 0, level.alpha, flow) if self.variable == 'sigma' else flow
+    if self.variable == 'flow':
+      return flow
+    return jnp.where(start.sigma <= HIGHEST * start.alpha, level.alpha, flow)
