@@ -2,17 +2,14 @@
 
 import collections
 import dataclasses
-import functools
 import math
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusion_jax.reporting import lettering
 from diffusion_jax.reporting.images import GAP, resize
-from diffusion_jax.reporting.tables import shortened
 
 MIN_SIDE, MAX_SIDE = 64, 128  # Side of an image in the picture.
 MIN_COLUMN = 88  # Width of an image in the animation: that of the name above it.
@@ -75,26 +72,31 @@ def picture(models: Sequence[Denoising], num_classes: int, num_snapshots: int) -
   """A row a model, a block of snapshots a class: one (H', W', 3) uint8 picture."""
   names = shared_classes(models, min(num_classes, PANEL_CLASSES))
   side = _side(models, MIN_SIDE)
-  font, small, margin = _font(side // 4), _font(7 * side // 32), side // 8
-  label = _widest([*(m.model for m in models), UNCONDITIONAL], font, round(3.2 * side)) + 2 * margin
+  font, small, margin = lettering.font(side // 4), lettering.font(7 * side // 32), side // 8
+  label = (
+    lettering.widest([*(m.model for m in models), UNCONDITIONAL], font, round(3.2 * side))
+    + 2 * margin
+  )
   block, between = num_snapshots * (side + GAP) - GAP, BETWEEN * side // 16
   lefts = [label + k * (block + between) for k in range(len(names))]
-  top = margin + _height(font) + _height(small)
-  titles = [wrapped(model.model, font, label - 2 * margin, LINES) for model in models]
-  lines = [len(t) * _height(font) + _note(m, small) for t, m in zip(titles, models)]
+  top = margin + lettering.height(font) + lettering.height(small)
+  titles = [lettering.wrapped(model.model, font, label - 2 * margin, LINES) for model in models]
+  lines = [len(t) * lettering.height(font) + _note(m, small) for t, m in zip(titles, models)]
   pitch = max(side, *lines) + 2 * GAP
   size = (lefts[-1] + block + margin, top + len(models) * pitch + margin)
   canvas = Image.new('RGB', size, 'white')
   draw = ImageDraw.Draw(canvas)
   for left, name in zip(lefts, names):
-    _write(draw, (left + block / 2, margin), wrapped(name, font, block, 1), font, 'ma')
+    lettering.write(
+      draw, (left + block / 2, margin), lettering.wrapped(name, font, block, 1), font, 'ma'
+    )
     for x, text, anchor in ((left, 'noise', 'la'), (left + block, 'result', 'ra')):
-      draw.text((x, margin + _height(font)), text, fill=GREY, font=small, anchor=anchor)
+      draw.text((x, margin + lettering.height(font)), text, fill=GREY, font=small, anchor=anchor)
   for i, (model, title) in enumerate(zip(models, titles)):
     middle = top + i * pitch + pitch / 2
-    y = middle - (len(title) * _height(font) + _note(model, small)) / 2
-    _write(draw, (label - margin, y), title, font, 'ra')
-    _write_note(draw, (label - margin, y + len(title) * _height(font)), model, small, 'ra')
+    y = middle - (len(title) * lettering.height(font) + _note(model, small)) / 2
+    lettering.write(draw, (label - margin, y), title, font, 'ra')
+    _write_note(draw, (label - margin, y + len(title) * lettering.height(font)), model, small, 'ra')
     chosen = model.snapshots(num_snapshots)
     for left, row in zip(lefts, model.rows(names)):
       for k, frame in enumerate(chosen):
@@ -112,26 +114,26 @@ def animation(models: Sequence[Denoising], num_classes: int) -> list[np.ndarray]
   names = shared_classes(models, num_classes)
   side = _side(models, MIN_COLUMN)
   side = side if len(models) * len(names) * side**2 <= MAX_PIXELS else MIN_COLUMN
-  font, small, margin = _font(13), _font(11), 8
+  font, small, margin = lettering.font(13), lettering.font(11), 8
   pitch = (side + 2 * margin, side + GAP)
-  left = _widest(names, font, 2 * side) + 2 * margin
-  titles = [wrapped(model.model, font, side + margin, LINES) for model in models]
+  left = lettering.widest(names, font, 2 * side) + 2 * margin
+  titles = [lettering.wrapped(model.model, font, side + margin, LINES) for model in models]
   lines = max(map(len, titles))
   notes = max(_note(model, small) for model in models)
-  top = margin + lines * _height(font) + notes + GAP
+  top = margin + lines * lettering.height(font) + notes + GAP
   size = (left + len(models) * pitch[0] + margin, top + len(names) * pitch[1] + margin)
   base = Image.new('RGB', size, 'white')
   draw = ImageDraw.Draw(base)
   for i, (model, title) in enumerate(zip(models, titles)):
     x = left + i * pitch[0] + side / 2
     bottom = top - GAP - notes
-    _write(draw, (x, bottom - len(title) * _height(font)), title, font, 'ma')
+    lettering.write(draw, (x, bottom - len(title) * lettering.height(font)), title, font, 'ma')
     _write_note(draw, (x, bottom), model, small, 'ma')
   if any(model.classes for model in models) or len(names) > 1:
     for i, name in enumerate(names):
-      text = wrapped(name, font, left - 2 * margin, LINES)
-      y = top + i * pitch[1] + (side - len(text) * _height(font)) / 2
-      _write(draw, (left - margin, y), text, font, 'ra')
+      text = lettering.wrapped(name, font, left - 2 * margin, LINES)
+      y = top + i * pitch[1] + (side - len(text) * lettering.height(font)) / 2
+      lettering.write(draw, (left - margin, y), text, font, 'ra')
   affordable = MAX_ALL_PIXELS // (len(models) * len(names) * side**2)
   count = min(max(len(model.frames) for model in models), max(affordable, MIN_FRAMES))
   chosen = [model.snapshots(count) for model in models]
@@ -144,27 +146,6 @@ def animation(models: Sequence[Denoising], num_classes: int) -> list[np.ndarray]
         canvas.paste(_cell(model, chosen[i][k], row, side), (x, top + j * pitch[1]))
     pictures.append(np.asarray(canvas))
   return pictures
-
-
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
-  """The text in at most `lines` lines, broken after punctuation; the middle left out if it must."""
-  for length in range(len(text), 1, -1):
-    found = _broken(shortened(text, length), font.getlength, width)
-    if len(found) <= lines:
-      return found
-  return [shortened(text, 1)]
-
-
-def _broken(text: str, measure: Callable[[str], float], width: float) -> list[str]:
-  lines = ['']
-  for part in re.findall(r'[^\s/_,-]*[\s/_,-]*', text):
-    if lines[-1] and measure((lines[-1] + part).rstrip()) > width:
-      lines.append('')
-    for character in part:
-      if measure((lines[-1] + character).rstrip()) > width:
-        lines.append('')
-      lines[-1] += character
-  return [line.strip() for line in lines if line.strip()] or ['']
 
 
 def _cell(model: Denoising, frame: int, row: int | None, side: int) -> Image.Image:
@@ -180,32 +161,9 @@ def _side(models: Sequence[Denoising], least: int) -> int:
   return min(largest * math.ceil(least / largest), MAX_SIDE)
 
 
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-  """matplotlib's, which has accents and dashes; Pillow's own has neither."""
-  import matplotlib
-
-  return ImageFont.truetype(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'), size)
-
-
-def _height(font: ImageFont.FreeTypeFont) -> int:
-  return math.ceil(1.2 * font.size)
-
-
 def _note(model: Denoising, font: ImageFont.FreeTypeFont) -> int:
   """Height of the line that says that a model has no classes."""
-  return 0 if model.classes else _height(font)
-
-
-def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont, limit: int) -> int:
-  return min(math.ceil(max(map(font.getlength, texts))), limit)
-
-
-def _write(draw, place: tuple[float, float], lines: Sequence[str], font, anchor: str) -> None:
-  """Lines from `place` downwards."""
-  for i, line in enumerate(lines):
-    y = place[1] + i * _height(font)
-    draw.text((place[0], y), line, fill='black', font=font, anchor=anchor)
+  return 0 if model.classes else lettering.height(font)
 
 
 def _write_note(draw, place: tuple[float, float], model: Denoising, font, anchor: str) -> None:

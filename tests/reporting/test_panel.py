@@ -167,19 +167,3 @@ def test_gif_keeps_frames_and_colours(tmp_path):
     found = cells(np.asarray(gif.convert('RGB')), 88)
     assert found == [[colour(m, row, number) for m in (0, 1)] for row in (0, 1)]
   assert gif.info['duration'] == 1500  # The last is held.
-
-
-@pytest.mark.parametrize('text', ['x' * 200, 'a/b-c d' * 30, 'été', '', 'one-two-three'])
-def test_wrapped_text_fits(text):
-  font = panel._font(13)
-  lines = panel.wrapped(text, font, 80, 3)
-  assert 1 <= len(lines) <= 3 and all(font.getlength(line) <= 80 for line in lines)
-  if len(text) > 60:
-    assert '…' in ''.join(lines) and lines[0][0] == text[0] and lines[-1][-1] == text[-1]
-  else:
-    assert ''.join(lines) == text
-
-
-def test_accents_are_drawn():
-  boxes = [bytes(panel._font(20).getmask(letter)) for letter in ('é', 'ü', 'ø')]
-  assert len(set(boxes)) == 3  # A font without them draws the same box for all.
