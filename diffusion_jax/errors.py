@@ -1,5 +1,7 @@
 """The exceptions that stop a run, each with the exit code that the command returns."""
 
+from collections.abc import Sequence
+
 
 def listed(lines: list[str], most: int) -> str:
   """`most` lines of a message at most, and how many more there are."""
@@ -15,9 +17,13 @@ class Stop(Exception):
 
 
 class InputError(Stop):
-  """The command, the config or the user's files are not usable as they are."""
+  """The command, the config or the user's files are not usable as they are.
+
+  problems: where the message lists several, each by itself.
+  """
 
   exit_code = 2
+  problems: Sequence[str] = ()
 
 
 class DamagedError(Stop):

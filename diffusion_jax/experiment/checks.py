@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.config.fields import read, updated, with_values
+from diffusion_jax.config.fields import read, updated
 from diffusion_jax.config.schema import Config
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data
@@ -21,21 +21,13 @@ from diffusion_jax.runtime.cost import device_bytes
 from diffusion_jax.runtime.mesh import AXES, batch_shards
 from diffusion_jax.training.objective import Objective
 
-# Parts of an Experiment that depend neither on config.sample nor on fingerprints.
+# Parts of an Experiment that depend neither on settings of what is trained nor on fingerprints.
 KEPT = {
-  *(
-    'abstract_state',
-    'compiled',
-    'decoder',
-    'dtype',
-    'first_stage',
-    'frozen',
-    'mesh',
-    'module',
-    'objective',
-  ),
-  *('process', 'sampler', 'schedule'),
+  *('abstract_state', 'compiled', 'decoder', 'dtype', 'first_stage', 'frozen', 'mesh', 'module'),
+  *('objective', 'process', 'schedule'),
 }
+# The fields, or sections, on which these parts do not depend.
+APART = ('sample', 'sampler', 'eval', 'report', 'data.fingerprint', 'vae.fingerprint')
 MIN_LOG_SNR_EPS = -12.0  # Below, an error of eps is multiplied by over 400 in x0.
 
 
@@ -48,7 +40,7 @@ def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = N
   problems: list[str] = []
   config = read(Config, mapping, 'config', problems)
   if config is None:
-    raise InputError(listed(problems))
+    _raise(problems)
   experiment = Experiment(config, mapping, stored_meta)
   _raise(config_problems(experiment))
   return experiment
@@ -57,21 +49,30 @@ def create(mapping: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = N
 def with_settings(
   experiment: Experiment, values: Mapping[str, Any], stored_meta: Mapping[str, Any] | None = None
 ) -> Experiment:
-  """The experiment with other values of fields of `sample`, or other fingerprints: path -> value.
+  """The experiment with other values of fields that a trained run may change, or other fingerprints.
 
-  What was built or read already stays, as none of it depends on these. Raises: InputError as create.
+  values: path -> value. What was built or read already stays if it does not depend on these.
+  Raises: InputError as create.
   """
   problems: list[str] = []
-  mapping = with_values(experiment.mapping, values)
+  mapping = updated(Config, experiment.mapping, values)
   config = read(Config, mapping, 'config', problems)
   if config is None:
-    raise InputError(listed(problems))
+    _raise(problems)
   changed = Experiment(config, mapping, stored_meta or experiment.stored_meta)
   _ = experiment.compiled  # Both compile into it from now on.
-  for name in KEPT & set(vars(experiment)):
+  for name in _kept(values) & set(vars(experiment)):
     vars(changed)[name] = vars(experiment)[name]
   _raise(config_problems(changed))
   return changed
+
+
+def _kept(paths: Iterable[str]) -> set[str]:
+  """The parts of an experiment that do not depend on these fields."""
+  sections = {path if path in APART else path.split('.')[0] for path in paths}
+  if not sections <= {*APART}:
+    return set()
+  return KEPT if 'sampler' in sections else KEPT | {'sampler'}
 
 
 def check_devices(experiment: Experiment) -> None:
@@ -92,7 +93,9 @@ def check_data(experiment: Experiment) -> None:
 
 def _raise(problems: list[str]) -> None:
   if problems:
-    raise InputError(listed(problems))
+    error = InputError(listed(problems))
+    error.problems = tuple(problems)
+    raise error
 
 
 def listed(problems: list[str]) -> str:
