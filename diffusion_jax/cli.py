@@ -33,6 +33,7 @@ def run() -> int:
   from ml_collections import config_flags
 
   from diffusion_jax.command import run_mode
+  from diffusion_jax.config.sweep import Flags as Swept
   from diffusion_jax.errors import Stop
   from diffusion_jax.parsing import parse
   from diffusion_jax.runtime import cluster
@@ -43,6 +44,13 @@ def run() -> int:
   as_json = flags.DEFINE_bool('json', False, 'With --mode=describe or bench: one JSON object.')
   shardings = flags.DEFINE_bool('shardings', False, 'With --mode=describe: how arrays are cut.')
   fields = flags.DEFINE_bool('fields', False, 'With --mode=describe: every field of a config.')
+  sweep = flags.DEFINE_multi_string(
+    'sweep', [], 'With --mode=sweep: FIELD=V1,V2,...; several make a grid.'
+  )
+  sweep_name = flags.DEFINE_string('sweep_name', '', 'With --mode=sweep: the folder in DIR/sweeps.')
+  keep_samples = flags.DEFINE_bool(
+    'keep_samples', True, 'With --mode=sweep: keep measured samples.'
+  )
   where = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, if there are several.')
   size = flags.DEFINE_integer('num_processes', None, 'Number of processes.')
   rank = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
@@ -50,7 +58,8 @@ def run() -> int:
     config, overrides = parse(sys.argv, flags.FLAGS)
     page = {'as_json': as_json.value, 'shardings': shardings.value, 'fields': fields.value}
     joining = cluster.Flags(where.value, size.value, rank.value)
-    run_mode(mode.value, config, overrides, workdir.value, joining=joining, **page)
+    swept = Swept(tuple(sweep.value), sweep_name.value, keep_samples.value)
+    run_mode(mode.value, config, overrides, workdir.value, joining=joining, swept=swept, **page)
   except Stop as reason:
     cluster.complain(f'{os.path.basename(sys.argv[0])}: {reason}', reason)
     return reason.exit_code

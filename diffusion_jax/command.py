@@ -9,6 +9,7 @@ from typing import Any
 
 from diffusion_jax.config.listing import all_fields
 from diffusion_jax.config.options import unknown
+from diffusion_jax.config.sweep import Flags as Swept
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import from_data, resolve, stored
 from diffusion_jax.experiment.checks import create
@@ -23,6 +24,8 @@ GPU_SHARE = (
   'XLA_PYTHON_CLIENT_MEM_FRACTION'  # The part of a GPU's memory that JAX takes: 0.75 by default.
 )
 ALL_MEMORY = ('describe', 'train', 'sample')  # In the others PyTorch may need some.
+SWEEPING = ('sweep', 'sweep_name', 'keep_samples')  # Flags of --mode=sweep.
+NOT_SWEPT = Swept()
 OF_RUNS = ('report',)  # The workdir holds the work directories of others.
 
 
@@ -36,10 +39,12 @@ def run_mode(
   shardings: bool = False,
   fields: bool = False,
   joining: cluster.Flags = ALONE,
+  swept: Swept = NOT_SWEPT,
 ) -> None:
   """Checks the mode, the work directory and the config, then runs the stage.
 
-  as_json, shardings, fields: what is printed instead, see PAGES. joining: the other processes.
+  as_json, shardings, fields: what is printed instead, see PAGES. joining: the other processes. swept: the
+  flags of --mode=sweep.
 
   Raises: errors.Stop with the message and the exit code.
   """
@@ -54,6 +59,10 @@ def run_mode(
     if mode not in PAGES[flag]:
       allowed = ' or '.join(f'--mode={name}' for name in PAGES[flag])
       raise InputError(f'--{flag}: got --mode={mode}, allowed only with {allowed}')
+  if mode != 'sweep':
+    for flag, value, unset in zip(SWEEPING, swept, NOT_SWEPT):
+      if value != unset:
+        raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=sweep')
   if fields:
     print(all_fields(config), end='')
     return
@@ -80,6 +89,7 @@ def run_mode(
       config = hosts.on_all(lambda: as_kept(mode, folder, config, overrides))
       page = {'as_json': as_json} if mode in PAGES['json'] else {}
       page |= {'shardings': shardings} if mode == 'describe' else {}
+      page |= {'flags': swept._replace(given=tuple(overrides))} if mode == 'sweep' else {}
       run_stage(mode, stage, folder, config, overrides, **page)
   except OSError as error:
     message = files.message(error)
@@ -108,7 +118,7 @@ def run_stage(
   if begins:
     require_writable(folder)
     restored = samples.begin(hosts.on_all(lambda: create(config)), folder)
-    if mode == 'sample':
+    if mode in ('sample', 'sweep'):
       given = restored.state, restored.step  # They are read once.
     del restored
   if mode not in (*BEFORE_TRAINING, *OF_RUNS):

@@ -20,6 +20,7 @@ EXAMPLES = (
   '--config=quickstart --workdir=runs/quickstart',
   '--workdir=runs/quickstart --mode=sample --config.sample.cfg_scale=2',
   '--workdir=runs/quickstart --mode=evaluate',
+  '--workdir=runs/quickstart --mode=sweep --sweep=sampler.name=ddim,ddpm --sweep=sample.num_steps=5,20',
   '--config=dit_cfg --mode=describe',
   '--workdir=runs --mode=report',
 )
@@ -79,6 +80,10 @@ def help_text() -> str:
       *rows,
       '\nfields that are set most often:',
       *fields,
+      '\nof --mode=sweep (docs/usage.md):',
+      '  --sweep=FIELD=V1,V2,...      values of a field, named without config.; several make a grid',
+      '  --sweep_name=NAME            the folder in DIR/sweeps; by default the names of the fields',
+      '  --keep_samples=false         deletes the samples of a cell once they are measured',
       '\nconfigs, by name (or a file of your own):',
       textwrap.fill(', '.join(shipped.names()), 100, initial_indent='  ', subsequent_indent='  '),
       '\nexamples:',

@@ -1,5 +1,6 @@
 """Two processes with two devices each do what one process with one device does, each image once."""
 
+import csv
 import itertools
 import json
 import os
@@ -194,6 +195,29 @@ def test_two_hosts_measure_what_one_does(trained):
     assert two[part] == pytest.approx(one[part], rel=1e-6)
   assert two['protocol'] == one['protocol'] and 'frechet distance' in outputs[0]
   assert 'frechet' not in outputs[1] and 'evaluating' not in outputs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.unoptimised
+def test_two_hosts_sweep_what_one_does(trained):
+  """The second cell is made by two hosts alone, the first one was there."""
+  flags = {**SAMPLE, 'eval.features.name': 'pixels', 'eval.metrics': ['fid'], 'mode': 'sweep'}
+  flags |= {'eval.neighbours': 0, 'sample.checkpoint': 'latest'}
+  folder, found = trained / 'run' / 'sweeps' / 'num_steps', []
+  for count in (1, 2):
+    wanted = json.dumps({**flags, 'swept': ['sample.num_steps=2,4']})
+    codes, outputs = processes('hosts_sample', trained, count, wanted)
+    assert codes == [0] * count, '\n'.join(outputs)
+    with open(folder / 'cells.csv', newline='') as file:
+      found.append([float(row['frechet_distance']) for row in csv.DictReader(file)])
+    for steps in (2, 4):
+      part = owned(trained / 'run' / 'samples' / f'ddim{steps}-cfg1')
+      assert list(map(len, part.values())) == [10]
+    shutil.rmtree(trained / 'run' / 'samples' / 'ddim4-cfg1')
+    (trained / 'run' / 'eval' / 'ddim4-cfg1.json').unlink()
+  assert 'cell 1 of 2' not in outputs[0] and 'cell 2 of 2' in outputs[0]
+  assert 'cell' not in outputs[1] and 'written' not in outputs[1]
+  assert len(found[0]) == 2 and found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_what_the_first_host_refuses_stops_both(trained):

@@ -9,10 +9,9 @@ from diffusion_jax.config.schema import SPLITS
 from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import given_sizes, stored
 
-FROM_WEIGHTS = (
-  'sample',
-  'evaluate',
-)  # Modes that may begin with config.init_from, without training.
+# Modes that may begin with config.init_from, without training.
+FROM_WEIGHTS = ('sample', 'evaluate', 'sweep')
+MEASURING = ('evaluate', 'sweep')
 
 
 def remembered(
@@ -81,6 +80,6 @@ def trained(
     config = stored.with_own_autoencoder(folder, config)
   fingerprint = config['data']['fingerprint']
   given = config['eval']['reference'] not in SPLITS  # A reference from elsewhere, like the weights.
-  if not fingerprint and mode != 'sample' and not (mode == 'evaluate' and given):
+  if not fingerprint and mode != 'sample' and not (mode in MEASURING and given):
     return config, None  # Images are needed, and none were prepared.
   return config, stored.load_meta(folder, fingerprint)

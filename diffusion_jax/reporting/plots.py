@@ -24,6 +24,10 @@ LONGEST = 40  # Characters of a name in a legend.
 MOST_BANDS = 3  # Bands of deviations in one plot; more hide each other.
 MOST_POINTS = 200  # Points of a noisy curve; more are averaged, which shows its course.
 WIDTHS = {1: 5.0, 2: 7.2}  # Inches, by the number of plots side by side.
+MOST_TICKS, CLOSEST_TICKS = (
+  8,
+  0.25,
+)  # Labels of costs on an axis, and the least logarithm between two.
 RANGE_FOR_LOG = 10.0  # Ratio of the largest to the smallest value.
 
 
@@ -169,6 +173,17 @@ def finish(axes, **values) -> None:
   axes.grid(color='#DDDDDD', linewidth=0.5)
   axes.set_axisbelow(True)
   axes.spines[['top', 'right']].set_visible(False)
+
+
+def cost_axis(axes, costs: Sequence[float]) -> None:
+  """A logarithmic x axis, labelled at the costs themselves where they are few."""
+  found, ticker = sorted(set(costs)), _ticker()
+  axes.set_xscale('log')
+  few = len(found) <= MOST_TICKS and min(np.diff(np.log(found)), default=1) > CLOSEST_TICKS
+  locator = ticker.FixedLocator(found) if few else ticker.LogLocator(subs=(1, 2, 5))
+  axes.xaxis.set_major_locator(locator)
+  axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f'{value:.3g}'))
+  axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 def save(figure, stem: Path) -> list[Path]:

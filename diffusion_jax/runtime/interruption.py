@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from traceback import walk_stack
 from typing import Any
 
-KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference')  # Modes that resume.
+KEEPING = ('train', 'prepare', 'sample', 'evaluate', 'reference', 'sweep')  # Modes that resume.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DRAINED = 0  # Stands for no signal.
 ENDS_WITHIN = 5.0  # Seconds, by KeyboardInterrupt; then by the thread.

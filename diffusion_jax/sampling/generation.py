@@ -225,7 +225,7 @@ def compile_programs(
     return generator.advance(networks[0], indices, labels, state, steps, arguments, networks[1])
 
   with alive('compiling the sampler'):
-    draw = jax.jit(generator.noise, out_shardings=cut).lower(indices).compile()
+    draw = jax.jit(generator.noise, out_shardings=cut).lower(indices, arguments.seed).compile()
     start = jax.jit(generator.start, out_shardings=states).lower(noise).compile()
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')

@@ -134,11 +134,22 @@ def class_balance(experiment: Experiment, identity: Mapping[str, Any]) -> str:
   return labels if isinstance(labels, str) else json.dumps(labels)
 
 
-def add_likelihood(result: dict[str, Any], experiment: Experiment, weights: Weights) -> None:
-  """Adds the likelihood of held-out images under the weights of the samples, and its protocol."""
-  hosts.say(f'computing the likelihood of held-out images at step {result["samples"]["step"]}')
-  result['metrics'] |= likelihood.measure(experiment, weights)
-  result['protocol']['nll'] = likelihood.protocol(experiment)
+def likelihood_of(
+  experiment: Experiment, weights: Weights, step: int, known: dict[str, dict[str, float]]
+) -> dict[str, float]:
+  """Returns the likelihood of held-out images, which is computed if it is not `known` already."""
+  depends = {'step': step, 'average': experiment.config.sample.average, 'dtype': experiment.dtype}
+  key = f'{depends} {likelihood_protocol(experiment)}'
+  if key not in known:
+    hosts.say(f'computing the likelihood of held-out images at step {step}')
+    known[key] = likelihood.measure(experiment, weights)
+  return known[key]
+
+
+def likelihood_protocol(experiment: Experiment) -> dict[str, Any]:
+  """Returns what the likelihood adds to the protocol of a result; {} if it is not asked for."""
+  asked = experiment.config.eval.nll_num_images
+  return {'nll': likelihood.protocol(experiment)} if asked else {}
 
 
 def checked(evaluator: Evaluator, count: int) -> list[str]:

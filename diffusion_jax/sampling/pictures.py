@@ -39,6 +39,16 @@ def picture_indices(experiment: Experiment, limit: int = MAX_ROWS * 100) -> np.n
   return np.stack([row[:columns] for row in rows]).astype(np.uint32)
 
 
+def shown_indices(experiment: Experiment) -> np.ndarray:
+  """The samples that stand for a set, MAX_ROWS at most, (n,) uint32: the first of each class.
+
+  Without classes, or with a single label, the first ones.
+  """
+  picture = picture_indices(experiment)
+  chosen = picture[:, 0] if _rows_are_classes(experiment, picture) else picture.reshape(-1)
+  return chosen[:MAX_ROWS]
+
+
 def row_names(experiment: Experiment, picture: np.ndarray) -> list[str]:
   """The class of every row, or nothing if the rows are not classes."""
   if not _rows_are_classes(experiment, picture):

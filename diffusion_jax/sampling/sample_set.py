@@ -145,8 +145,41 @@ def save_part(folder: Path, index: np.ndarray, made: np.ndarray, labels: np.ndar
   """part-INDEX.npz, named by its first sample, written beside and renamed."""
   if not len(index):
     return
-  path = folder / f'part-{index[0]:08d}.npz'
-  files.write_npz(path, images=made, labels=labels, index=index)
+  files.write_npz(folder / _part_name(index), images=made, labels=labels, index=index)
+
+
+def _part_name(index: np.ndarray) -> str:
+  return f'part-{index[0]:08d}.npz'
+
+
+def read_some(folder: Path, wanted: np.ndarray) -> dict[str, np.ndarray]:
+  """Those of the samples `wanted` that are there: index (n,) ascending, image (n, H, W, C), label (n,).
+
+  Nothing if there are none. Raises: DamagedError as open_parts.
+  """
+  found: dict[int, tuple[np.ndarray, int]] = {}
+  for path in _parts(folder):
+    rows = np.flatnonzero(np.isin(_read(path, 'index')['index'], wanted))
+    if len(rows):
+      content = _read(path, 'index', 'images', 'labels')
+      for row in rows:
+        found[int(content['index'][row])] = content['images'][row], int(content['labels'][row])
+  if not found:
+    return {}
+  index = np.array(sorted(found), np.uint32)
+  images, labels = zip(*(found[number] for number in index.tolist()))
+  return {'index': index, 'image': np.stack(images), 'label': np.array(labels, np.int32)}
+
+
+def keep_only(folder: Path, wanted: np.ndarray) -> None:
+  """Deletes all samples but these, in an order that can be gone on with after an interruption."""
+  kept = read_some(folder, wanted)
+  if kept:
+    save_part(folder, kept['index'], kept['image'], kept['label'])
+  name = _part_name(kept['index']) if kept else ''
+  for path in _parts(folder):
+    if path.name != name:
+      path.unlink()
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:

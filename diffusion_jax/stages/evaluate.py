@@ -61,8 +61,11 @@ def sample_result(experiment: Experiment, evaluator: Evaluator, workdir: Path) -
 
 def add_likelihood(result: dict[str, Any], experiment: Experiment, workdir: Path) -> None:
   """Adds the likelihood of held-out images under the checkpoint of the samples, and its protocol."""
-  at = with_settings(experiment, {'sample.checkpoint': str(result['samples']['step'])})
-  measured.add_likelihood(result, experiment, load_checkpoint(at, workdir).state)
+  step = result['samples']['step']
+  at = with_settings(experiment, {'sample.checkpoint': str(step)})
+  weights = load_checkpoint(at, workdir).state
+  result['metrics'] |= measured.likelihood_of(experiment, weights, step, {})
+  result['protocol'] |= measured.likelihood_protocol(experiment)
 
 
 def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +223,42 @@ def test_a_description_that_is_none_is_damage(tmp_path, content):
   (tmp_path / 'meta.json').write_text(content)
   with pytest.raises(DamagedError, match=r'meta\.json'):
     sample_set.claim(tmp_path, {'seed': 0})
+
+
+def test_some_samples_are_kept_and_the_others_deleted_whatever_interrupted_it(
+  tmp_path, monkeypatch
+):
+  folder, wanted = write(tmp_path / 'set', picture_first(40), 8), np.array([3, 9, 18, 39, 77])
+  images, labels = some(40)
+
+  def require_kept():
+    found = sample_set.read_some(folder, wanted)
+    np.testing.assert_array_equal(found['index'], wanted[:4])
+    np.testing.assert_array_equal(found['image'], images[wanted[:4]])
+    np.testing.assert_array_equal(found['label'], labels[wanted[:4]])
+
+  require_kept()
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr('pathlib.Path.unlink', raising(after=2))
+    sample_set.keep_only(folder, wanted)
+  require_kept()
+  for _ in range(2):
+    sample_set.keep_only(folder, wanted)
+    require_kept()
+    np.testing.assert_array_equal(sample_set.stored_indices(folder), wanted[:4])
+  assert [path.name for path in folder.iterdir()] == ['part-00000003.npz']
+  assert sample_set.read_some(folder, np.array([0])) == {}
+
+
+def raising(after):
+  """Path.unlink that is interrupted after so many files."""
+  unlink, done = Path.unlink, []
+
+  def interrupted(path, *arguments, **options):
+    if path.suffix == '.npz':
+      done.append(path)
+      if len(done) > after:
+        raise KeyboardInterrupt
+    return unlink(path, *arguments, **options)
+
+  return interrupted

@@ -2,7 +2,8 @@
 
     python -m tests.support.hosts_sample FOLDER NUM_PROCESSES PROCESS PORT FLAGS
 
-FOLDER/run is a trained work directory, FLAGS a JSON object of what the command line changes, and 'mode'.
+FOLDER/run is a trained work directory, FLAGS a JSON object of what the command line changes, 'mode',
+and 'swept': the fields of --mode=sweep --keep_samples=false.
 The exit code is that of main.py.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 
 from diffusion_jax.command import run_mode
+from diffusion_jax.config.sweep import Flags
 from diffusion_jax.errors import Stop
 from diffusion_jax.sampling import sample_set
 from tests.conftest import tiny_mapping
@@ -23,7 +25,9 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
     jax.distributed.initialize(f'127.0.0.1:{port}', num_processes, process)
   assert jax.process_count() == num_processes
   flags = {key: tuple(value) if isinstance(value, list) else value for key, value in flags.items()}
-  mode = flags.pop('mode', 'sample')
+  mode, swept = flags.pop('mode', 'sample'), Flags()
+  if mode == 'sweep':
+    swept = Flags(flags.pop('swept'), keep_samples=False)
   save, written = sample_set.save_part, []
 
   def counted(folder, index, made, labels):
@@ -32,7 +36,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
 
   sample_set.save_part = counted
   try:
-    run_mode(mode, tiny_mapping(folder, **flags), flags, folder / 'run', as_json=False)
+    run_mode(mode, tiny_mapping(folder, **flags), flags, folder / 'run', swept=swept)
   except Stop as stop:
     print(
       f'process {process}: {stop}', file=sys.__stdout__
