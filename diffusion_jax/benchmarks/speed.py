@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.benchmarks.stand_ins import with_random_inputs
-from diffusion_jax.benchmarks.timing import seconds
+from diffusion_jax.benchmarks.timing import steady_seconds
 from diffusion_jax.config.options import at_least, option
 from diffusion_jax.data.prepare import cores
 from diffusion_jax.diffusion.pixels import from_uint8, to_uint8
@@ -101,15 +101,8 @@ class Speed:
 
   def _times(self, run: Callable[[], PyTree]) -> list[float]:
     jax.block_until_ready(run())
-    first = seconds(lambda: jax.block_until_ready(run()))
-    count = max(1, int(np.ceil(self.seconds / first)))
-
-    def several():
-      for _ in range(count):
-        made = run()
-      jax.block_until_ready(made)
-
-    return [seconds(several) / count for _ in range(self.repeats)]
+    once = functools.partial(steady_seconds, run, jax.block_until_ready, self.seconds)
+    return [once() for _ in range(self.repeats)]
 
   def report(self, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Makes the table."""

@@ -20,6 +20,23 @@ def seconds(run: Callable[[], Any]) -> float:
   return time.perf_counter() - began
 
 
+def steady_seconds(run: Callable[[], Any], wait: Callable[[Any], Any], least: float) -> float:
+  """Measures one call of several in a row, of `least` seconds at the least, after one call to warm up.
+
+  wait: waits until what a call returned is done; it is called after the last one alone, because launching
+  call n + 1 may overlap with computing call n.
+  """
+  first = seconds(lambda: wait(run()))
+  count = max(1, int(np.ceil(least / first)))
+
+  def several():
+    for _ in range(count):
+      made = run()
+    wait(made)
+
+  return seconds(several) / count
+
+
 def rows(speeds: Speeds, form: str) -> list[list[str]]:
   """Makes a row of a table for each name: itself, the median, the range."""
   return [

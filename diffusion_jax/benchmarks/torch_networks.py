@@ -1,8 +1,8 @@
 """The backbones written for PyTorch, with the parameters of ours: what against_torch.py measures beside them.
 
 As a PyTorch user would write them for speed: one product for queries, keys and values, the fused
-scaled_dot_product_attention, NCHW convolutions. Functions of a flat dictionary of tensors, so that torch is
-imported by the caller alone.
+scaled_dot_product_attention, convolutions of NCHW tensors, which on a GPU are laid out as NHWC. Functions of a
+flat dictionary of tensors, so that torch is imported by the caller alone.
 """
 
 import math
@@ -32,9 +32,31 @@ def tensors_of(torch: Any, params: PyTree, device: str) -> dict[str, Tensor]:
     else:
       found[name] = _laid_out(name, value)
   return {
-    name: torch.tensor(np.ascontiguousarray(x), device=device).requires_grad_()
+    name: _placed(torch, torch.tensor(np.ascontiguousarray(x)), device).requires_grad_()
     for name, x in found.items()
   }
+
+
+def constants(torch: Any, module: Any, shape: tuple[int, int], device: str) -> dict[str, Tensor]:
+  """What a network of images of this height and width takes beside its parameters: a DiT's positions."""
+  if not isinstance(module, DiT):
+    return {}
+  rows, columns = (n // module.patch_size for n in shape)
+  positions = position_embedding(rows, columns, module.hidden_size)
+  return {'positions': torch.from_numpy(positions).to(device)}
+
+
+def images(torch: Any, module: Any, x: Tensor) -> Tensor:
+  """x (B, C, H, W) as the network's convolutions take it; a DiT cuts patches and has none."""
+  return x if isinstance(module, DiT) else _placed(torch, x, x.device.type)
+
+
+def _placed(torch: Any, x: Tensor, device: str) -> Tensor:
+  """On the device; what has four axes is laid out as NHWC on a GPU, where that is faster in bfloat16."""
+  x = x.to(device)
+  if device != 'cuda' or x.ndim != 4:
+    return x
+  return x.contiguous(memory_format=torch.channels_last)
 
 
 def _laid_out(name: str, x: np.ndarray) -> np.ndarray:
@@ -76,13 +98,13 @@ def attention(torch: Any, qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def dit(torch: Any, module: DiT, p: Tensors, x: Tensor, time: Tensor, label: Tensor) -> Tensor:
-  """x (B, C, H, W) -> (B, out_channels, H, W)."""
+  """x (B, C, H, W) -> (B, out_channels, H, W). p: with those of constants."""
   functional, patch = torch.nn.functional, module.patch_size
   batch, channels, height, width = x.shape
   rows, columns, d = height // patch, width // patch, module.hidden_size
   patches = x.view(batch, channels, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1)
   tokens = _linear(torch, p, 'patch_in', patches.reshape(batch, rows * columns, -1))
-  tokens = tokens + torch.from_numpy(position_embedding(rows, columns, d)).to(x.device)
+  tokens = tokens + p['positions']
   c = functional.silu(condition_of(torch, p, time, label, 256, module.frequency_shift))
 
   def norm(h):

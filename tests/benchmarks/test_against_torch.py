@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.benchmarks.against_torch import shaken
-from diffusion_jax.benchmarks.torch_networks import dit, tensors_of, unet
+from diffusion_jax.benchmarks.torch_networks import constants, dit, tensors_of, unet
 from diffusion_jax.command import run_mode
 from diffusion_jax.errors import InputError
 from diffusion_jax.models.dit import DiT
@@ -44,7 +44,7 @@ def test_outputs_are_ours(name):
   ours = jax.jit(lambda p: module.apply({'params': p}, x, times, {'label': label}))(params)
   with torch.no_grad():
     inputs = torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(times)
-    tensors = tensors_of(torch, params, 'cpu')
+    tensors = tensors_of(torch, params, 'cpu') | constants(torch, module, (8, 8), 'cpu')
     theirs = apply(torch, module, tensors, *inputs, torch.from_numpy(label).long())
   theirs = theirs.numpy().transpose(0, 2, 3, 1)
   assert np.abs(ours).max() > 0.1
@@ -57,6 +57,14 @@ BENCH = {
   'bench.against_torch.modes': 'eager',
   'sample.cfg_scale': 1.0,
 }
+
+
+@pytest.mark.slow
+def test_guided_sampling_alone_is_measured(tmp_path, capsys):
+  given = {'bench.against_torch.parts': ('sample',), 'sample.cfg_scale': 3.0}
+  run_mode('bench', tiny_mapping(tmp_path, **BENCH | given), {}, tmp_path / 'run')
+  found = json.loads((tmp_path / 'run' / 'bench-against_torch.json').read_text())
+  assert list(found['seconds']) == ['sample'] and 'guidance 3' in capsys.readouterr().out
 
 
 @pytest.mark.slow
