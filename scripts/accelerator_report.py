@@ -1,39 +1,50 @@
-"""Whether this code computes the right thing on an accelerator, and how fast, in one command.
+"""Whether this code computes the right thing on an accelerator, how fast, and what it learns: one command.
 
-    python scripts/accelerator_report.py [--out=FOLDER | --write-docs] [--budget=SECONDS] [--wheels=FOLDER]
+    python scripts/accelerator_report.py [--cifar=ARCHIVE --train_minutes=M]
 
-Needs jax, flax, optax and orbax-checkpoint with their own requirements; neither TensorFlow, clu,
-ml-collections nor data. On a machine without a network: `--pack FOLDER` here, carry FOLDER there, and
-run with `--wheels FOLDER`, which takes from it what is missing.
+Repeat it until it exits with 0 or 1; every run takes less than ten minutes. In this order: correctness; the
+speeds that are wanted, with torch.compile beside them where PyTorch is installed; a training run on CIFAR-10,
+if there is an archive of it; more systems, with attention by XLA and by cuDNN.
 
-Writes FOLDER/accelerator-KIND.json and .md, KIND being the device; --write-docs writes to docs/. Every
-piece (a group of checks, or one measurement) runs in a process of its own and is stored as soon as it is
-done. A rerun skips the stored ones, with --retry only those without an error. Exit 0: all pieces are
-there; 75: the budget ended before, the same command goes on; 1: all are there and a check failed or a
-piece has an error. --size=tiny is for trying the script itself, on a CPU too.
+  --cifar=ARCHIVE    images as train|test/CLASS/FILE in a tar, zip or folder; without it nothing is trained
+  --train_minutes=M  minutes of training steps, over as many runs as that takes (10); with more later it goes on
+  --out=FOLDER       where everything is written (runs/accelerator); --write-docs: report and pictures to docs/
+  --budget=SECONDS   of this run (540): no piece begins later, and the last may take 45 seconds more
+  --only=REGEX       pieces by name: 'check', 'goal.dit', 'cifar', 'goal|cifar' ...
+  --retry            pieces that have an error, again
+  --pack=FOLDER      fills a folder with pure-Python packages for a machine without a network, and does nothing
+                     else; carry it there, and --wheels=FOLDER takes from it what is missing
+  --size=tiny        tries the script itself, on a CPU too
+
+Needs jax, flax, optax and orbax-checkpoint with their own requirements, and for the training what else
+requirements-core.txt lists; never TensorFlow, clu or ml-collections. Writes FOLDER/accelerator-KIND.json and
+.md, KIND being the device, and pictures beside them: these files are the result. FOLDER/cifar10-KIND is the
+work directory of the training, gigabytes of data and checkpoints; without it a training starts anew.
+
+Every piece (a group of checks, one measurement, a part of the training) runs in a process of its own and is
+stored as soon as it is done. A rerun skips what is stored. It goes on after a kill too, the training from its
+newest checkpoint. Exit 0: all is there; 75: run the same command again; 1: all is there, and a check failed or
+a piece has an error; 2: the command cannot work.
 """
 
 import argparse
-import datetime
-import importlib.metadata
+import contextlib
 import json
 import os
-import platform
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PIECE_LIMIT = 570.0  # Seconds.
 GRACE = 45.0  # Seconds that a piece may run past the budget before it is put off.
 INTERRUPTED = 75
-PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -41,6 +52,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
+  parser.add_argument('--cifar', type=Path, help='an archive or folder train|test/CLASS/FILE')
+  parser.add_argument('--train_minutes', type=float, default=10.0)
   parser.add_argument('--size', choices=('full', 'tiny'), default='full')
   parser.add_argument('--out', type=Path, default=ROOT / 'runs' / 'accelerator')
   parser.add_argument('--write-docs', action='store_true', help='--out is docs/')
@@ -50,58 +63,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--wheels', type=Path, help='a folder that --pack has filled')
   parser.add_argument('--pack', type=Path, help='fill this folder with wheels, and nothing else')
   parser.add_argument('--worker', nargs='+', help=argparse.SUPPRESS)
+  parser.add_argument('--store', type=Path, help=argparse.SUPPRESS)
+  parser.add_argument('--workdir', type=Path, help=argparse.SUPPRESS)
   args = parser.parse_args(arguments)
+  args.runs = args.out.absolute()  # Of work directories: not docs/.
   if args.write_docs:
     args.out = ROOT / 'docs'
+  if args.cifar and not args.cifar.exists():
+    parser.error(f'--cifar: {args.cifar} does not exist')
+  if not args.train_minutes > 0:
+    parser.error(f'--train_minutes: got {args.train_minutes:g}, allowed > 0')
   return args
-
-
-def store(path: Path, record: dict) -> None:
-  """Writes a JSON file whole or not at all."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(record, indent=1) + '\n')
-  temporary.replace(path)
-
-
-def now() -> str:
-  """UTC, to the second."""
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-
-
-def machine() -> dict:
-  """Device, backend and versions, which open the device."""
-  import jax
-
-  from diffusion_jax.runtime.provenance import commit
-
-  device = jax.local_devices()[0]
-  return {
-    'device': device.device_kind,
-    'backend': jax.default_backend(),
-    'device_version': getattr(device.client, 'platform_version', '').replace('\n', ' '),
-    'devices': jax.local_device_count(),
-    'memory_bytes': (device.memory_stats() or {}).get('bytes_limit'),
-    'python': platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in PACKAGES},
-    'commit': commit(),
-  }
-
-
-def work(size: str, names: list[str], folder: Path, budget: float) -> None:
-  """A worker: runs pieces and stores each as folder/NAME.json. The name 'machine' describes it."""
-  from accelerator.pieces import pieces
-
-  known, started = pieces(size), time.perf_counter()
-  for name in names:
-    began = time.perf_counter()
-    if began - started > budget:
-      return
-    try:
-      result = {'result': machine() if name == 'machine' else known[name]()}
-    except Exception as error:  # The others go on.
-      text = f'{type(error).__name__}: {error}'
-      result = {'error': text[:2000], 'trace': traceback.format_exc()[-4000:]}
-    store(folder / f'{name}.json', result | {'seconds': time.perf_counter() - began, 'date': now()})
 
 
 def run_worker(
@@ -111,12 +83,18 @@ def run_worker(
 
   Returns: '', or why the process failed.
   """
+  from accelerator.pieces import variables
+
   with tempfile.TemporaryDirectory() as temporary:
     folder = Path(temporary)
     command = [sys.executable, str(Path(__file__).resolve()), f'--size={args.size}']
     command += [f'--wheels={args.wheels}'] if args.wheels else []
-    command += [f'--out={folder}', f'--budget={limit - GRACE}', '--worker', *names]
-    environment = dict(os.environ)
+    command += [f'--store={folder}', f'--budget={limit - GRACE}', f'--workdir={args.workdir}']
+    command += (
+      [f'--cifar={args.cifar}', f'--train_minutes={args.train_minutes}'] if args.cifar else []
+    )
+    command += ['--worker', *names]
+    environment = {**os.environ, **variables(names)}
     if 'cpu' not in environment.get('JAX_PLATFORMS', 'cpu'):
       environment['JAX_PLATFORMS'] += ',cpu'  # References are computed there.
     if args.size == 'full':
@@ -139,9 +117,9 @@ def run_worker(
             return f'took longer than {limit:.0f} s'
           time.sleep(0.1)
       finally:
-        if process.poll() is None:
-          os.killpg(process.pid, signal.SIGKILL)  # Its own processes too.
-          process.wait()
+        with contextlib.suppress(ProcessLookupError):
+          os.killpg(process.pid, signal.SIGKILL)  # Its own processes too, even if it has crashed.
+        process.wait()
       log.seek(0)
       return f'exit {code}: {log.read()[-1500:]}' if code else ''
 
@@ -155,6 +133,9 @@ def run_pieces(args: argparse.Namespace, path: Path, record: dict, names: list[s
     store(path, record)
     print(f'{name:<28} {piece.get("seconds", 0):7.1f} s  {piece.get("error", "")[:80]}', flush=True)
 
+  from accelerator.pieces import resumes
+  from accelerator.worker import now, store
+
   waiting = list(names)
   while waiting and (left := args.budget - (time.monotonic() - began)) > 0:
     # At full size a process of its own: its peak of memory is the piece's, and a crash is its alone.
@@ -166,16 +147,47 @@ def run_pieces(args: argparse.Namespace, path: Path, record: dict, names: list[s
       continue
     if why and batch[-1] in waiting:
       name = next(name for name in batch if name in waiting)
-      put_off = why.startswith('took') and limit < PIECE_LIMIT and not (first and name == names[0])
+      whole = limit >= PIECE_LIMIT or (first and name == names[0])
+      put_off = why.startswith('took') and (resumes(name) or not whole)
       if put_off:  # A piece is at fault only if it had a whole budget.
         return
       keep(name, {'error': why, 'date': now()})
 
 
-def unfinished(args: argparse.Namespace, record: dict, names: list[str]) -> list[str]:
-  """Pieces that are not stored, or whose error is to be tried again."""
+def unfinished(
+  args: argparse.Namespace, record: dict, names: list[str], retry: bool = False
+) -> list[str]:
+  """Pieces that are not stored, that want more minutes, or whose error is to be tried again."""
+  from accelerator import cifar
+
   done = record['pieces']
-  return [n for n in names if n not in done or (args.retry and 'error' in done[n])]
+
+  def is_left(name):
+    if name not in done:
+      return True
+    if 'error' in done[name]:
+      return retry
+    return not cifar.is_done(name, done, args.train_minutes)
+
+  return [name for name in names if is_left(name)]
+
+
+def in_order(names: Iterable[str], size: str) -> list[str]:
+  """The names of stored pieces in the order of the report, whatever order they were run in."""
+  from accelerator.pieces import names_of
+
+  known = names_of(size, trains=True)
+  return sorted(names, key=lambda n: known.index(n) if n in known else len(known))
+
+
+def training_of(args: argparse.Namespace) -> Any | None:
+  """What the pieces of the training need, or None without an archive."""
+  from accelerator.cifar import Request
+
+  if not args.cifar:
+    return None
+  archive, deadline = str(args.cifar.absolute()), time.monotonic() + args.budget
+  return Request(archive, args.train_minutes, args.workdir, args.size, deadline)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -190,8 +202,12 @@ def main(arguments: list[str] | None = None) -> int:
   if args.wheels:
     wheels.use(args.wheels)
   if args.worker:
-    work(args.size, args.worker, args.out, args.budget)
+    from accelerator import worker
+
+    worker.end_with_parent()
+    worker.work(args.size, args.worker, args.store, args.budget, training_of(args))
     return 0
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))  # Ends the worker too.
   probed: dict[str, dict] = {}
   why = run_worker(args, ['machine'], 120.0, probed.__setitem__)
   found = probed.get('machine', {'error': why})
@@ -203,6 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
   args.out.mkdir(parents=True, exist_ok=True)
   suffix = '' if args.size == 'full' else f'-{args.size}'
   path = args.out / f'accelerator-{kind}{suffix}.json'
+  args.workdir = args.runs / f'cifar10-{kind}{suffix}'
   new = {'size': args.size, 'machine': here, 'pieces': {}}
   record = json.loads(path.read_text()) if path.exists() else new
   changed = [name for name, value in record['machine'].items() if here.get(name) != value]
@@ -216,16 +233,20 @@ def main(arguments: list[str] | None = None) -> int:
 
   from accelerator.pieces import names_of
 
-  names = [name for name in names_of(args.size) if re.search(args.only, name)]
-  todo = unfinished(args, record, names)
+  known = names_of(args.size, bool(args.cifar))
+  names = [name for name in known if re.search(args.only, name)]
+  todo = unfinished(args, record, names, args.retry)
   print(f'{here["device"]}: {len(todo)} of {len(names)} pieces to do', flush=True)
   run_pieces(args, path, record, todo, began)
-  store(path, record)
-  from accelerator import markdown
+  from accelerator import cifar, markdown, worker
 
+  if args.workdir.exists():
+    record['pictures'] = cifar.copy_pictures(args.workdir, path.with_suffix(''))
+  record['pieces'] = {n: record['pieces'][n] for n in in_order(record['pieces'], args.size)}
+  worker.store(path, record)
   path.with_suffix('.md').write_text(markdown.report(record))
   print(f'{path.with_suffix(".md")} and .json')
-  left = [name for name in names if name not in record['pieces']]
+  left = unfinished(args, record, names)
   if left:
     print(f'{len(left)} pieces left: run the same command again')
     return INTERRUPTED

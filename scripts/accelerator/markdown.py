@@ -2,14 +2,8 @@
 
 from typing import Any
 
-from diffusion_jax.reporting.tables import markdown_table
-from diffusion_jax.runtime import chips
-
-
-def peak_of(device: str) -> float | None:
-  """Dense bfloat16 FLOP/s on paper, or None for a device that the table of chips does not have."""
-  found = chips.published(device, '', 'bfloat16')
-  return found and found.flops_per_s
+from accelerator.cells import number, one_line, peak_of, share, table
+from accelerator.sections import cifar_section, goals_section
 
 
 def failures(record: dict[str, Any]) -> list[str]:
@@ -21,22 +15,6 @@ def failures(record: dict[str, Any]) -> list[str]:
     elif name.startswith('check.'):
       found += [f'{name}: {row["name"]}' for row in piece['result'] if row['passed'] is False]
   return found
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-  """A Markdown table, numbers to the right."""
-  words = [i for i, name in enumerate(header) if name in ('', 'check', 'what')]
-  return markdown_table(header, rows, left=words)
-
-
-def number(value: float | None, scale: float = 1.0) -> str:
-  """Three digits; a dash for None."""
-  return '–' if value is None else f'{value / scale:.3g}'
-
-
-def share(part: float, whole: float | None) -> str:
-  """Per cent."""
-  return f'{100 * part / whole:.1f}%' if whole else '–'
 
 
 def check_rows(name: str, piece: dict[str, Any]) -> list[list[str]]:
@@ -51,11 +29,6 @@ def check_rows(name: str, piece: dict[str, Any]) -> list[list[str]]:
     values = [number(row['value']), number(row['tolerance'])]
     rows.append([title, what, *values, verdicts[row['passed']]])
   return rows
-
-
-def one_line(text: str) -> str:
-  """The first line of an error, short, with nothing that would end a cell."""
-  return text.strip().splitlines()[0][:200].replace('|', '/')
 
 
 def speed_rows(record: dict[str, Any], prefix: str) -> list[list[str]]:
@@ -102,20 +75,6 @@ def report(record: dict[str, Any]) -> str:
   if matmul:
     speed, n = number(matmul['flops_per_s'], 1e12), matmul['side']
     ceiling += f'; {speed} measured here ({n}x{n} {matmul["dtype"]} matrix product, random numbers)'
-  columns = [
-    '',
-    'batch',
-    'images/s',
-    'ms a batch',
-    'GFLOP an image',
-    'TFLOP/s',
-    'MFU',
-    'of measured',
-  ]
-  columns += ['compile s', 'program GiB', 'peak GiB']
-  checks = [
-    row for name in pieces if name.startswith('check.') for row in check_rows(name, pieces[name])
-  ]
   memory = machine['memory_bytes']
   lines = [
     f'# {machine["device"]}',
@@ -132,26 +91,56 @@ def report(record: dict[str, Any]) -> str:
     f'- Peak: {ceiling}',
     f'- {len(pieces)} pieces; ' + (f'**failed**: {"; ".join(failed)}' if failed else 'none failed'),
     '',
+    *correctness_section(record),
+    *goals_section(record),
+    *cifar_section(record),
+    *systems_section(record),
+  ]
+  return '\n'.join(lines)
+
+
+def correctness_section(record: dict[str, Any]) -> list[str]:
+  """A row for each check."""
+  pieces = record['pieces']
+  rows = [
+    row for name in pieces if name.startswith('check.') for row in check_rows(name, pieces[name])
+  ]
+  if not rows:
+    return []
+  return [
     '## Correctness',
     '',
     'Errors are norms of differences over norms of the reference, unless the row says otherwise.',
     '',
-    table(['check', 'what', 'value', 'tolerance', ''], checks),
-    '',
-    '## Training steps',
-    '',
-    'Median of repeats after warm-up, random arrays, state donated, activations in '
-    f'{"float32" if machine["backend"] == "cpu" else "bfloat16"}. Operations are three times those of '
-    'the forward pass, counted by diffusion_jax/runtime/cost.py; recomputation is not work. MFU is the '
-    'share of the peak on paper. Memory: of the compiled program, and the most that the process held.',
-    '',
-    table(columns, speed_rows(record, 'train.')),
-    '',
-    '## Sampling',
-    '',
-    'DDIM, from noise to the last step, without decoding; guidance doubles the batch of the network.',
-    '',
-    table(columns, speed_rows(record, 'sample.')),
+    table(['check', 'what', 'value', 'tolerance', ''], rows),
     '',
   ]
-  return '\n'.join(lines)
+
+
+def systems_section(record: dict[str, Any]) -> list[str]:
+  """Speeds of more systems, with either kind of attention."""
+  columns = ['', 'batch', 'images/s', 'ms a batch', 'GFLOP an image', 'TFLOP/s', 'MFU']
+  columns += ['of measured', 'compile s', 'program GiB', 'peak GiB']
+  lines, training, sampling = [], speed_rows(record, 'train.'), speed_rows(record, 'sample.')
+  if training:
+    lines += [
+      '## Training steps',
+      '',
+      'Median of repeats after warm-up, random arrays, state donated, activations in '
+      f'{"float32" if record["machine"]["backend"] == "cpu" else "bfloat16"}. Operations are three times '
+      'those of the forward pass, counted by diffusion_jax/runtime/cost.py; recomputation is not work. MFU is '
+      'the share of the peak on paper. Memory: of the compiled program, and the most that the process held.',
+      '',
+      table(columns, training),
+      '',
+    ]
+  if sampling:
+    lines += [
+      '## Sampling',
+      '',
+      'DDIM, from noise to the last step, without decoding; guidance doubles the batch of the network.',
+      '',
+      table(columns, sampling),
+      '',
+    ]
+  return lines

@@ -5,6 +5,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from accelerator import cifar, goals
+
 CHECKS = ('attention', 'float32', 'condition', 'gradients', 'samples', 'resume', 'fid')
 DITS = {'full': ('s', 'b', 'l', 'xl'), 'tiny': ('s',)}
 SAMPLED = {'full': ('b', 'xl'), 'tiny': ('s',)}
@@ -13,10 +15,8 @@ GUIDED = 4.0
 
 
 def table(size: str) -> dict[str, tuple]:
-  """Name -> (module, function, arguments after the sizes)."""
-  scales = {'': 1.0, '.guided': GUIDED}
-  found = {f'check.{name}': ('checks', name) for name in CHECKS}
-  found['time.matmul'] = ('speeds', 'time_matmul')
+  """Name -> (module, function, arguments after the sizes), of what follows the goals and the training."""
+  scales, found = {'': 1.0, '.guided': GUIDED}, {}
   for name in DITS[size]:
     for attention in ATTENTIONS:
       found[f'train.dit-{name}.{attention}'] = ('speeds', 'train_dit', name, attention)
@@ -33,25 +33,50 @@ def table(size: str) -> dict[str, tuple]:
   return found
 
 
-def names_of(size: str) -> list[str]:
-  """The names in order."""
-  return list(table(size))
+def first_table() -> dict[str, tuple]:
+  """As table, of what comes before them."""
+  found = {f'check.{name}': ('checks', name) for name in CHECKS}
+  return found | {'time.matmul': ('speeds', 'time_matmul')}
 
 
-def pieces(size: str) -> dict[str, Callable[[], Any]]:
+def names_of(size: str, trains: bool = False) -> list[str]:
+  """The names in order: what tells most comes first. trains: whether there is an archive of CIFAR-10."""
+  found = [*first_table(), *(f'goal.{name}' for name in goals.names(size))]
+  found += [f'cifar.{name}' for name in cifar.NAMES] if trains else []
+  return [*found, *table(size)]
+
+
+def resumes(name: str) -> bool:
+  """Whether a piece goes on where it was stopped, so that running out of time is no error."""
+  return name.startswith('cifar.')
+
+
+def variables(names: list[str]) -> dict[str, str]:
+  """Variables of the environment that a process of these pieces needs."""
+  beside = any(name.startswith('goal.') for name in names)
+  return {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if beside else {}  # PyTorch needs memory too.
+
+
+def pieces(size: str, training: cifar.Request | None = None) -> dict[str, Callable[[], Any]]:
   """Name -> what runs it and returns its result, ready for JSON."""
 
   def run(name: str) -> Any:
+    group, _, rest = name.partition('.')
+    if name == 'check.resume':  # Its processes need the device, as do those of the training.
+      return importlib.import_module('accelerator.resume').check(size)
+    if group == 'cifar':
+      return cifar.run(rest, training)
     import jax
 
+    if group == 'goal':
+      return importlib.import_module('accelerator.goal_speeds').measure(size, rest)
     from accelerator.systems import SIZES
 
-    module, function, *arguments = table(size)[name]
-    if name == 'check.resume':  # Its processes need the device.
-      return importlib.import_module('accelerator.resume').check(size)
+    module, function, *arguments = (first_table() | table(size))[name]
     if name.split('.')[2:3] == ['cudnn'] and jax.default_backend() != 'gpu':
       return {'skipped': 'needs an NVIDIA GPU'}
     function = getattr(importlib.import_module(f'accelerator.{module}'), function)
     return function(SIZES[size], *arguments)
 
-  return {name: functools.partial(run, name) for name in table(size)}
+  names = names_of(size, training is not None)
+  return {name: functools.partial(run, name) for name in names}

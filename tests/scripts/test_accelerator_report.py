@@ -93,13 +93,13 @@ def test_every_piece_runs_and_every_check_passes_on_the_cpu(tmp_path, accelerato
 
 
 def test_a_failing_piece_is_recorded_and_the_others_go_on(accelerator, tmp_path, monkeypatch):
-  script, pieces = accelerator('accelerator_report'), accelerator('accelerator.pieces')
+  worker, pieces = accelerator('accelerator.worker'), accelerator('accelerator.pieces')
 
   def fails():
     raise RuntimeError('no such kernel')
 
-  monkeypatch.setattr(pieces, 'pieces', lambda size: {'a': fails, 'b': lambda: {'x': 1}})
-  script.work('tiny', ['a', 'b'], tmp_path, 10.0)
+  monkeypatch.setattr(pieces, 'pieces', lambda size, training: {'a': fails, 'b': lambda: {'x': 1}})
+  worker.work('tiny', ['a', 'b'], tmp_path, 10.0)
   a, b = (json.loads((tmp_path / f'{name}.json').read_text()) for name in 'ab')
   assert a['error'] == 'RuntimeError: no such kernel' and b['result'] == {'x': 1}
 
@@ -158,7 +158,7 @@ def test_a_wrong_value_and_a_nan_fail_a_check(accelerator):
 
 
 def test_paper_peaks_tell_the_chips_apart(accelerator):
-  peak_of = accelerator('accelerator.markdown').peak_of
+  peak_of = accelerator('accelerator.cells').peak_of
   assert peak_of('NVIDIA H100 80GB HBM3') == peak_of('NVIDIA H200') == 989e12
   assert peak_of('NVIDIA H100 PCIe') == 756e12 and peak_of('cpu') is None
 
