@@ -65,6 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--worker', nargs='+', help=argparse.SUPPRESS)
   parser.add_argument('--store', type=Path, help=argparse.SUPPRESS)
   parser.add_argument('--workdir', type=Path, help=argparse.SUPPRESS)
+  parser.add_argument('--backend', default='', help=argparse.SUPPRESS)
   args = parser.parse_args(arguments)
   args.runs = args.out.absolute()  # Of work directories: not docs/.
   if args.write_docs:
@@ -90,6 +91,7 @@ def run_worker(
     command = [sys.executable, str(Path(__file__).resolve()), f'--size={args.size}']
     command += [f'--wheels={args.wheels}'] if args.wheels else []
     command += [f'--store={folder}', f'--budget={limit - GRACE}', f'--workdir={args.workdir}']
+    command.append(f'--backend={args.backend}')
     command += (
       [f'--cifar={args.cifar}', f'--train_minutes={args.train_minutes}'] if args.cifar else []
     )
@@ -187,7 +189,7 @@ def training_of(args: argparse.Namespace) -> Any | None:
   if not args.cifar:
     return None
   archive, deadline = str(args.cifar.absolute()), time.monotonic() + args.budget
-  return Request(archive, args.train_minutes, args.workdir, args.size, deadline)
+  return Request(archive, args.train_minutes, args.workdir, args.size, args.backend, deadline)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -219,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
   args.out.mkdir(parents=True, exist_ok=True)
   suffix = '' if args.size == 'full' else f'-{args.size}'
   path = args.out / f'accelerator-{kind}{suffix}.json'
-  args.workdir = args.runs / f'cifar10-{kind}{suffix}'
+  args.workdir, args.backend = args.runs / f'cifar10-{kind}{suffix}', here['backend']
   new = {'size': args.size, 'machine': here, 'pieces': {}}
   record = json.loads(path.read_text()) if path.exists() else new
   changed = [name for name, value in record['machine'].items() if here.get(name) != value]

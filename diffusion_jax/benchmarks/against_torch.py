@@ -155,7 +155,7 @@ def write_request(experiment: Experiment, folder: Path, least: float) -> None:
   that do the same differ little.
   """
   config = experiment.config
-  module = experiment.module.clone(dtype=jnp.float32)
+  module = experiment.module.clone(dtype=jnp.float32, attention='auto')
   size, shape = config.train.batch_size, experiment.x0_shape
   params = shaken(experiment.initial_state().params['model'])
   rng = np.random.default_rng(1)

@@ -28,12 +28,13 @@ MARGIN = 1.0  # Seconds short of the minutes that count as all of them.
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-  """archive: train|test/CLASS/FILE. deadline: of this command's part, by time.monotonic."""
+  """archive: train|test/CLASS/FILE. backend: JAX's. deadline: of this process, by time.monotonic."""
 
   archive: str
   minutes: float
   workdir: Path
   size: str
+  backend: str
   deadline: float
 
 
@@ -98,7 +99,7 @@ def start(mode: str, request: Request, given: Mapping[str, Any]) -> subprocess.P
     'import json, sys; sys.path[:] = json.loads(sys.argv[1]); '
     'from accelerator import cifar_command; cifar_command.main(*json.loads(sys.argv[2]))'
   )
-  arguments = [mode, request.size, request.archive, str(request.workdir), dict(given)]
+  arguments = [mode, request.size, request.backend, request.archive, str(request.workdir), given]
   command = [sys.executable, '-c', code, json.dumps(sys.path), json.dumps(arguments)]
   with (request.workdir / f'{mode}.log').open('w') as log:
     # The flag tells a process that a signal ends how to exit.
@@ -211,9 +212,10 @@ def copy_pictures(workdir: Path, stem: Path) -> list[str]:
   last = len(previews) - 1
   chosen = sorted({round(i * last / (PICTURES - 1)) for i in range(PICTURES)}) if previews else []
   found = {f'{stem.name}-preview-{previews[i].stem}.png': previews[i] for i in chosen}
-  for path in sorted((workdir / 'samples').glob('*/grid.png')):
+  grids = sorted((workdir / 'samples').glob('*/grid.png'), key=lambda path: path.stat().st_mtime)
+  for path in grids[-len(SCALES) :]:
     found[f'{stem.name}-samples-{path.parent.name}.png'] = path
-  for old in stem.parent.glob(f'{stem.name}-preview-*.png'):
+  for old in stem.parent.glob(f'{stem.name}-*.png'):
     old.unlink()
   for name, path in found.items():
     shutil.copyfile(path, stem.parent / name)

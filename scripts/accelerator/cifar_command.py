@@ -80,15 +80,8 @@ TINY = {
 ENDLESS = 1_000_000  # Steps: the time decides.
 
 
-def name_of(size: str) -> str:
-  """The config that suits this device: 'full', or on a CPU 'laptop'."""
-  import jax
-
-  return 'laptop' if size == 'tiny' or jax.default_backend() == 'cpu' else 'full'
-
-
 def values(size: str, name: str, archive: str, workdir: Path) -> dict[str, Any]:
-  """The fields of the run: path -> value."""
+  """The fields of the run: path -> value. name: of CONFIGS."""
   return {
     **CONFIGS[name],
     **CHANGES[name],
@@ -103,8 +96,10 @@ def values(size: str, name: str, archive: str, workdir: Path) -> dict[str, Any]:
   }
 
 
-def main(mode: str, size: str, archive: str, workdir: str, given: Mapping[str, Any]) -> None:
-  """Runs a mode and ends the process with its exit code. given: further fields."""
+def main(
+  mode: str, size: str, backend: str, archive: str, workdir: str, given: Mapping[str, Any]
+) -> None:
+  """Runs a mode and ends the process with its exit code. backend: JAX's here. given: further fields."""
   interruption.answer()
   compile_cache.use()
   from diffusion_jax.command import run_mode
@@ -112,7 +107,8 @@ def main(mode: str, size: str, archive: str, workdir: str, given: Mapping[str, A
   from diffusion_jax.config.schema import Config
   from diffusion_jax.errors import Stop
 
-  fields = values(size, name_of(size), archive, Path(workdir)) | dict(given)
+  name = 'laptop' if size == 'tiny' or backend == 'cpu' else 'full'
+  fields = values(size, name, archive, Path(workdir)) | dict(given)
   try:
     run_mode(mode, updated(Config, defaults(schema(Config)), fields), fields, workdir)
   except Stop as reason:

@@ -69,7 +69,7 @@ def measured(size: str, name: str, batch_size: int) -> dict[str, Any]:
   jax.block_until_ready(part.run())
   times = [timing.steady_seconds(part.run, jax.block_until_ready, least) for _ in range(REPEATS)]
   facts = {'flops': part.flops, 'compile_s': part.compile_seconds}
-  return row(part.batch_size, times, **facts) | {'torch': {'skipped': why}}
+  return row(part.batch_size, times, experiment.mesh.size, **facts) | {'torch': {'skipped': why}}
 
 
 def not_comparable(goal: Goal) -> str:
@@ -96,7 +96,7 @@ def beside_torch(
     'flops': found['flops'][goal.part],
     'compile_s': found['compile_seconds'][goal.part],
   }
-  return row(batch_size, times[against_torch.OURS], **facts) | {
+  return row(batch_size, times[against_torch.OURS], experiment.mesh.size, **facts) | {
     'torch': {
       'version': found['torch'],
       'repeats_s': theirs,
@@ -116,16 +116,19 @@ def part_of(experiment: Experiment, part: str, batch_size: int) -> speed.Part:
   return list(makers[part](experiment))[-1][1]()
 
 
-def row(batch_size: int, times: list[float], flops: float, compile_s: float) -> dict[str, Any]:
-  """The entries of every goal. flops: of a batch."""
+def row(
+  batch_size: int, times: list[float], devices: int, flops: float, compile_s: float
+) -> dict[str, Any]:
+  """The entries of every goal, speeds for each device. flops: of a batch, on all of them."""
   seconds = float(np.median(times))
   return {
     'batch_size': batch_size,
     'seconds': seconds,
     'repeats_s': times,
-    'images_per_s': batch_size / seconds,
+    'devices': devices,
+    'images_per_s': batch_size / seconds / devices,
     'flops_per_image': flops / batch_size,
-    'flops_per_s': flops / seconds,
+    'flops_per_s': flops / seconds / devices,
     'compile_s': compile_s,
     'program_bytes': None,
     'peak_bytes': speeds.peak_bytes(),

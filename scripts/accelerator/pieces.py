@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -47,14 +48,16 @@ def names_of(size: str, trains: bool = False) -> list[str]:
 
 
 def resumes(name: str) -> bool:
-  """Whether a piece goes on where it was stopped, so that running out of time is no error."""
+  """Returns whether a piece goes on where it was stopped, so that running out of time is no error."""
   return name.startswith('cifar.')
 
 
 def variables(names: list[str]) -> dict[str, str]:
   """Variables of the environment that a process of these pieces needs."""
-  beside = any(name.startswith('goal.') for name in names)
-  return {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if beside else {}  # PyTorch needs memory too.
+  if not any(name.startswith('goal.') for name in names):
+    return {}
+  first = os.environ.get('CUDA_VISIBLE_DEVICES', '0').split(',')[0]  # PyTorch's runs on one GPU.
+  return {'CUDA_VISIBLE_DEVICES': first, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
 
 
 def pieces(size: str, training: cifar.Request | None = None) -> dict[str, Callable[[], Any]]:

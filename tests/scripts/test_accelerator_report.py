@@ -32,10 +32,15 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 
-def run(tmp_path, *arguments):
+def environment_of(tmp_path):
+  """Variables of a machine without the packages."""
   (tmp_path / 'path').mkdir(exist_ok=True)
   (tmp_path / 'path' / 'sitecustomize.py').write_text(SITECUSTOMIZE)
-  environment = {**os.environ, 'PYTHONPATH': str(tmp_path / 'path'), 'JAX_PLATFORMS': 'cpu'}
+  return {**os.environ, 'PYTHONPATH': str(tmp_path / 'path'), 'JAX_PLATFORMS': 'cpu'}
+
+
+def run(tmp_path, *arguments):
+  environment = environment_of(tmp_path)
   command = [sys.executable, str(SCRIPT), '--size=tiny', f'--out={tmp_path / "out"}', *arguments]
   done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
   path = tmp_path / 'out' / 'accelerator-cpu-tiny.json'
@@ -90,6 +95,8 @@ def test_every_piece_runs_and_every_check_passes_on_the_cpu(tmp_path, accelerato
       assert piece['result'] == {'skipped': 'needs an NVIDIA GPU'}
     else:
       assert piece['result']['flops_per_s'] > 0, name
+      if name in ('goal.dit-s', 'goal.unet', 'goal.sample'):
+        assert piece['result']['torch'] == {'skipped': 'not installed'}
 
 
 def test_a_failing_piece_is_recorded_and_the_others_go_on(accelerator, tmp_path, monkeypatch):
@@ -133,6 +140,55 @@ def test_operations_are_those_of_the_published_networks(accelerator):
   assert found == pytest.approx(79.9e9 + 161.2e9, rel=0.01)
 
 
+def test_goals_are_measured_on_the_systems_that_they_name(accelerator):
+  """FLOP an image: 3 x 12.1 G of DiT-S/2 in training, 100 x 46.0 G of DiT-B/2 in 50 guided steps."""
+  from diffusion_jax.benchmarks.speed import forward_flops
+  from diffusion_jax.experiment.facts import autoencoder_facts
+
+  goal_speeds, goals = accelerator('accelerator.goal_speeds'), accelerator('accelerator.goals')
+  names = [name for name in goals.names('full') if name not in ('dit-b', 'dit-l', 'features')]
+  made = {name: goal_speeds.experiment_of('full', name, 64) for name in names}
+  assert made['dit-s'].x0_shape == made['dit-xl'].x0_shape == made['sample'].x0_shape == (32, 32, 4)
+  assert forward_flops(made['dit-s']) == pytest.approx(12.1e9, rel=0.01)
+  sample = made['sample']
+  assert forward_flops(sample) == pytest.approx(46.0e9, rel=0.01)
+  assert (sample.config.sample.num_steps, sample.config.sample.batch_size) == (50, 64)
+  assert sample.config.sample.cfg_scale != 1
+  decoder = autoencoder_facts(sample)['decode_flops_per_image']
+  assert decoder < 1e-3 * 100 * 46.0e9  # PyTorch decodes nothing.
+  found = autoencoder_facts(made['decode'])['decode_flops_per_image']
+  assert found == pytest.approx(161.2e9, rel=0.01)
+  unet = made['unet'].config
+  assert unet.train.batch_size == 64 and made['unet'].x0_shape == (128, 128, 3)
+  assert unet.model.options['dropout'] == 0 and unet.model.options['remat'] == 'none'
+
+
+def goal_of(speed, **torch):
+  facts = {'batch_size': 256, 'images_per_s': speed, 'flops_per_s': 300e12}
+  return {'result': {**facts, 'compile_s': 9.0, 'peak_bytes': 2**33, 'torch': torch}}
+
+
+def test_a_goal_is_reached_or_not(accelerator):
+  sections = accelerator('accelerator.sections')
+  torch = {'images_per_s': 7000.0, 'version': '2.11'}
+  pieces = {
+    'goal.dit-s': goal_of(9100.0, **torch),
+    'goal.dit-b': goal_of(2199.0, skipped='not installed'),
+    'goal.unet': {'error': 'RuntimeError: no | kernel\nmore'},
+  }
+  record = {'machine': {'device': 'NVIDIA H200'}, 'size': 'full', 'pieces': pieces}
+  text = '\n'.join(sections.goals_section(record))
+  rows = {line.split('|')[1].strip(): line for line in text.splitlines() if line.startswith('| ')}
+  assert '| aim reached | 7,000 | 1.30x | aim reached |' in rows['DiT-S/2 on latents, training']
+  assert (
+    '| 2,199 | 30.3% | 2,200, 3,000 | **not reached** |' in rows['DiT-B/2 on latents, training']
+  )
+  assert 'error: RuntimeError: no / kernel' in rows['UNet on pixels, training']
+  assert 'DiT-B/2 on latents, training: PyTorch was not measured, not installed' in text
+  record['machine']['device'] = 'TPU v4'
+  assert 'not reached' not in '\n'.join(sections.goals_section(record))
+
+
 def test_batches_are_halved_until_they_fit(accelerator):
   speeds = accelerator('accelerator.speeds')
 
@@ -166,3 +222,8 @@ def test_paper_peaks_tell_the_chips_apart(accelerator):
 def test_a_folder_without_wheels_is_refused(accelerator, tmp_path):
   with pytest.raises(SystemExit, match='--wheels'):
     accelerator('accelerator.wheels').use(tmp_path)
+
+
+def test_an_archive_that_is_not_there_is_refused(tmp_path):
+  done, record = run(tmp_path, '--cifar=nowhere.tar')
+  assert done.returncode == 2 and 'nowhere.tar does not exist' in done.stderr and record is None
