@@ -233,14 +233,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
   record['command'] = ' '.join(['python scripts/accelerator_report.py', *sys.argv[1:]])
 
+  from accelerator import cifar
   from accelerator.pieces import names_of
 
+  if args.cifar:
+    cifar.forget_lost(record['pieces'], args.workdir)
   known = names_of(args.size, bool(args.cifar))
   names = [name for name in known if re.search(args.only, name)]
   todo = unfinished(args, record, names, args.retry)
   print(f'{here["device"]}: {len(todo)} of {len(names)} pieces to do', flush=True)
   run_pieces(args, path, record, todo, began)
-  from accelerator import cifar, markdown, worker
+  from accelerator import markdown, worker
 
   if args.workdir.exists():
     record['pictures'] = cifar.copy_pictures(args.workdir, path.with_suffix(''))

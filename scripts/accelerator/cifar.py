@@ -202,8 +202,17 @@ def is_done(name: str, pieces: Mapping[str, Any], minutes: float) -> bool:
   if name == 'cifar.train':
     return trained >= 60 * minutes - MARGIN
   if name == 'cifar.evaluate':
-    return pieces[name]['result']['trained_seconds'] >= trained
+    return pieces[name]['result']['trained_seconds'] == trained
   return True
+
+
+def forget_lost(pieces: dict[str, Any], workdir: Path) -> None:
+  """Drops a training whose samples are not measured yet and whose work directory is not on this machine."""
+  measured = pieces.get('cifar.evaluate', {'error': ''})
+  is_there = any(path.name.isdigit() for path in (workdir / 'checkpoints').glob('*'))
+  if not is_there and ('error' in measured or not is_done('cifar.evaluate', pieces, 0.0)):
+    pieces.pop('cifar.train', None)
+    pieces.pop('cifar.evaluate', None)
 
 
 def copy_pictures(workdir: Path, stem: Path) -> list[str]:
@@ -215,8 +224,9 @@ def copy_pictures(workdir: Path, stem: Path) -> list[str]:
   grids = sorted((workdir / 'samples').glob('*/grid.png'), key=lambda path: path.stat().st_mtime)
   for path in grids[-len(SCALES) :]:
     found[f'{stem.name}-samples-{path.parent.name}.png'] = path
-  for old in stem.parent.glob(f'{stem.name}-*.png'):
-    old.unlink()
+  for kind in ('preview', 'samples'):
+    for old in stem.parent.glob(f'{stem.name}-{kind}-*.png'):
+      old.unlink()
   for name, path in found.items():
     shutil.copyfile(path, stem.parent / name)
   return list(found)

@@ -54,10 +54,10 @@ def goals_section(record: Mapping[str, Any]) -> list[str]:
   return [
     '## Wanted speeds',
     '',
-    f'Images/s of one device, as `--mode=bench` times them; the goals are those of one {goals.DEVICE}. torch.compile ran the '
-    'same network on the same weights and batches, in turns with ours: at least '
-    f'{goals.LEAST_SHARE:g}x of its speed is wanted, the aim is {goals.AIMED_SHARE:g}x. Activations are '
-    'bfloat16 in both on a GPU. The UNet has no dropout and recomputes nothing. Medians of '
+    'Images/s of one device, as `--mode=bench` times them; the goals are those of one '
+    f'{goals.DEVICE}. torch.compile ran the same network on the same weights and batches, in turns with '
+    f'ours: at least {goals.LEAST_SHARE:g}x of its speed is wanted, the aim is {goals.AIMED_SHARE:g}x. '
+    'Activations are bfloat16 in both on a GPU. The UNet has no dropout and recomputes nothing. Medians of '
     f'{goals.REPEATS} after compilation and first runs; a measurement ends when the device is done.{beside}',
     '',
     table(HEADER, rows),

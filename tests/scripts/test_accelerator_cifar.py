@@ -93,6 +93,20 @@ def test_more_minutes_let_the_training_go_on_and_renew_the_distances(accelerator
   assert left(2.0) == ['cifar.evaluate']
 
 
+def test_a_training_on_another_machine_starts_anew_unless_it_was_measured(accelerator, tmp_path):
+  cifar = accelerator('accelerator.cifar')
+  trained = {'result': {'trained_seconds': 60.0}}
+  pieces = {'cifar.prepare': {}, 'cifar.train': trained, 'cifar.evaluate': trained}
+  cifar.forget_lost(pieces, tmp_path)
+  assert len(pieces) == 3
+  del pieces['cifar.evaluate']
+  (tmp_path / 'checkpoints' / '20').mkdir(parents=True)
+  cifar.forget_lost(pieces, tmp_path)
+  assert len(pieces) == 2
+  cifar.forget_lost(pieces, tmp_path / 'elsewhere')
+  assert list(pieces) == ['cifar.prepare']
+
+
 def is_training(workdir):
   """Whether a process adds to the log."""
   before = (workdir / 'metrics.jsonl').stat().st_size
