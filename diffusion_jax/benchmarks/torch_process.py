@@ -24,9 +24,9 @@ def main(folder: Path) -> None:
   import torch
 
   request = json.loads((folder / 'request.json').read_text())
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  if request['backend'] != {'cuda': 'gpu'}.get(device, device):
-    sys.exit(f'PyTorch runs on {device} here, and JAX on {request["backend"]}')
+  device = {'gpu': 'cuda', 'cpu': 'cpu'}.get(request['backend'])
+  if device is None or (device == 'cuda' and not torch.cuda.is_available()):
+    sys.exit(f'this PyTorch does not run on the {request["backend"]} that JAX has')
   options = {k: tuple(v) if isinstance(v, list) else v for k, v in request['options'].items()}
   kind, apply = KINDS[request['model']]
   sizes = {'out_channels': request['out_channels'], 'num_classes': request['num_classes']}
