@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from accelerator import speeds, systems
-from accelerator.goals import GOALS, REPEATS, TORCH_PARTS, Goal
+from accelerator.goals import CFG_SCALE, GOALS, REPEATS, TORCH_PARTS, Goal
 from diffusion_jax.benchmarks import against_torch, speed, timing
 from diffusion_jax.benchmarks.stand_ins import with_random_inputs
 from diffusion_jax.config.fields import defaults, schema, updated
@@ -170,5 +170,5 @@ def values_of(size: str, name: str) -> Mapping[str, Any]:
     'model.dit.depth': depth,
     'model.dit.num_heads': num_heads,
     'sample.num_steps': sizes.sample_steps,
-    'sample.cfg_scale': 4.0 if part == 'sample' else 1.0,
+    'sample.cfg_scale': CFG_SCALE if part == 'sample' else 1.0,
   }

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 DEVICE = 'H200'  # The goals are those of one.
 REPEATS = 5
+CFG_SCALE = 4.0  # Of guided sampling.
 TORCH_PARTS = ('train', 'sample')  # PyTorch has no other of these models here.
 LEAST_SHARE, AIMED_SHARE = 1.0, 1.2  # Of the images/s of torch.compile in the same run.
 

@@ -12,12 +12,11 @@ CHECKS = ('attention', 'float32', 'condition', 'gradients', 'samples', 'resume',
 DITS = {'full': ('s', 'b', 'l', 'xl'), 'tiny': ('s',)}
 SAMPLED = {'full': ('b', 'xl'), 'tiny': ('s',)}
 ATTENTIONS = ('xla', 'cudnn')
-GUIDED = 4.0
 
 
 def table(size: str) -> dict[str, tuple]:
   """Name -> (module, function, arguments after the sizes), of what follows the goals and the training."""
-  scales, found = {'': 1.0, '.guided': GUIDED}, {}
+  scales, found = {'': 1.0, '.guided': goals.CFG_SCALE}, {}
   for name in DITS[size]:
     for attention in ATTENTIONS:
       found[f'train.dit-{name}.{attention}'] = ('speeds', 'train_dit', name, attention)
