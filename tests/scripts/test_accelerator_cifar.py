@@ -91,6 +91,8 @@ def test_more_minutes_let_the_training_go_on_and_renew_the_distances(accelerator
   assert left(1.0) == [] and left(2.0) == ['cifar.train']
   pieces['cifar.train'] = {'result': {'trained_seconds': 120.0}}
   assert left(2.0) == ['cifar.evaluate']
+  pieces['cifar.train'] = {'result': {'trained_seconds': 30.0}}  # Anew, on another machine.
+  assert left(0.5) == ['cifar.evaluate']
 
 
 def test_a_training_on_another_machine_starts_anew_unless_it_was_measured(accelerator, tmp_path):
