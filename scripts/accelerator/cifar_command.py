@@ -56,7 +56,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     'train.preview_every_steps': 100,
     'train.eval_every_steps': 0,
     'checkpoint.every_steps': 50,
-    'sample.num_samples': 300,
+    'sample.num_samples': 200,
     'sample.batch_size': 100,
   },
 }
