@@ -29,6 +29,7 @@ a piece has an error; 2: the command cannot work.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -128,6 +129,8 @@ def run_worker(
 
 def run_pieces(args: argparse.Namespace, path: Path, record: dict, names: list[str], began) -> None:
   """Runs `names` within the budget and stores each in the record at once."""
+  from accelerator.pieces import opens_device, resumes
+  from accelerator.worker import now, store
 
   def keep(name, piece):
     record['pieces'][name] = piece
@@ -135,18 +138,15 @@ def run_pieces(args: argparse.Namespace, path: Path, record: dict, names: list[s
     store(path, record)
     print(f'{name:<28} {piece.get("seconds", 0):7.1f} s  {piece.get("error", "")[:80]}', flush=True)
 
-  from accelerator.pieces import resumes
-  from accelerator.worker import now, store
-
   waiting = list(names)
   while waiting and (left := args.budget - (time.monotonic() - began)) > 0:
     # At full size a process of its own: its peak of memory is the piece's, and a crash is its alone.
     alone, first = args.size == 'full', len(waiting) == len(names)
     limit = min(PIECE_LIMIT, left + GRACE) if alone else left + GRACE
-    batch = waiting[:1] if alone else list(waiting)
+    batch = waiting[:1]
+    if not alone and opens_device(waiting[0]):
+      batch = list(itertools.takewhile(opens_device, waiting))
     why = run_worker(args, batch, limit, keep)
-    if not why and waiting:
-      continue
     if why and batch[-1] in waiting:
       name = next(name for name in batch if name in waiting)
       whole = limit >= PIECE_LIMIT or (first and name == names[0])

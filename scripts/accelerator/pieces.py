@@ -51,6 +51,11 @@ def resumes(name: str) -> bool:
   return name.startswith('cifar.')
 
 
+def opens_device(name: str) -> bool:
+  """Returns whether a piece computes in its own process; others start some, which need the device."""
+  return name != 'check.resume' and not name.startswith('cifar.')
+
+
 def variables(names: list[str]) -> dict[str, str]:
   """Variables of the environment that a process of these pieces needs."""
   if not any(name.startswith('goal.') for name in names):
@@ -64,7 +69,7 @@ def pieces(size: str, training: cifar.Request | None = None) -> dict[str, Callab
 
   def run(name: str) -> Any:
     group, _, rest = name.partition('.')
-    if name == 'check.resume':  # Its processes need the device, as do those of the training.
+    if name == 'check.resume':
       return importlib.import_module('accelerator.resume').check(size)
     if group == 'cifar':
       return cifar.run(rest, training)
