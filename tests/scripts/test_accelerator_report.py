@@ -83,6 +83,17 @@ def test_a_second_call_goes_on_where_the_budget_ended_and_a_third_does_nothing(t
 
 
 @pytest.mark.slow
+def test_a_goal_and_a_system_are_measured(tmp_path):
+  done, record = run(tmp_path, '--only=goal.sample|train.dit-s')
+  assert done.returncode == 0, done.stdout + done.stderr
+  goal, skipped = (record['pieces'][n]['result'] for n in ('goal.sample', 'train.dit-s.cudnn'))
+  assert goal['images_per_s'] > 0 and goal['torch'] == {'skipped': 'not installed'}
+  assert skipped == {'skipped': 'needs an NVIDIA GPU'}
+  text = (tmp_path / 'out' / 'accelerator-cpu-tiny.md').read_text()
+  assert '| DiT-B/2, guided sampling | 2 |' in text and '| dit-s.xla | 4 |' in text
+
+
+@pytest.mark.full
 def test_every_piece_runs_and_every_check_passes_on_the_cpu(tmp_path, accelerator):
   done, record = run(tmp_path, '--budget=1100')
   assert done.returncode == 0, done.stdout + done.stderr
