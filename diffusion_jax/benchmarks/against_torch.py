@@ -66,6 +66,11 @@ class AgainstTorch:
         f'modes: got {model.section}.dropout {model.options["dropout"]}, allowed 0: the networks of PyTorch '
         'here have none'
       )
+    if 'sample' in self.parts and (found := other_sampling(self.experiment)):
+      raise ValueError(
+        f"parts: got 'sample' with {found}, allowed one pass a step with plain guidance, as PyTorch samples here; "
+        "or ('train',)"
+      )
 
   def measure(self, folder: Path) -> dict[str, Any]:
     """Measures all in turns, `repeats` times; each runs once before it is measured."""
@@ -126,6 +131,20 @@ class AgainstTorch:
       head = ['', 'seconds', 'range', 'rate', 'our time']
       lines.append(f'\n{titles[part]}\n\n{table(head, rows)}')
     return '\n'.join(lines) + '\n'
+
+
+def other_sampling(experiment: Experiment) -> str:
+  """What sampling does beyond one pass of the whole network a step, with guidance on a doubled batch; or ''."""
+  sample, steps = experiment.config.sample, experiment.config.sample.num_steps
+  if sample.guidance != type(sample.guidance)():
+    return 'fields of config.sample.guidance'
+  if sample.cache.options['interval'] != 1:
+    return f'config.sample.cache.interval {sample.cache.options["interval"]}'
+  passes = experiment.sampler.evaluations(steps)
+  name = experiment.config.sampler.name
+  return (
+    f'{passes} passes in {steps} steps of config.sampler.name {name}' if passes != steps else ''
+  )
 
 
 def sample_part(experiment: Experiment) -> speed.Part:

@@ -77,6 +77,15 @@ def test_both_are_measured_in_turns(tmp_path, capsys):
   assert 'PyTorch, eager' in text and '1.00x' in text and torch.__version__ in text
 
 
+@pytest.mark.parametrize(
+  'given',
+  [{'sample.guidance.rescale': 0.5}, {'sample.cache.interval': 2}, {'sampler.name': 'heun'}],
+)
+def test_sampling_that_pytorch_does_not_have_here_is_refused(tmp_path, given):
+  with pytest.raises(InputError, match=r'config\.bench\.against_torch\.parts: .*one pass a step'):
+    run_mode('bench', tiny_mapping(tmp_path, **BENCH, **given), {}, tmp_path / 'run')
+
+
 def test_a_network_that_pytorch_does_not_have_here_is_refused(tmp_path):
   dropout = {'model.name': 'unet', 'model.unet.dropout': 0.1}
   with pytest.raises(InputError, match=r'config\.bench\.against_torch\.modes: .*dropout 0\.1'):
