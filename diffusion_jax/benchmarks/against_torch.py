@@ -68,8 +68,8 @@ class AgainstTorch:
       )
     if 'sample' in self.parts and (found := other_sampling(self.experiment)):
       raise ValueError(
-        f"parts: got 'sample' with {found}, allowed one pass a step with plain guidance, as PyTorch samples here; "
-        "or ('train',)"
+        f"parts: got 'sample' with {found}, allowed one pass a step with plain guidance, as PyTorch samples "
+        "here; or ('train',)"
       )
 
   def measure(self, folder: Path) -> dict[str, Any]:
