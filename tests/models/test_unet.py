@@ -17,6 +17,7 @@ from diffusion_jax.runtime.cost import flops, num_parameters, saved_for_backward
 from tests.fixtures import make_unet_parity
 from tests.fixtures.parity_weights import values, weights
 from tests.pretrained.unet_diffusers import convert
+from tests.support.alone import alone
 
 DDPM = dict(
   scale_shift_norm=False,
@@ -135,10 +136,11 @@ def test_equals_recorded_diffusers(name):
   compare(name, json.loads(str(recorded['names']))[name], recorded[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PARITY)
-def test_equals_installed_diffusers(name):
-  pytest.importorskip('diffusers')
-  compare(name, *make_unet_parity.record(name))
+def test_equals_installed_diffusers(name, request):
+  if alone(request):
+    compare(name, *make_unet_parity.record(name))
 
 
 def test_convert_names_what_does_not_fit():

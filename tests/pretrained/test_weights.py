@@ -17,6 +17,7 @@ from diffusion_jax.errors import DamagedError, InputError
 from diffusion_jax.pretrained import compvis, diffusers, dit
 from diffusion_jax.runtime.cost import num_parameters
 from tests.fixtures.parity_weights import values, weights
+from tests.support.alone import alone
 
 FIXTURE = Path(__file__).parents[1] / 'fixtures' / 'weight_parity.npz'
 TOLERANCE = 1e-5
@@ -146,8 +147,11 @@ def test_names_of_attention_layers_before_2023(folders, recorded):
   assert_autoencoder(*diffusers.load(folders['autoencoder']), recorded, 'autoencoder')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['autoencoder', 'dit'])
-def test_live_against_the_installed_library(folders, recorded, kind):
+def test_live_against_the_installed_library(folders, recorded, kind, request):
+  if not alone(request):
+    return
   library = pytest.importorskip('diffusers')
   torch = pytest.importorskip('torch')
   classes = {'autoencoder': library.AutoencoderKL, 'dit': library.DiTTransformer2DModel}
