@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from diffusion_jax.config import presets
 from diffusion_jax.config.listing import all_fields
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.sweep import Flags as Swept
@@ -63,6 +64,7 @@ def run_mode(
     for flag, value, unset in zip(SWEEPING, swept, NOT_SWEPT):
       if value != unset:
         raise InputError(f'--{flag}: got --mode={mode}, allowed only with --mode=sweep')
+  config, overrides = presets.applied(config, overrides)
   if fields:
     print(all_fields(config), end='')
     return

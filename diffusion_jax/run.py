@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.config import shipped
+from diffusion_jax.config import presets, shipped
 from diffusion_jax.config.fields import updated
 from diffusion_jax.config.options import unknown
 from diffusion_jax.config.schema import Config
@@ -35,6 +35,7 @@ from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.facts import facts
 from diffusion_jax.experiment.weights import load_checkpoint
 from diffusion_jax.runtime import mesh
+from diffusion_jax.sampling import inversion
 from diffusion_jax.sampling.generation import compile_generate, size_of_batches
 from diffusion_jax.training.objective import Batch, Metrics, Objective
 from diffusion_jax.training.state import TrainState, Weights
@@ -252,6 +253,44 @@ class Run:
     made = decode(experiment.decoder, self.weights.scaling, placed)
     return mesh.to_host(made, experiment.mesh)[:count]
 
+  def invert(
+    self, images: np.ndarray, labels: Labels | None = None, *, num_steps: int = 0
+  ) -> np.ndarray:
+    """Finds the noise (N, *x0_shape) from which `sample` makes these images (N,H,W,C) uint8, without guidance.
+
+    Runs config.sampler backwards, one label an image. Raises: InputError for a sampler that draws noise.
+    """
+    labels = self._labels(labels, np.arange(len(images)))
+    self._generator(num_steps, 1.0, None)  # Fails where nothing can be sampled.
+    program = self._once(
+      ('invert', num_steps), lambda: inversion.compile_invert(self.experiment, num_steps)
+    )
+    return program(self.weights, np.asarray(self.encode(images)), labels)
+
+  def interpolate(
+    self,
+    first: np.ndarray,
+    second: np.ndarray,
+    labels: Labels | None = None,
+    *,
+    count: int = 8,
+    num_steps: int = 0,
+  ) -> np.ndarray:
+    """Makes images (N, count, H, W, C) uint8 from images (N,H,W,C) uint8 to others, through their noise.
+
+    labels: one a pair, for all of its images. Raises: as invert.
+    """
+    labels = self._labels(labels, np.arange(len(first)))
+    ends = [self.invert(images, labels, num_steps=num_steps) for images in (first, second)]
+    noise = inversion.between(*ends, count)
+    made = self.sample(
+      np.repeat(labels, count),
+      noise=noise.reshape(-1, *noise.shape[2:]),
+      num_steps=num_steps,
+      cfg_scale=1.0,
+    )
+    return made.reshape(len(first), count, *made.shape[1:])
+
   @functools.cached_property
   def evaluator(self) -> Evaluator:
     """The network, reference and metrics of config.eval."""
@@ -323,7 +362,7 @@ def load_run(
   """
   folder = Path(workdir).expanduser().absolute()
   given = {'sample.checkpoint': str(checkpoint), **(overrides or {})}
-  mapping = updated(Config, stored.load(folder), given)
+  mapping, given = presets.applied(updated(Config, stored.load(folder), given), given)
   mapping = resolve.remembered(folder, mapping, given)
   mapping, meta = resolve.trained('sample', folder, mapping, given)
   experiment = create(mapping, meta)

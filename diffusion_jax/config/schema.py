@@ -318,6 +318,11 @@ class Sample:
     'Checkpoint to sample from.',
     Check(lambda c: c in ('latest', 'best') or c.isdigit(), "'latest', 'best' or a step"),
   )
+  preset: str = option(
+    '',
+    "Sampler and steps by name, 'fast', 'balanced' or 'best', where no flag gives them; '': as they are.",
+    common=True,
+  )
   num_samples: int = option(1000, 'Number of images.', COUNT, common=True)
   batch_size: int = option(
     250,
@@ -338,6 +343,12 @@ class Sample:
   )
   guide_channels: int = option(
     0, 'Guide only this many of the first channels; 0 guides all.', NOT_NEGATIVE
+  )
+  invert: int = option(
+    0,
+    'Held-out images to turn into noise, to sample from it and to interpolate, in inversion.png beside '
+    'the set.',
+    NOT_NEGATIVE,
   )
   guidance: Guidance = section(Guidance)
   cache: Cache = section(Cache)

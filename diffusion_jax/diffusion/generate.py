@@ -114,6 +114,21 @@ class Generator:
     jax.effects_barrier()
     return np.sort(np.asarray(noted))[::-1]
 
+  def is_deterministic(self) -> bool:
+    """Whether the sampler's steps draw no noise: one number comes out the same for other keys."""
+    steps = steps_along(self.times)
+
+    def denoise(x_t, t):
+      n = self.process.level(t, x_t)
+      return Prediction(n.alpha * x_t, n.sigma * x_t, jnp.zeros_like(x_t))
+
+    def run(seed):
+      state = start_sampling(self.sampler, jnp.ones((1, 1, 1, 1)), self.times)
+      keys = _keys(seed, jnp.arange(1))
+      return continue_sampling(self.sampler, denoise, keys, state, steps).x_t
+
+    return bool(jnp.array_equal(*jax.jit(jax.vmap(run))(jnp.arange(2))))
+
   def noise(self, indices: Array, seed: Array) -> Array:
     """indices (B,) uint32, seed () uint32 -> standard normal (B,H,W,C) float32."""
     return normal_each(fold_in_each(_keys(seed, indices), 0), self.shape)

@@ -28,8 +28,11 @@ from diffusion_jax.usage import nearest_fields
 
 NAME = 'sample.name'  # Names the sets, which cells must not share.
 WEIGHTS = ('init_from', 'vae.checkpoint')  # Weights of another run are no setting of this one.
-# Sections and a field on which neither samples nor their metrics depend.
-WITHOUT_EFFECT = ('data', 'objective', 'published', 'report', 'bench', 'logging', 'allow_pickle')
+# Sections and fields on which neither samples nor their metrics depend, once a preset was applied.
+WITHOUT_EFFECT = (
+  *('data', 'objective', 'published', 'report', 'bench', 'logging', 'allow_pickle'),
+  *('sample.preset', 'sample.invert'),
+)
 # Sections and a field that change how fast samples are made, and nothing else that a set keeps.
 SPEED = ('model', 'mesh', 'sample.batch_size')
 
@@ -75,7 +78,7 @@ def read_axes(flags: Flags, mapping: Mapping[str, Any], problems: list[str]) -> 
   allowed = {
     path: item
     for path, item in found.items()
-    if _may_change(item) and path not in WEIGHTS and path.split('.')[0] not in WITHOUT_EFFECT
+    if _may_change(item) and not {path, path.split('.')[0]} & {*WEIGHTS, *WITHOUT_EFFECT}
   }
   axes: dict[str, Axis] = {}
   if '/' in flags.name or flags.name.startswith('.'):

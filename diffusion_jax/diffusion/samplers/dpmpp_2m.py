@@ -55,9 +55,9 @@ class DPMpp2M:
     n_t, n_s = self.schedule(t), self.schedule(s)
     l_t, l_s = half_log_snr(n_t), half_log_snr(n_s)
     x0 = denoise(x_t, t).x0
-    before = l_t - carry.half_log_snr
-    second_order = jnp.isfinite(before) & (before > 0) & (n_s.sigma > 0)
-    ratio = jnp.where(second_order, (l_s - l_t) / before, 0)
+    before, ahead = l_t - carry.half_log_snr, l_s - l_t  # Both negative from data to noise.
+    second_order = jnp.isfinite(before) & jnp.isfinite(ahead) & (before * ahead > 0)
+    ratio = jnp.where(second_order, ahead / before, 0)
     constant = x0 + ratio / 2 * (x0 - carry.x0)
     if self.sde:
       noise = normal_each(keys, x_t.shape[1:]).astype(x_t.dtype)

@@ -1,0 +1,31 @@
+"""Named settings of sampling: config.sample.preset. docs/sampling.md has what each costs and loses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_jax.config.fields import updated
+from diffusion_jax.config.options import unknown
+from diffusion_jax.config.schema import Config
+from diffusion_jax.errors import InputError
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+  'fast': {'sampler.name': 'unipc', 'sample.num_steps': 10},
+  'balanced': {'sampler.name': 'unipc', 'sample.num_steps': 20},
+  'best': {'sampler.name': 'heun', 'sample.num_steps': 50},
+}
+
+
+def applied(
+  config: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+  """Applies the preset that is asked for; returns the config, and the flags with those that it stands for.
+
+  overrides: field -> value of flags, which go before the preset. Raises: InputError for an unknown one.
+  """
+  name = config['sample']['preset']
+  if not name:
+    return config, overrides
+  if name not in PRESETS:
+    raise InputError(unknown('config.sample.preset', name, list(PRESETS)))
+  values = {field: value for field, value in PRESETS[name].items() if field not in overrides}
+  return updated(Config, config, values), {**values, **overrides}
