@@ -209,7 +209,8 @@ class DiT(nn.Module):
       before = tokens
       tokens, _ = blocks(tokens, c)
       difference = tokens.astype(jnp.float32) - before.astype(jnp.float32)
-      self.sow('residuals', 'residual', difference, reduce_fn=lambda _, new: new)
+      if not self.is_initializing():
+        self.sow('residuals', 'residual', difference, reduce_fn=lambda _, new: new)
     else:
       tokens = (tokens + residual).astype(self.dtype)
 

@@ -264,7 +264,7 @@ def test_the_perceptual_network_is_an_argument_of_every_program(tmp_path, monkey
   state, frozen = experiment.abstract_state, objective.frozen()
   compilation.compile_steps(objective, 0, state, batch, frozen, {}, range(1, 5))
   assert len(given) == 2  # With the discriminator and without.
-  for train_step, *arguments, _ in given:
+  for train_step, *arguments, _data, _count in given:
     constants = jax.make_jaxpr(train_step)(*arguments).consts
     assert sum(np.size(x) * np.dtype(x.dtype).itemsize for x in constants) < 2**16
     assert jax.tree.structure(arguments[-1]) == jax.tree.structure(weights)
