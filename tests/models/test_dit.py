@@ -53,6 +53,8 @@ def test_the_mlp_is_as_wide_as_mlp_ratio_says():
   assert shapes['blocks']['mlp_in']['kernel'].shape == (2, 32, 80)  # depth, hidden_size, 2.5 of it.
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_remat_keeps_less_for_the_backward_pass():
   """What the linearised function holds, for 8 blocks of which plain ones keep every activation."""
 

@@ -159,6 +159,8 @@ def test_the_discriminator_changes_only_when_it_is_on(step, state):
     assert int(after.step) == 1 and int(after.skipped) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_bad_steps_change_nothing(step, state):
   broken = with_parts(state, model=jax.tree.map(lambda p: p * np.nan, state.params['model']))
   after, metrics = step(broken, make_batch(), adversarial=True)
@@ -182,6 +184,8 @@ def test_finite_losses_with_non_finite_gradients_change_nothing(step, state):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@pytest.mark.slow
+@pytest.mark.unoptimised
 def test_the_average_reaches_the_configured_decay(step, state):
   """0.999, as configs/vae.py has it."""
   zero = jax.tree.map(jnp.zeros_like, state.averages)
