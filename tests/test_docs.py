@@ -50,7 +50,7 @@ def run(mode, folder, workdir, changes):
 @pytest.mark.unoptimised
 def test_the_page_of_the_library_runs_from_top_to_bottom(there):
   blocks = BLOCK.findall((DOCS / 'library.md').read_text())
-  assert len(blocks) == 6
+  assert len(blocks) == 7
   names = {}
   for number, text in enumerate(blocks):
     exec(compile(text, f'library.md, example {number + 1}', 'exec'), names)
