@@ -133,6 +133,7 @@ def fill(
   images_per_s, evaluations = None, experiment.generator().evaluations()
   if len(missing) or not animated:
     images_per_s = generate_parts(experiment, folder, weights, missing, animated, guide)
+    hosts.gather(None)  # The first looks for the parts of all.
 
   def finish():
     draw_grid(experiment, folder)

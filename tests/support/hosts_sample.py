@@ -9,6 +9,7 @@ The exit code is that of main.py.
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -31,6 +32,7 @@ def main(folder: Path, num_processes: int, process: int, port: str, flags: dict)
   save, written = sample_set.save_part, []
 
   def counted(folder, index, made, labels):
+    time.sleep(process)  # The first does not look for parts before the last is written.
     written.extend(index)
     save(folder, index, made, labels)
 
