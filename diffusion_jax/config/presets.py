@@ -11,7 +11,7 @@ from diffusion_jax.errors import InputError
 PRESETS: Mapping[str, Mapping[str, Any]] = {
   'fast': {'sampler.name': 'unipc', 'sample.num_steps': 10},
   'balanced': {'sampler.name': 'unipc', 'sample.num_steps': 20},
-  'best': {'sampler.name': 'heun', 'sample.num_steps': 50},
+  'best': {'sampler.name': 'unipc', 'sample.num_steps': 50},
 }
 
 
