@@ -21,9 +21,7 @@ BEFORE_TRAINING = ('train', 'prepare', 'reference', 'bench')
 ALONE = cluster.Flags()
 # Flags of modes that print something else under them.
 PAGES = {'json': ('describe', 'bench'), 'shardings': ('describe',), 'fields': ('describe',)}
-GPU_SHARE = (
-  'XLA_PYTHON_CLIENT_MEM_FRACTION'  # The part of a GPU's memory that JAX takes: 0.75 by default.
-)
+GPU_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'  # Of a GPU's memory; JAX takes 0.75 otherwise.
 ALL_MEMORY = ('describe', 'train', 'sample')  # In the others PyTorch may need some.
 SWEEPING = ('sweep', 'sweep_name', 'keep_samples')  # Flags of --mode=sweep.
 NOT_SWEPT = Swept()

@@ -383,4 +383,5 @@ def new_run(config: str | Path, overrides: Mapping[str, Any] | None = None) -> R
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   made = module.get_config(argument) if argument else module.get_config()
-  return Run(create(updated(Config, made.to_dict(), overrides or {})))
+  given = overrides or {}
+  return Run(create(presets.applied(updated(Config, made.to_dict(), given), given)[0]))

@@ -276,10 +276,10 @@ class Experiment:
       for name, item in self.step_input.element.items()
     }
 
-  def compile_steps(self, start: int) -> Step:
+  def compile_steps(self, start: int, several: int = 1) -> Step:
     """Compiles (step, state, batch, count) -> (state, metrics) for the steps after `start`; donates the state.
 
-    count: 1, or config.train.steps_per_dispatch with as many batches, see compilation.compile_steps.
+    several: the steps of a dispatch, see compilation.compile_steps; count is 1 or that.
     """
     config = self.config
     return compile_steps(
@@ -290,7 +290,7 @@ class Experiment:
       self.frozen,
       self.resident_data,
       range(start + 1, config.train.num_steps + 1),
-      config.train.steps_per_dispatch,
+      several,
       **self.step_options,
     )
 

@@ -215,7 +215,7 @@ def train(
   groups = dispatch.grouped(batches, start, config.train.steps_per_dispatch)
   one, several = mesh.batch_sharding(experiment.mesh), mesh.stacked_sharding(experiment.mesh)
   print('compiling the training step', flush=True)
-  compiled = experiment.compile_steps(start)
+  compiled = experiment.compile_steps(start, config.train.steps_per_dispatch)
   hosts.gather(None)  # Another process may compile for longer than the watchdog waits.
 
   profile = Profile(config.train.profile_steps, workdir, tqdm.write)

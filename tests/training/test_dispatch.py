@@ -54,7 +54,7 @@ def test_the_same_states_and_metrics(tiny, monkeypatch, backend, resident):
     experiment = tiny(
       **changes, **every, **{'train.num_steps': 6, 'train.steps_per_dispatch': several}
     )
-    step, state, losses = experiment.compile_steps(0), experiment.initial_state(), []
+    step, state, losses = experiment.compile_steps(0, several), experiment.initial_state(), []
     batches = train_batches(experiment.step_input, seed=0, batch_size=16, start_step=0, stop_step=6)
     done, one = 0, mesh.batch_sharding(experiment.mesh)
     for count, batch in grouped(batches, 0, several):

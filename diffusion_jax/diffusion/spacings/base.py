@@ -7,7 +7,17 @@ number.
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.config.options import POSITIVE, option
 from diffusion_jax.types import NoiseSchedule
+
+
+def sigma_min_option() -> float:
+  """Declares sigma_min, where spacings in sigma / alpha end."""
+  return option(
+    0.002,
+    'The last sigma / alpha above clean data, at least that of the first table entry.',
+    POSITIVE,
+  )
 
 
 def require_steps(num_steps: int) -> None:

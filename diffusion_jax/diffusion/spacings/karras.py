@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config.options import POSITIVE, option, require_options
-from diffusion_jax.diffusion.spacings.base import lowest_level, require_steps, times_at
+from diffusion_jax.diffusion.spacings.base import (
+  lowest_level,
+  require_steps,
+  sigma_min_option,
+  times_at,
+)
 from diffusion_jax.types import NoiseSchedule
 
 
@@ -15,11 +20,7 @@ class Karras:
   """(sigma / alpha)^(1/rho) evenly from that at t = 1 to sigma_min^(1/rho); then clean data."""
 
   rho: float = option(7.0, 'A higher one takes shorter steps near the data.', POSITIVE)
-  sigma_min: float = option(
-    0.002,
-    'The last sigma / alpha above clean data, at least that of the first table entry.',
-    POSITIVE,
-  )
+  sigma_min: float = sigma_min_option()
 
   def __post_init__(self):
     require_options(self)

@@ -6,7 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config.options import POSITIVE, option, require_options
-from diffusion_jax.diffusion.spacings.base import lowest_level, require_steps, times_at
+from diffusion_jax.diffusion.spacings.base import (
+  lowest_level,
+  require_steps,
+  sigma_min_option,
+  times_at,
+)
 from diffusion_jax.types import NoiseSchedule
 
 
@@ -18,11 +23,7 @@ class LogSNR:
   """
 
   sigma_max: float = option(80.0, 'The highest sigma / alpha.', POSITIVE)
-  sigma_min: float = option(
-    0.002,
-    'The last sigma / alpha above clean data, at least that of the first table entry.',
-    POSITIVE,
-  )
+  sigma_min: float = sigma_min_option()
 
   def __post_init__(self):
     require_options(self)
