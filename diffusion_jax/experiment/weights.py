@@ -39,10 +39,12 @@ def open_checkpoints(experiment: Experiment, workdir: Path, read_only: bool = Fa
 
 def chosen_step(experiment: Experiment, checkpoints: Checkpoints) -> int:
   """Returns the step that config.sample.checkpoint names. Raises: InputError if it does not exist."""
-  steps, wanted = checkpoints.steps(), experiment.config.sample.checkpoint
+  wanted = experiment.config.sample.checkpoint
+  best = checkpoints.best_step() if wanted == 'best' else None
+  steps = checkpoints.steps()
   step = int(wanted) if wanted.isdigit() else max(steps, default=None)
   if wanted == 'best':
-    step = checkpoints.best_step()
+    step = best
   if step not in steps:
     raise InputError(
       f'config.sample.checkpoint: got {wanted!r}, {checkpoints.directory} has {steps}'
@@ -69,6 +71,12 @@ def load_checkpoint(experiment: Experiment, workdir: Path) -> Restored:
     newest = sample.checkpoint == 'latest'
     with alive(f'restoring the checkpoint of step {step}'):
       restored = checkpoints.restore(wanted, None if newest else step, partial=True)
+    steps = hosts.gather(restored.step)
+    if len(set(steps)) > 1:
+      raise InputError(
+        f'{checkpoints.directory}: processes restored steps {steps}, while a training was writing there; '
+        'run this command again, or name a step: --config.sample.checkpoint'
+      )
   finally:
     checkpoints.close()
   for damaged, reason in restored.damaged.items():

@@ -13,8 +13,9 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from diffusion_jax.runtime.mesh import path_name
 from diffusion_jax.types import Array, PyTree
 
 ROOM = 'Make room, then run the same command again: it goes on from the last complete one'
+LOOKS = 20  # At a folder in which a training that runs beside this command removes old steps.
 UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -49,6 +51,10 @@ def checksums(state: PyTree) -> dict[str, int]:
   """Returns path -> checksum for every array of `state`."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_checksums(state)))
   return {path_name(path): int(value) for path, value in leaves}
+
+
+class _RemovedError(InputError):
+  """A step disappeared while it was being read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,12 +148,14 @@ class Checkpoints:
     if not read_only:
       self._exits.enter_context(_one_message())  # Saves fail in the background.
     items = ('state', 'checksums')
-    self._manager = _Manager(self.directory, item_names=items, options=options)
+    self._manager = _settled(
+      lambda: _Manager(self.directory, item_names=items, options=options), FileNotFoundError
+    )
     self._is_unchecked = False  # Whether a save has begun since the last look for its error.
 
   def steps(self) -> list[int]:
     """Returns the finished steps, oldest first."""
-    return sorted(self._manager.all_steps(read=True))
+    return sorted(_settled(lambda: self._manager.all_steps(read=True), FileNotFoundError))
 
   def best_step(self) -> int | None:
     """Returns the stored step with the best finite metric, or None if no step has it."""
@@ -226,14 +234,27 @@ class Checkpoints:
 
     abstract: ShapeDtypeStructs with shardings, which may differ from those of the save. partial:
     `abstract` is a dictionary of some fields of the saved state, and only those are read.
-    Raises: DamagedError if every checkpoint is damaged.
+    Raises: DamagedError if every checkpoint is damaged; InputError if a training that runs beside
+    this command removed `step`, or removes steps faster than they are read.
     """
-    damaged = {}
-    for candidate in reversed(self.steps()) if step is None else [step]:
+    if step is not None:
+      return self._restore([step], abstract, partial)
+    return _settled(lambda: self._restore(None, abstract, partial), _RemovedError)
+
+  def _restore(
+    self, wanted: Sequence[int] | None, abstract: PyTree, partial: bool
+  ) -> Restored | None:
+    damaged, listed = {}, self.steps()
+    for candidate in listed[::-1] if wanted is None else wanted:
       try:
         with _one_message():
           state = self._read(candidate, abstract, partial)
       except DamagedError as error:
+        if self.steps() != listed:  # A folder that is being removed still exists for a while.
+          raise _RemovedError(
+            f'{self.directory}: step {candidate} could not be read, and the training that writes there '
+            'has moved on. Run this command again, or train with a larger config.checkpoint.keep_newest'
+          ) from None
         damaged[candidate] = str(error)
       else:
         return Restored(state, candidate, damaged)
@@ -286,6 +307,14 @@ class Checkpoints:
     """Waits, then releases the background threads. Raises: InputError as wait does."""
     with self._exits, self._writing():
       self._manager.close()
+
+
+def _settled(look: Callable[[], Any], removed: type[Exception]) -> Any:
+  """Returns look(), tried again while a step disappears under it; the last error is passed on."""
+  for _ in range(LOOKS - 1):
+    with contextlib.suppress(removed):
+      return look()
+  return look()
 
 
 def _value(metrics: Mapping[str, object], name: str) -> float | None:

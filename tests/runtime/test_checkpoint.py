@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from diffusion_jax.errors import DamagedError, InputError
+from diffusion_jax.runtime import checkpoint as runtime_checkpoint
 from diffusion_jax.runtime.checkpoint import Checkpoints, checksums
 from diffusion_jax.runtime.mesh import make_mesh, replicated
 
@@ -70,6 +71,50 @@ def test_a_flipped_bit_is_noticed_and_the_step_before_is_used(tmp_path):
   corrupt(tmp_path, 1)
   with pytest.raises(DamagedError, match='no usable checkpoint'):
     Checkpoints(tmp_path).restore(abstract())
+
+
+def test_a_step_removed_while_it_is_read_is_not_damage(tmp_path, monkeypatch):
+  """As by a training with keep_newest=1 that runs beside the reader."""
+  saved(tmp_path, [1]).close()
+  reader, read = Checkpoints(tmp_path, read_only=True), Checkpoints._read
+
+  def removed_first(self, step, *rest):
+    monkeypatch.setattr(Checkpoints, '_read', read)
+    saved(tmp_path, [2], keep_newest=1).close()
+    return read(self, step, *rest)
+
+  monkeypatch.setattr(Checkpoints, '_read', removed_first)
+  found = reader.restore(abstract())
+  assert found.step == 2 and not found.damaged
+  assert_same(found.state, state(2))
+  with pytest.raises(DamagedError, match='no usable checkpoint'):
+    reader.restore(abstract(), 1)
+  monkeypatch.setattr(Checkpoints, '_read', lambda *rest: removed_again(*rest))
+
+  def removed_again(self, step, *rest):
+    newest = self.steps()[-1] + 1
+    saved(tmp_path, [newest], keep_newest=1).close()
+    return read(self, step, *rest)
+
+  with pytest.raises(InputError, match=r'step 2 could not be read.*keep_newest') as stop:
+    reader.restore(abstract(), 2)
+  assert stop.value.exit_code == 2
+  monkeypatch.setattr(runtime_checkpoint, 'LOOKS', 2)
+  with pytest.raises(InputError, match='has moved on'):
+    reader.restore(abstract())
+
+
+def test_a_step_removed_while_it_is_listed_is_not_an_error(tmp_path, monkeypatch):
+  saved(tmp_path, [1]).close()
+  load, times = ocp.CheckpointManager._load_checkpoint_infos, iter([True, False, True, False])
+
+  def removed_at_times(self, *rest, **options):
+    if next(times):
+      raise FileNotFoundError(tmp_path / '68')
+    return load(self, *rest, **options)
+
+  monkeypatch.setattr(ocp.CheckpointManager, '_load_checkpoint_infos', removed_at_times)
+  assert Checkpoints(tmp_path, read_only=True).steps() == [1]
 
 
 def test_a_failed_write_is_a_message(tmp_path, monkeypatch):
