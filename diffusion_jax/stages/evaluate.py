@@ -43,8 +43,6 @@ def main(run: Run) -> None:
     result = sample_result(experiment, evaluator, workdir)
   else:
     result = reconstruction_result(evaluator, workdir)
-  if experiment.config.eval.nll_num_images:
-    add_likelihood(result, experiment, workdir)
   baseline = measured.real_baseline(evaluator, result['protocol']['num_samples'])
   result |= {'real_baseline': baseline} if baseline else {}
   hosts.from_first(lambda: finish(result, workdir))
@@ -56,16 +54,21 @@ def sample_result(experiment: Experiment, evaluator: Evaluator, workdir: Path) -
     # Refuses a set of other settings before a network is trained.
     samples.find(experiment, workdir)
   warnings = measured.checked(evaluator, experiment.config.sample.num_samples)
-  return measured.sample_result(experiment, evaluator, workdir, warnings)
-
-
-def add_likelihood(result: dict[str, Any], experiment: Experiment, workdir: Path) -> None:
-  """Adds the likelihood of held-out images under the checkpoint of the samples, and its protocol."""
-  step = result['samples']['step']
-  at = with_settings(experiment, {'sample.checkpoint': str(step)})
-  weights = load_checkpoint(at, workdir).state
-  result['metrics'] |= measured.likelihood_of(experiment, weights, step, {})
+  likelihoods = likelihood(experiment, workdir)  # First, for its checkpoint may be gone.
+  result = measured.sample_result(experiment, evaluator, workdir, warnings)
+  result['metrics'] |= likelihoods
   result['protocol'] |= measured.likelihood_protocol(experiment)
+  return result
+
+
+def likelihood(experiment: Experiment, workdir: Path) -> dict[str, float]:
+  """That of held-out images under the checkpoint of the samples; {} if config.eval does not ask for it."""
+  if not experiment.config.eval.nll_num_images:
+    return {}
+  _, meta, _ = measured.opened(experiment, workdir)
+  step = meta['identity']['step']
+  weights = load_checkpoint(with_settings(experiment, {'sample.checkpoint': str(step)}), workdir)
+  return measured.likelihood_of(experiment, weights.state, step, {})
 
 
 def reconstruction_result(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Bits a dimension of held-out images under a model that is exact for Gaussian pixels."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment import likelihood
 from diffusion_jax.experiment.checks import create
 from diffusion_jax.randomness import example_keys, fold_in_each, purpose_key
+from diffusion_jax.sampling import measured
 from diffusion_jax.training.state import Weights
 from tests.conftest import tiny_mapping
 
@@ -66,13 +68,20 @@ def test_latents_have_none(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.unoptimised
-def test_it_stands_beside_the_other_metrics(tmp_path):
+def test_it_stands_beside_the_other_metrics(tmp_path, monkeypatch):
   changes = {'eval.nll_num_images': 4, 'eval.nll_num_steps': 5, 'eval.real_baseline': False}
   changes |= {'eval.features.name': 'pixels', 'eval.metrics': ('fid',)}
+  run_mode('train', tiny_mapping(tmp_path, **changes), changes, tmp_path / 'run')
+  changes |= {'sample.name': 'kept'}
   mapping = tiny_mapping(tmp_path, **changes)
-  for mode in ('train', 'evaluate'):
-    run_mode(mode, mapping, changes, tmp_path / 'run')
+  run_mode('evaluate', mapping, changes, tmp_path / 'run')
   (path,) = (tmp_path / 'run' / 'eval').glob('*.json')
   result = json.loads(path.read_text())
   assert 3 < result['metrics']['nll'] < 30 and result['metrics']['nll_std'] > 0
   assert result['protocol']['nll']['num_images'] == 4
+  shutil.rmtree(tmp_path / 'run' / 'checkpoints' / str(result['samples']['step']))
+  monkeypatch.setattr(
+    measured, 'sample_result', lambda *_: pytest.fail('the images are measured first')
+  )
+  with pytest.raises(InputError, match=r'config\.sample\.checkpoint: got'):
+    run_mode('evaluate', mapping, changes, tmp_path / 'run')
