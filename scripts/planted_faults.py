@@ -231,6 +231,94 @@ PROCESS = _faults(
     'jnp.floor(127.5 * x + 127.5)',
   ),
 )
+CHEAPER = _faults(
+  'diffusion',
+  'diffusion',
+  (
+    'the guidance scale is the w of the paper',
+    'guidance.py',
+    'first(uncond) + guidance.scale * (first(cond) - first(uncond))',
+    'first(cond) + guidance.scale * (first(cond) - first(uncond))',
+  ),
+  (
+    'guidance acts above its interval too',
+    'guidance.py',
+    ' & (level.sigma <= high * level.alpha)',
+    '',
+  ),
+  (
+    'autoguidance guides with the network itself',
+    'guidance.py',
+    'process.apply(guide, x_t, t, condition)',
+    'process.apply(network, x_t, t, condition)',
+  ),
+  (
+    'projected guidance keeps the wrong share of the parallel part',
+    'guidance.py',
+    '(guidance.parallel - 1) * along',
+    'guidance.parallel * along',
+  ),
+  (
+    'projected guidance lengthens short differences',
+    'guidance.py',
+    'jnp.minimum(1, guidance.norm_threshold / _positive(norm))',
+    'guidance.norm_threshold / _positive(norm)',
+  ),
+  (
+    'momentum remembers the difference before it was added',
+    'guidance.py',
+    'difference = memory = difference + guidance.momentum * memory',
+    'difference, memory = difference + guidance.momentum * memory, difference',
+  ),
+  (
+    'rescaling ignores its share',
+    'guidance.py',
+    '(share * wanted / _positive(own) + 1 - share)',
+    '(wanted / _positive(own))',
+  ),
+  (
+    'dynamic thresholding stretches images that are within range',
+    'guidance.py',
+    's = jnp.maximum(s, 1)',
+    's = jnp.maximum(s, 0.1)',
+  ),
+  (
+    'the cache runs the blocks one step late',
+    'caching.py',
+    '((step - self.first + 1) % self.interval == 0)',
+    '((step - self.first) % self.interval == 0)',
+  ),
+  (
+    'Taylor forecasts lack their factorials',
+    'forecast.py',
+    '(k**i / math.factorial(i))',
+    'k**i',
+  ),
+  (
+    'differences of the cache are not divided by their distance',
+    'forecast.py',
+    '(found[-1] - before) / distance',
+    'found[-1] - before',
+  ),
+  (
+    'a guided pass counts once',
+    'generate.py',
+    'return 2 * calls',
+    'return calls',
+  ),
+  (
+    'the likelihood lacks the trace of the drift',
+    'likelihood.py',
+    'path.log_det + step * (div_first + div_second) / 2',
+    'path.log_det',
+  ),
+  (
+    'the likelihood is of the last noise without its constant',
+    'likelihood.py',
+    'path.x**2 + np.log(2 * np.pi)',
+    'path.x**2',
+  ),
+)
 MODELS = _faults(
   'models',
   'models/test_precision.py models/test_dit.py models/test_backbones.py models/test_latents.py',
@@ -533,9 +621,39 @@ REPORTING = _faults(
     'n for n in others',
   ),
 )
-STAGES = _faults(
-  'stages',
-  'sampling stages/test_evaluate.py',
+SWEEP = _faults(
+  'sampling',
+  'sampling stages/test_sweep.py',
+  (
+    'a sweep deletes samples that were there before',
+    'sweep_work.py',
+    "if not self.keep_samples and not (folder / 'meta.json').exists():",
+    'if not self.keep_samples:',
+  ),
+  (
+    'a sweep takes results of another number of seeds',
+    'sweep_work.py',
+    "            and len(result['seeds']) == seeds\n",
+    '',
+  ),
+  (
+    'cells whose flags differ share a sample set',
+    'sweep.py',
+    "f'{samples.set_name(found)}{_suffix(experiment, found, values)}'",
+    'samples.set_name(found)',
+  ),
+  (
+    'inversion goes on to t = 0',
+    'inversion.py',
+    'times=times[times > 0]',
+    'times=times',
+  ),
+  (
+    'interpolation is straight',
+    'inversion.py',
+    'np.sin(v * angle) / np.sin(angle)',
+    'v + 0 * angle',
+  ),
 )
 
 FAULTS = (
@@ -543,6 +661,7 @@ FAULTS = (
     TRAINING
     + OBJECTIVES
     + PROCESS
+    + CHEAPER
     + MODELS
     + DATA
     + EVALUATION
@@ -552,5 +671,5 @@ FAULTS = (
     + CONFIG
     + PRETRAINED
   ),
-  *(REPORTING + STAGES),
+  *(REPORTING + SWEEP),
 )
