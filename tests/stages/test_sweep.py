@@ -149,6 +149,10 @@ def test_cells_are_the_sets_and_results_of_the_ordinary_commands(trained, sample
   ]
   assert rows[0]['frechet_distance'] != rows[1]['frechet_distance']
   assert sampled == ['ddim5-cfg1-eta0.5', 'ddim5-cfg1']
+  # So are more seeds.
+  run('sweep', trained, 'sample.num_steps=5', name='seeds', **{'eval.num_seeds': 2})
+  (row,) = rows_of(trained / 'run' / 'sweeps' / 'seeds')
+  assert row['seeds'] == '2' and sampled[2:] == ['ddim5-cfg1-seed1']
 
 
 def test_samples_are_deleted_once_measured_unless_they_were_there_before(trained, sampled, undrawn):
