@@ -9,6 +9,8 @@ device; operations inside a loop count once.
 import ast
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from diffusion_jax.benchmarks.stand_ins import with_random_inputs
 from diffusion_jax.errors import Stop
@@ -18,8 +20,8 @@ from diffusion_jax.training.compilation import lower_step
 from diffusion_jax.training.step import make_train_step
 
 
-def main(name: str, *changes: str) -> None:
-  """changes: FIELD=VALUE, with the value as Python writes it, or a word."""
+def overrides_of(changes: Sequence[str]) -> dict[str, Any]:
+  """FIELD=VALUE each, with the value as Python writes it, or a word -> field -> value."""
   overrides = {}
   for change in changes:
     field, _, text = change.partition('=')
@@ -27,7 +29,12 @@ def main(name: str, *changes: str) -> None:
       overrides[field] = ast.literal_eval(text)
     except (ValueError, SyntaxError):
       overrides[field] = text
-  experiment = with_random_inputs(new_run(name, overrides).experiment, 2)
+  return overrides
+
+
+def main(name: str, *changes: str) -> None:
+  """changes: as overrides_of."""
+  experiment = with_random_inputs(new_run(name, overrides_of(changes)).experiment, 2)
   objective, seed = experiment.objective, experiment.config.seed
   step = make_train_step(objective, seed, objective.phase(1), **experiment.step_options)
   inputs = experiment.abstract_state, experiment.abstract_batch, experiment.frozen, {}
