@@ -39,7 +39,7 @@ class Loop:
   """The training loop beside the bare step."""
 
   on_data: ClassVar = True
-  in_one_process: ClassVar = True
+  in_one_process: ClassVar = False
   experiment: Experiment
   repeats: int
   length: int = option(50, 'Steps of each measurement.', at_least(2))
