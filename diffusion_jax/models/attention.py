@@ -76,7 +76,7 @@ def attend(qkv: Array, implementation: str = 'auto') -> Array:
   require_cudnn(implementation, width, qkv.dtype, widest_head(device))
   if implementation == 'xla' and length >= BY_HEAD_FROM and _is_one_cpu():
     return _attend_by_head(qkv)
-  q, k, v = jnp.moveaxis(qkv, 2, 0)
+  q, k, v = (x.squeeze(2) for x in jnp.split(qkv, 3, axis=2))
   h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
   return h.reshape(*h.shape[:2], -1)
 
@@ -93,7 +93,10 @@ def _attend_by_head(qkv: Array) -> Array:
   over examples would move them, so this is for one.
   """
   batch, length, _, heads, width = qkv.shape
-  each = qkv.transpose(2, 0, 3, 1, 4).reshape(3, batch * heads, length, width)
+  each = [
+    x.squeeze(2).transpose(0, 2, 1, 3).reshape(batch * heads, length, width)
+    for x in jnp.split(qkv, 3, axis=2)
+  ]
 
   @jax.checkpoint
   def one(q, k, v):

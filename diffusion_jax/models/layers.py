@@ -40,6 +40,14 @@ def by_batch(x: Array, hidden: bool = False) -> Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(('data', 'fsdp'), *rest))
 
 
+def as_matrix(x: Array) -> Array:
+  """x (..., d) -> (N, d), where one device computes it; over several, dimensions stay as they are cut.
+
+  On a CPU the gradient of a product of matrices needs no transposed copy, unlike one of more dimensions.
+  """
+  return x.reshape(-1, x.shape[-1]) if jax.sharding.get_abstract_mesh().size <= 1 else x
+
+
 def spread(values: Array, like: Array, num_features: int = 1) -> Array:
   """values (d,) or (B, d) over the positions of `like` (B, ..., d), in its dtype.
 
@@ -78,7 +86,9 @@ class Dense(nn.Dense):
 
   @nn.compact
   def __call__(self, inputs: Array) -> Array:
-    y = by_batch(super().__call__(by_batch(inputs, hidden=True)), self.hidden)
+    x = by_batch(inputs, hidden=True)
+    y = super().__call__(as_matrix(x)).reshape(*x.shape[:-1], self.features)
+    y = by_batch(y, self.hidden)
     return y + spread(self.param('bias', self.bias_init, (self.features,)), y)
 
 
@@ -138,8 +148,8 @@ class QKV(nn.Module):
 
     kernel = self.param('kernel', init, (width, *heads)).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros, heads)
-    y = jnp.tensordot(by_batch(x).astype(self.dtype), kernel, 1)
-    y = by_batch(y, hidden=True)
+    y = jnp.tensordot(as_matrix(by_batch(x).astype(self.dtype)), kernel, 1)
+    y = by_batch(y.reshape(*x.shape[:-1], *heads), hidden=True)
     return y + spread(bias, y, num_features=3)
 
 
