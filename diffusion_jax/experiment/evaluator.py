@@ -95,8 +95,13 @@ class Evaluator:
       )
     found = adm.read(path)
     stats = None if found.mean is None else FeatureStats(found.mean, found.covariance)
-    source = None if found.images is None else Arrays(found.images, found.digest)
-    return Reference(source, stats, found.digest)
+    images, digest = found.images, found.digest
+    if images is not None and self.experiment.config.data.channels == 1:
+      one = images[..., :1]
+      if (images == one).all():  # The form has three channels, of samples with one too.
+        images, digest = one, f'{digest}-grey'
+    source = None if images is None else Arrays(images, digest)
+    return Reference(source, stats, digest)
 
   def check(self, num_samples: int) -> list[str]:
     """Returns warnings about the numbers to come, before any image is made or read.

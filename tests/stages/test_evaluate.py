@@ -215,12 +215,14 @@ def test_other_references(trained, form):
     mean, covariance = fid.feature_stats(pixels(images))
     given = given.with_suffix('.npz')
     np.savez(given, mu=mean, sigma=covariance)
-  elif form == 'images':  # Of three channels, which gray samples cannot be compared with in pixels.
+  elif form == 'images':  # Of three channels, which have to be equal where samples are grey.
     given = given.with_suffix('.npz')
-    np.savez(given, arr_0=np.repeat(images[:30], 3, axis=-1))
+    np.savez(
+      given, arr_0=np.stack([images[:30, ..., 0], *[255 - images[:30, ..., 0]] * 2], axis=-1)
+    )
     with pytest.raises(InputError, match=r'images 8x8x3, but samples are 8x8x1'):
       evaluate(trained, 'images', **{'eval.reference': str(given)})
-    return
+    np.savez(given, arr_0=np.repeat(images, 3, axis=-1))
   else:
     given = 'train'
   result = evaluate(trained, form, **{'eval.reference': str(given)})
