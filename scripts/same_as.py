@@ -184,7 +184,10 @@ def _command(name, mode, workdir, flags, side, extra) -> None:
 
 
 def _ref_name(field: str) -> str:
-  """REF's name of a field; '' if it is not there."""
+  """REF's name of a field; '' if it is not there. Runs in REF's tree, whose docs list its fields."""
+  listed = Path('docs/config.md')
+  if listed.is_file() and f'`{field}`' in listed.read_text():
+    return field
   old = {new: old for old, new in FIELDS.items()}
   return old.get(field, field)
 
