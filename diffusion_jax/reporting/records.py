@@ -96,8 +96,8 @@ class Record:
     return self.samples.get('cfg_scale', 1.0)
 
   def spread(self, metric: str) -> float:
-    """The deviation of a metric over splits, else that over seeds, else 0."""
-    found = (self.metrics.get(metric + STD), self.result['deviation'].get(metric))
+    """The deviation of a metric over seeds, else that over splits, else 0."""
+    found = (self.result['deviation'].get(metric), self.metrics.get(metric + STD))
     return next((v for v in found if is_number(v) and math.isfinite(v) and v >= 0), 0.0)
 
   def value(self, metric: str) -> float | None:

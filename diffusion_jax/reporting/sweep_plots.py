@@ -124,9 +124,7 @@ def _quality(lines: Lines, across: Across):
 def _draw_line(axes, line: Sequence[Point], metric: str, across: Across, own: dict) -> None:
   """Draws a line with the deviations of its points, over seeds or else over splits, where there are any."""
   x, y = [across.value(point) for point in line], [point.record.value(metric) for point in line]
-  spread = [
-    point.record.result['deviation'].get(metric) or point.record.spread(metric) for point in line
-  ]
+  spread = [point.record.spread(metric) for point in line]
   if any(spread):
     bars = {'linestyle': '', 'ecolor': own['color'], 'elinewidth': 0.8, 'capsize': 2, 'alpha': 0.5}
     axes.errorbar(x, y, yerr=spread, **bars)
