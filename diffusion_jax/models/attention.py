@@ -1,5 +1,7 @@
 """Multi-head self-attention, and which implementation computes it."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ MULTIPLE = 8  # Of channels, the width of cuDNN's heads.
 WIDEST = ((9.0, 256), (8.0, 128))  # Least compute capability -> widest head of its backward pass.
 CUDNN_FROM = 128  # Tokens: with fewer, XLA's is often as fast.
 BY_HEAD_FROM = 256  # Tokens, on a CPU: with 128 it is slower.
+AT_ONCE = 8  # Heads there.
 
 
 def attention_option() -> str:
@@ -86,15 +89,16 @@ def _is_one_cpu() -> bool:
 
 
 def _attend_by_head(qkv: Array) -> Array:
-  """The same, one head of one example at a time: a CPU's caches hold its N x N weights.
+  """The same, a few heads of examples at a time: a CPU's caches hold their N x N weights.
 
-  XLA's products of many small matrices reach a third of the speed of plain ones on a CPU. The weights are
-  computed again in the backward pass, which is quicker there than to read them. Over several devices a loop
-  over examples would move them, so this is for one.
+  XLA's products of many small matrices reach a third of the speed of plain ones on a CPU; plain ones that do
+  not depend on each other run on different cores. The weights are computed again in the backward pass, which is
+  quicker there than to read them. Over several devices a loop over examples would move these: this is for one.
   """
   batch, length, _, heads, width = qkv.shape
+  at_once = math.gcd(batch * heads, AT_ONCE)
   each = [
-    x.squeeze(2).transpose(0, 2, 1, 3).reshape(batch * heads, length, width)
+    x.squeeze(2).transpose(0, 2, 1, 3).reshape(-1, at_once, length, width)
     for x in jnp.split(qkv, 3, axis=2)
   ]
 
@@ -103,5 +107,8 @@ def _attend_by_head(qkv: Array) -> Array:
     logits = jnp.matmul(q, k.T, preferred_element_type=jnp.float32) / width**0.5
     return nn.softmax(logits).astype(v.dtype) @ v
 
-  h = jax.lax.map(lambda qkv: one(*qkv), tuple(each))  # (B heads, N, head width)
+  def several(qkv):
+    return jnp.stack([one(*head) for head in zip(*map(jnp.unstack, qkv))])
+
+  h = jax.lax.map(several, tuple(each))  # (B heads / at_once, at_once, N, head width)
   return h.reshape(batch, heads, length, width).transpose(0, 2, 1, 3).reshape(batch, length, -1)
