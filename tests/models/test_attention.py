@@ -54,7 +54,7 @@ def test_cudnn_is_refused_before_it_is_traced_where_it_cannot_run():
       jax.eval_shape(lambda x: attend(x, 'cudnn'), jnp.zeros((1, 4, 3, 1, 8), jnp.bfloat16))
 
 
-@pytest.mark.parametrize('heads, width', [(3, 16), (1, 40)])
+@pytest.mark.parametrize('heads, width', [(3, 16), (1, 40), (8, 8)])  # 2, 2 and 8 at a time.
 def test_attention_by_head_is_attention(monkeypatch, heads, width):
   """Where one CPU has many tokens: values and gradients of the product over all heads."""
   qkv = jax.random.normal(jax.random.key(0), (2, attention.BY_HEAD_FROM, 3, heads, width))
