@@ -14,7 +14,7 @@ MULTIPLE = 8  # Of channels, the width of cuDNN's heads.
 WIDEST = ((9.0, 256), (8.0, 128))  # Least compute capability -> widest head of its backward pass.
 CUDNN_FROM = 128  # Tokens: with fewer, XLA's is often as fast.
 BY_HEAD_FROM = 256  # Tokens, on a CPU: with 128 it is slower.
-AT_ONCE = 8  # Heads there.
+HEADS_AT_ONCE = 8  # Of one CPU.
 
 
 def attention_option() -> str:
@@ -96,7 +96,7 @@ def _attend_by_head(qkv: Array) -> Array:
   quicker there than to read them. Over several devices a loop over examples would move these: this is for one.
   """
   batch, length, _, heads, width = qkv.shape
-  at_once = math.gcd(batch * heads, AT_ONCE)
+  at_once = math.gcd(batch * heads, HEADS_AT_ONCE)
   each = [
     x.squeeze(2).transpose(0, 2, 1, 3).reshape(-1, at_once, length, width)
     for x in jnp.split(qkv, 3, axis=2)

@@ -251,7 +251,8 @@ class Checkpoints:
         with _one_message():
           state = self._read(candidate, abstract, partial)
       except DamagedError as error:
-        if self.steps() != listed:  # A folder that is being removed still exists for a while.
+        # A folder that is being removed still exists for a while.
+        if candidate not in listed or self.steps() != listed:
           raise _RemovedError(
             f'{self.directory}: step {candidate} could not be read, and the training that writes there '
             'has moved on. Run this command again, or train with a larger config.checkpoint.keep_newest'

@@ -73,6 +73,14 @@ def test_attention_by_head_is_attention(monkeypatch, heads, width):
   np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
 
+@pytest.mark.parametrize('length', [4, attention.BY_HEAD_FROM])
+def test_gradients_of_queries_keys_and_values_are_joined_without_padding(length):
+  """Indexing would pad each to the size of all three, and add."""
+  gradient = jax.grad(lambda x: jnp.sum(attend(x, 'xla')))
+  found = str(jax.make_jaxpr(gradient)(jnp.ones((2, length, 3, 1, 8))))
+  assert 'concatenate' in found and 'pad[' not in found and 'scatter' not in found
+
+
 def test_logits_by_head_are_never_rounded_to_bfloat16():
   """The product itself is asked for in float32: what comes out of it in bfloat16 has lost its digits."""
   qkv = jnp.zeros((1, attention.BY_HEAD_FROM, 3, 1, 8), jnp.bfloat16)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.models import dit
-from diffusion_jax.models.layers import Dropout, norm_silu
+from diffusion_jax.models.layers import Dense, Dropout, norm_silu
 
 
 @pytest.mark.parametrize('rate', [0.25, 0.5])
@@ -62,3 +62,13 @@ def test_a_block_of_a_dit_keeps_no_value_of_a_norm_or_of_gelu():
   x, (shift, scale) = jnp.ones((2, 16, 32)), jnp.ones((2, 2, 32))
   assert kept_for_backward(dit.gelu, x) <= x.size
   assert kept_for_backward(dit.modulated_norm, x, shift, scale) <= x.size + 2 * shift.size
+
+
+def test_on_one_device_the_gradient_of_a_kernel_sums_over_one_dimension():
+  """Over examples and tokens apart it would need a transposed copy on a CPU."""
+  layer, x = Dense(5), jnp.ones((2, 3, 4))
+  params = layer.init(jax.random.key(0), x)
+  gradient = jax.make_jaxpr(jax.grad(lambda params: jnp.sum(layer.apply(params, x) ** 2)))(params)
+  products = [e for e in gradient.eqns if e.primitive.name == 'dot_general']
+  contracted = [e.params['dimension_numbers'][0][0] for e in products]
+  assert len(products) >= 2 and all(len(dimensions) == 1 for dimensions in contracted)
