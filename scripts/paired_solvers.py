@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import diffusion_jax as dj
 from diffusion_jax.reporting.tables import markdown_table
 
-SOLVERS = ('ddim', 'dpmpp_2m', 'unipc', 'heun')
+SOLVERS = ('ddim', 'dpmpp_2m', 'deis', 'unipc', 'heun')
 
 
 def made(workdir: Path, sampler: str, num_steps: int, samples: int) -> tuple[np.ndarray, float]:

@@ -165,6 +165,18 @@ PROCESS = _faults(
     'x0 + ratio * (x0 - carry.x0)',
   ),
   (
+    'DEIS weighs for a step of the other sign',
+    'samplers/deis.py',
+    'moments(-h)',
+    'moments(h)',
+  ),
+  (
+    'DEIS keeps its order to the end',
+    'samplers/deis.py',
+    'if self.lower_order_final:',
+    'if False:',
+  ),
+  (
     'UniPC does not correct',
     'samplers/unipc.py',
     'x_t = jnp.where(carry.order > 0, corrected, x_t)',

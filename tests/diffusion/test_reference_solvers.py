@@ -24,6 +24,7 @@ NOISE = np.stack(
 LINEAR = {'schedule': 'linear', 'prediction': 'eps', 'spacing': 'trailing'}
 FLOW = {'schedule': 'rectified_flow', 'prediction': 'velocity', 'spacing': 'shifted'}
 V = {**LINEAR, 'prediction': 'v'}
+TO_FIRST_ENTRY = {**LINEAR, 'spacing': "trailing, to the table's first entry"}
 KARRAS = {
   **LINEAR,
   'spacing': 'karras',
@@ -41,6 +42,9 @@ CASES = {
   'unipc-2': ('unipc', {}, LINEAR),
   'unipc-3': ('unipc', {'order': 3}, LINEAR),
   'unipc-3-v': ('unipc', {'order': 3}, V),
+  'deis-2': ('deis', {'order': 2, 'lower_order_final': False}, TO_FIRST_ENTRY),
+  'deis-3': ('deis', {'lower_order_final': False}, TO_FIRST_ENTRY),
+  'deis-3-v': ('deis', {'lower_order_final': False}, {**TO_FIRST_ENTRY, 'prediction': 'v'}),
   'heun': ('heun', {'variable': 'sigma'}, LINEAR),
   'heun-v': ('heun', {'variable': 'sigma'}, V),
   'euler': ('euler', {}, LINEAR),
@@ -53,6 +57,8 @@ CASES = {
 def grid(schedule, spacing, num_steps, **options):
   if spacing == 'from 1 to 1 / T':
     return np.append(np.linspace(1, 1e-3, num_steps), 0)
+  if spacing == TO_FIRST_ENTRY['spacing']:
+    return np.append(times(schedule, num_steps, 'trailing')[:-1], 1e-3)
   return times(schedule, num_steps, spacing, **options)
 
 

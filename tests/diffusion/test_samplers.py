@@ -32,6 +32,7 @@ DETERMINISTIC = [
   ('heun', {}),
   ('heun', {'variable': 'sigma'}),
   ('dpmpp_2m', {}),
+  ('deis', {}),
   ('unipc', {}),
   ('unipc', {'order': 3}),
   ('unipc', {'order': 3, 'b_h': 'bh1', 'lower_order_final': False}),
@@ -91,7 +92,7 @@ def test_from_pure_noise_to_clean_data(name, options):
   )
   np.testing.assert_allclose(one, MU, atol=1e-6)
   assert np.all(np.isfinite(three))
-  first_order, multistep = name in ('ddim', 'euler'), name in ('dpmpp_2m', 'unipc')
+  first_order, multistep = name in ('ddim', 'euler'), name in ('deis', 'dpmpp_2m', 'unipc')
   np.testing.assert_allclose(thousand, MU + C * x, atol=2e-3 if first_order else 1e-4)
   np.testing.assert_allclose(doubled, plain, atol=0.05 if multistep else 1e-6)
 

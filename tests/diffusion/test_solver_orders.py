@@ -4,11 +4,13 @@ One dimension is enough. The probability flow keeps the share of the distributio
 end is the quantile there of the share that the start has: an exact reference that integrates nothing.
 """
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 from scipy.special import ndtr
 
 from diffusion_jax.config.plugins import make_plugin
@@ -138,6 +140,8 @@ def errors(sampler, **options):
     ('heun', {}, 2),
     pytest.param('heun', {'variable': 'sigma'}, 2, marks=pytest.mark.slow),
     ('dpmpp_2m', {}, 2),
+    ('deis', {'lower_order_final': False, 'order': 2}, 2),
+    pytest.param('deis', {'order': 2}, 2, marks=pytest.mark.slow),
     ('unipc', {'lower_order_final': False}, 3),
     ('unipc', {'lower_order_final': False, 'order': 3}, 4),
     pytest.param('unipc', {'lower_order_final': False, 'b_h': 'bh1'}, 3, marks=pytest.mark.slow),
@@ -158,6 +162,36 @@ def test_orders(sampler, options, order):
     assert np.all(slopes >= order - 0.25), kind
     assert np.all(slopes < order + 0.9), kind
     assert np.ptp(np.log(size), axis=2).max() < 1e-3, kind  # All prediction types are the same x0.
+
+
+@pytest.mark.parametrize('order, is_final', [(2, False), (3, False), (3, True)])
+def test_deis_integrates_polynomials_of_its_order(order, is_final):
+  """x / alpha moves by the integral of eps over rho, eps = l^(order - 1) for l = -log rho.
+
+  The first steps know too few values, and lower_order_final makes the last of order 1: these are not exact.
+  """
+  with jax.enable_x64():
+    schedule, degree, times = build('rectified_flow'), order - 1, np.linspace(0.9, 0.1, 9)
+    solver = make_plugin(
+      'diffusion.samplers', 'deis', schedule=schedule, order=order, lower_order_final=is_final
+    )
+
+    def denoise(x, t):
+      level = schedule(t)
+      eps = jnp.full_like(x, (-jnp.log(level.sigma / level.alpha)) ** degree)
+      return Prediction((x - level.sigma * eps) / level.alpha, eps)
+
+    x = jnp.ones((1, 1, 1, 1), jnp.float64)
+    carry, errors = solver.init(x, times), []
+    for t, s in itertools.pairwise(times):
+      after, carry = solver.step(None, x, jnp.float64(t), jnp.float64(s), denoise, carry)
+      moved = float(np.squeeze(after / (1 - s) - x / (1 - t)))
+      rho_t, rho_s = t / (1 - t), s / (1 - s)
+      exact, _ = quad(lambda rho: (-np.log(rho)) ** degree, rho_t, rho_s, epsabs=1e-13)
+      x, errors = after, [*errors, abs(moved - exact)]
+  num_exact = len(errors) - (order - 1) - (2 if is_final else 0)
+  assert np.count_nonzero(np.array(errors) < 1e-11) == num_exact, errors
+  assert max(errors[order - 1 : order - 1 + num_exact]) < 1e-11
 
 
 @pytest.mark.parametrize('name', SCHEDULES)

@@ -15,8 +15,6 @@ data, where h is infinite, has order 1, and so has the one from alpha = 0.
 """
 
 import dataclasses
-import itertools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,10 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config.options import one_of, option, require_options
-from diffusion_jax.diffusion.samplers.exponential import constant_step, half_log_snr
+from diffusion_jax.diffusion.samplers.exponential import (
+  constant_step,
+  half_log_snr,
+  moments,
+  multistep_order,
+  node_weights,
+)
 from diffusion_jax.types import Array, Denoiser, NoiseLevel, NoiseSchedule
-
-TERMS = 18  # The series ends where 1 / 19! is below float64's resolution.
 
 
 class History(NamedTuple):
@@ -42,39 +44,6 @@ class History(NamedTuple):
   levels: tuple[NoiseLevel, ...]
   order: Array
   left: Array
-
-
-def moments(h: Array) -> list[Array]:
-  """m_1, m_2, m_3 for a scalar h > 0, infinity included.
-
-  By parts, m_j = 1 - j m_(j - 1) / h, which loses all digits at small h; there it is the series
-  m_j = h sum of j! / (n + j + 1)! (-h)^n.
-  """
-  small, large = jnp.minimum(h, 1), jnp.maximum(h, 1)
-  by_parts, found = -jnp.expm1(-large), []
-  for j in (1, 2, 3):
-    terms = [math.factorial(j) / math.factorial(n + j + 1) for n in range(TERMS)]
-    series = small * jnp.polyval(jnp.asarray(terms[::-1], h.dtype), -small, unroll=TERMS)
-    by_parts = 1 - j * by_parts / large
-    found.append(jnp.where(h < 1, series, by_parts))
-  return found
-
-
-def node_weights(nodes: Sequence[Array], m: Sequence[Array]) -> list[Array]:
-  """c_k / r_k of 1 to 3 different nodes r_k: the integrals of r times Lagrange's polynomials, over r_k."""
-  weights = []
-  for k, r in enumerate(nodes):
-    others = [*nodes[:k], *nodes[k + 1 :]]
-    if not others:
-      integral = m[0]
-    elif len(others) == 1:
-      integral = m[1] - others[0] * m[0]
-    else:
-      integral = m[2] - (others[0] + others[1]) * m[1] + others[0] * others[1] * m[0]
-    for other in others:
-      integral = integral / (r - other)
-    weights.append(integral / r)
-  return weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,22 +89,11 @@ class UniPC:
     corrected = self._polynomial_step(carry.order, carry.levels, n_t, carry.x, carry.x0, x0)
     x_t = jnp.where(carry.order > 0, corrected, x_t)
     levels, x0s = (n_t, *carry.levels), (x0, *carry.x0)
-    order = self._next_order(levels, n_s, carry.left)
+    order = multistep_order(levels[: self.order], n_s)
+    if self.lower_order_final:
+      order = jnp.minimum(order, carry.left)
     x_s = self._polynomial_step(order, levels, n_s, x_t, x0s)
     return x_s, History(x_t, x0s[: self.order], levels[: self.order], order, carry.left - 1)
-
-  def _next_order(self, levels: Sequence[NoiseLevel], n_s: NoiseLevel, left: Array) -> Array:
-    """One more than the known times before t, with the limits above; levels: t first.
-
-    Times that are too close for their levels to differ count as one.
-    """
-    ls = [half_log_snr(n) for n in levels[: self.order]]
-    known = [jnp.isfinite(before) & (before < after) for after, before in itertools.pairwise(ls)]
-    order = 1 + jnp.sum(jnp.cumprod(jnp.stack(known), dtype=jnp.int32))
-    if self.lower_order_final:
-      order = jnp.minimum(order, left)
-    moves = (n_s.sigma > 0) & (half_log_snr(n_s) > ls[0])
-    return jnp.where(moves, order, 1).astype(jnp.int32)
 
   def _polynomial_step(
     self,
