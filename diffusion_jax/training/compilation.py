@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.runtime import mesh
+from diffusion_jax.runtime import mesh, xla_options
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.training import dispatch, resident
 from diffusion_jax.training.objective import Objective
@@ -58,7 +58,11 @@ def compile_step(
 ) -> Callable:
   """(state, batch) -> (state, metrics), compiled ahead of time."""
   with alive('compiling the training step'):
-    compiled = lower_step(train_step, state, batch, frozen, data, count).compile()
+    lowered = lower_step(train_step, state, batch, frozen, data, count)
+    options = xla_options.for_gradients(lowered)
+    if options and jax.process_index() == 0:
+      print(f'compiling with {options}; XLA_FLAGS may say otherwise', flush=True)
+    compiled = lowered.compile(compiler_options=options)
   return lambda state, batch: compiled(state, batch, frozen, data)
 
 

@@ -1,0 +1,55 @@
+"""Options of the compiler: which programs get them, what they change, and who goes first."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from diffusion_jax.runtime.xla_options import YNNPACK, for_gradients
+
+
+def convolved(x, kernel):
+  layout = 'NHWC', 'HWIO', 'NHWC'
+  y = jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=layout)
+  return jnp.sum(y**2)
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  x, kernel = jnp.ones((4, 16, 16, 64)), jnp.ones((3, 3, 64, 64))
+  return jax.jit(jax.grad(convolved, argnums=(0, 1))).lower(x, kernel)
+
+
+def test_only_gradients_of_convolutions_on_a_cpu_get_one(gradients, monkeypatch):
+  assert list(for_gradients(gradients)) == [YNNPACK]
+  product = jax.jit(jnp.matmul).lower(jnp.ones((4, 4)), jnp.ones((4, 4)))
+  assert for_gradients(product) == {}
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  assert for_gradients(gradients) == {}
+
+
+def test_the_environment_goes_first(gradients, monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', f'--{YNNPACK}=LIBRARY_FUSION_TYPE_DOT')
+  assert for_gradients(gradients) == {}
+  monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+  assert for_gradients(gradients)
+
+
+def test_convolutions_stay_with_xla(gradients):
+  """And without the option they do not: it is not for nothing."""
+  jax.config.update('jax_disable_most_optimizations', False)  # Set again before the next test.
+  with_option = gradients.compile(compiler_options=for_gradients(gradients)).as_text()
+  plain = gradients.compile().as_text()
+  assert '__ynn_fusion' in plain and '__ynn_fusion' not in with_option
+
+
+@pytest.mark.parametrize('name, expected', [('unet', [YNNPACK]), ('dit', [])])
+def test_the_training_step_is_compiled_with_it(tiny, monkeypatch, capsys, name, expected):
+  given = []
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  monkeypatch.setattr(
+    jax.stages.Lowered, 'compile', lambda _, compiler_options: given.append(compiler_options)
+  )
+  tiny(**{'model.name': name}).compile_steps(0)
+  assert [list(options) for options in given] == [expected]
+  assert (YNNPACK in capsys.readouterr().out) == bool(expected)
