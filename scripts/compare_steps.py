@@ -35,7 +35,7 @@ def compiled_with(words: list[str]) -> contextlib.AbstractContextManager:
   if not words:
     return contextlib.nullcontext()
   options = overrides_of([word for word in words if word != 'xla'])
-  return mock.patch.object(xla_options, 'for_gradients', lambda _: options)
+  return mock.patch.object(xla_options, 'for_convolutions', lambda _: options)
 
 
 def main(name: str, *words: str) -> None:

@@ -42,7 +42,7 @@ def main(name: str, *changes: str) -> None:
   began = time.perf_counter()
   lowered = lower_step(step, *inputs)
   middle = time.perf_counter()
-  compiled = lowered.compile(compiler_options=xla_options.for_gradients(lowered))
+  compiled = xla_options.compiled(lowered)
   ended = time.perf_counter()
   print(f'lowering {middle - began:.1f} s, compiling {ended - middle:.1f} s')
   memory, counted = compiled.memory_analysis(), compiled.cost_analysis()

@@ -17,7 +17,7 @@ from diffusion_jax.errors import InputError
 from diffusion_jax.experiment.experiment import Experiment
 from diffusion_jax.experiment.guide import Guide
 from diffusion_jax.reporting.tables import quantity
-from diffusion_jax.runtime import hosts, mesh
+from diffusion_jax.runtime import hosts, mesh, xla_options
 from diffusion_jax.runtime.cost import free_bytes
 from diffusion_jax.runtime.patience import alive
 from diffusion_jax.sampling import sample_set
@@ -230,9 +230,9 @@ def compile_programs(
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
     inputs = (indices, labels, state, runs[0], arguments, guide and guide.parts)
-    advance = advance.lower(abstract.parts, *inputs).compile()
+    advance = xla_options.compiled(advance.lower(abstract.parts, *inputs))
     finish = jax.jit(experiment.to_images, out_shardings=cut)
-    finish = finish.lower(decoder, abstract.scaling, state.x_t).compile()
+    finish = xla_options.compiled(finish.lower(decoder, abstract.scaling, state.x_t))
   return Programs(draw, start, advance, finish, runs)
 
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from diffusion_jax.runtime.xla_options import YNNPACK, for_gradients
+from diffusion_jax.runtime.xla_options import YNNPACK, for_convolutions
+from diffusion_jax.sampling import generation
 
 
 def convolved(x, kernel):
@@ -20,25 +21,25 @@ def gradients(monkeypatch):
   return jax.jit(jax.grad(convolved, argnums=(0, 1))).lower(x, kernel)
 
 
-def test_only_gradients_of_convolutions_on_a_cpu_get_one(gradients, monkeypatch):
-  assert list(for_gradients(gradients)) == [YNNPACK]
+def test_only_convolutions_on_a_cpu_get_one(gradients, monkeypatch):
+  assert list(for_convolutions(gradients)) == [YNNPACK]
   product = jax.jit(jnp.matmul).lower(jnp.ones((4, 4)), jnp.ones((4, 4)))
-  assert for_gradients(product) == {}
+  assert for_convolutions(product) == {}
   monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
-  assert for_gradients(gradients) == {}
+  assert for_convolutions(gradients) == {}
 
 
 def test_the_environment_goes_first(gradients, monkeypatch):
   monkeypatch.setenv('XLA_FLAGS', f'--{YNNPACK}=LIBRARY_FUSION_TYPE_DOT')
-  assert for_gradients(gradients) == {}
+  assert for_convolutions(gradients) == {}
   monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
-  assert for_gradients(gradients)
+  assert for_convolutions(gradients)
 
 
 def test_convolutions_stay_with_xla(gradients):
   """And without the option they do not: it is not for nothing."""
   jax.config.update('jax_disable_most_optimizations', False)  # Set again before the next test.
-  with_option = gradients.compile(compiler_options=for_gradients(gradients)).as_text()
+  with_option = gradients.compile(compiler_options=for_convolutions(gradients)).as_text()
   plain = gradients.compile().as_text()
   assert '__ynn_fusion' in plain and '__ynn_fusion' not in with_option
 
@@ -53,3 +54,18 @@ def test_the_training_step_is_compiled_with_it(tiny, monkeypatch, capsys, name, 
   tiny(**{'model.name': name}).compile_steps(0)
   assert [list(options) for options in given] == [expected]
   assert (YNNPACK in capsys.readouterr().out) == bool(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, count', [('unet', 1), ('dit', 0)])
+def test_the_sampler_is_compiled_with_it(tiny, monkeypatch, name, count):
+  experiment, given, plain = tiny(**{'model.name': name}), [], jax.stages.Lowered.compile
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+
+  def compiled(lowered, compiler_options=None):
+    given.append(compiler_options or {})
+    return plain(lowered, compiler_options)
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', compiled)
+  generation.compile_programs(experiment, experiment.generator(), 2)
+  assert sum(YNNPACK in options for options in given) == count
