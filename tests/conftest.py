@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -68,9 +69,17 @@ def tiny(tmp_path, digits):
   return build
 
 
+OUT_OF_TIME = 'out of time (TESTS_UNTIL)'
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-  """Slow tests run what they compile for long: they get the optimised program, as users do."""
+  """Slow tests run what they compile for long: they get the optimised program, as users do.
+
+  None begins after the time in TESTS_UNTIL, in seconds since 1970, where that is set.
+  """
+  if time.time() > float(os.environ.get('TESTS_UNTIL', 'inf')):
+    pytest.skip(OUT_OF_TIME)
   names = {marker.name for marker in item.iter_markers()}
   slow = bool(names & {'slow', 'full'}) and 'unoptimised' not in names
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '0' if slow else '1'  # Of child processes.
@@ -131,3 +140,7 @@ def pytest_terminal_summary(terminalreporter, config):
   peaks = config.stash[PEAKS] or {'this process': peak_memory()}
   each = ', '.join(f'{name} {peak:.1f} GB' for name, peak in sorted(peaks.items()))
   terminalreporter.write_line(f'peak memory: {each}')
+  late = [r for r in terminalreporter.stats.get('skipped', ()) if OUT_OF_TIME in str(r.longrepr)]
+  if late:
+    first = late[0].nodeid
+    terminalreporter.write_line(f'{OUT_OF_TIME}: {len(late)} tests did not run, the first {first}')

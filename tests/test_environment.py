@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests import conftest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,6 +22,15 @@ def test_the_compiler_is_quick_and_remembers():
 def test_slow_tests_are_optimised():
   assert not jax.config.read('jax_disable_most_optimizations')
   assert os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] == '0'
+
+
+def test_no_test_begins_after_the_given_time(request, monkeypatch):
+  for until in ('inf', '9e9'):
+    monkeypatch.setenv('TESTS_UNTIL', until)
+    conftest.pytest_runtest_setup(request.node)
+  monkeypatch.setenv('TESTS_UNTIL', '1e9')
+  with pytest.raises(pytest.skip.Exception, match='out of time'):
+    conftest.pytest_runtest_setup(request.node)
 
 
 @pytest.mark.parametrize('kind', [DeprecationWarning, PendingDeprecationWarning, FutureWarning])

@@ -59,7 +59,7 @@ BENCH = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_guided_sampling_alone_is_measured(tmp_path, capsys):
   given = {'bench.against_torch.parts': ('sample',), 'sample.cfg_scale': 3.0}
   run_mode('bench', tiny_mapping(tmp_path, **BENCH | given), {}, tmp_path / 'run')

@@ -46,7 +46,7 @@ def test_training_and_sampling_in_pixels(tmp_path, capsys):
   assert found['devices'] == jax.device_count() and 'data' not in found
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.unoptimised
 def test_a_latent_system_needs_no_autoencoder(tmp_path, capsys):
   found = bench(tmp_path, capsys, **{**LATENT, 'bench.speed.parts': ('train', 'autoencoder')})

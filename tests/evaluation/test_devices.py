@@ -28,7 +28,9 @@ def measured(folder, devices, network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('network', ['dataset_classifier', 'inception'])
+@pytest.mark.parametrize(
+  'network', ['dataset_classifier', pytest.param('inception', marks=pytest.mark.full)]
+)
 def test_one_device_and_eight_give_the_same_numbers(tmp_path, network):
   one, eight = (measured(tmp_path, devices, network) for devices in (1, 8))
   own = (

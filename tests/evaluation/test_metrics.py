@@ -142,7 +142,13 @@ def test_metrics_are_those_of_torch_fidelity():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sizes', [(2500, 2300, 512), (64, 64, 1024), (400, 900, 600)])
+@pytest.mark.parametrize(
+  'sizes',
+  [
+    (2500, 2300, 512),
+    *(pytest.param(s, marks=pytest.mark.full) for s in ((64, 64, 1024), (400, 900, 600))),
+  ],
+)
 def test_metrics_are_those_of_torch_fidelity_at_other_sizes(sizes):
   command = [sys.executable, FIXTURES / 'make_metrics_reference.py', *map(str, sizes)]
   done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -23,7 +23,9 @@ METRICS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('side', [32, 64, 128])
+@pytest.mark.parametrize(
+  'side', [*(pytest.param(n, marks=pytest.mark.full) for n in (32, 64)), 128]
+)
 def test_features_and_metrics_are_those_of_torch_fidelity(side):
   images = crops(COUNT, side), crops(COUNT, side, seed=1)
   theirs = torch_fidelity.measure(*images, state(), METRICS, batch_size=8, with_features=True)

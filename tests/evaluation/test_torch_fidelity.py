@@ -102,7 +102,7 @@ def test_numbers_are_those_of_our_metrics_of_its_features(recorded, weights, tmp
     assert value == pytest.approx(found.metrics[name], rel=1e-4), name
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_gray_images_are_repeated_and_one_metric_is_enough(weights):
   gray = crops(4, 32)[..., :1]
   rgb = np.repeat(gray, 3, axis=-1)

@@ -78,7 +78,7 @@ def trained(tmp_path_factory):
   return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_samples_are_those_of_the_combined_predictions(trained):
   """By the denoisers of both runs, in a loop of its own."""
   labels, scale = [7, 7, 2], 2.5

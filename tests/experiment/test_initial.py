@@ -151,7 +151,7 @@ def test_both_forms_of_the_recorded_weights_are_one_model(tmp_path):
 
 
 @pytest.mark.unoptimised
-@pytest.mark.parametrize('model', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('model', ['dit', pytest.param('unet', marks=pytest.mark.full)])
 def test_a_work_directory_of_other_classes(tmp_path, model):
   """Of the label table only the last row is kept; the others are the seed's."""
   params = write_workdir(tmp_path / 'there', make(tmp_path, **{'model.name': model}))
@@ -201,7 +201,7 @@ def test_as_many_classes_that_are_others(tmp_path):
   [
     ('dit', {'model.dit.remat': 'blocks'}),
     pytest.param(
-      'unet', {'model.unet.remat': 'blocks', 'model.unet.dropout': 0.5}, marks=pytest.mark.slow
+      'unet', {'model.unet.remat': 'blocks', 'model.unet.dropout': 0.5}, marks=pytest.mark.full
     ),
   ],
 )

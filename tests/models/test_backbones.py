@@ -24,7 +24,7 @@ OTHER_UNET = dict(resample='residual', head_channels=16, scale_shift_norm=False,
 CASES = [
   *((name, {}, 10) for name in NAMES),
   ('dit', {}, 0),
-  pytest.param('unet', {}, 0, marks=pytest.mark.slow),
+  pytest.param('unet', {}, 0, marks=pytest.mark.full),
   ('unet', OTHER_UNET, 10),
 ]
 

@@ -25,7 +25,7 @@ def train_until(command, folder, count):
   return running
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_process_asleep_is_noticed_by_the_watchdog_of_the_other(command, tmp_path):
   folder = tmp_path / 'run'
   running = train_until(command, folder, 21)  # Between two checkpoints: there the clock runs.

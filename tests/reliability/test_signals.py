@@ -49,7 +49,7 @@ def evaluating(folder):
   return (folder / 'run' / 'samples' / 'evaluate' / 'grid.png').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.unoptimised
 def test_sigterm_ends_everything_and_the_same_command_goes_on(tmp_path):
   config = ['--config=configs/quickstart.py', f'--config.data.dir={tmp_path}/data']
