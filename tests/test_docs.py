@@ -58,6 +58,7 @@ def test_the_page_of_the_library_runs_from_top_to_bottom(there):
   assert np.isfinite(float(names['loss'])) and int(names['state'].step) == 3
 
 
+@pytest.mark.slow
 def test_the_sampler_outside_makes_samples(there):
   run('sample', there, 'quickstart', {'sampler.name': 'mylab.midpoint', 'sample.name': 'midpoint'})
   made, _ = load_samples(there / 'runs' / 'quickstart' / 'samples' / 'midpoint', 20)

@@ -24,6 +24,7 @@ def test_the_interval_is_that_of_a_t_test():
   assert loop.cost([1.0], [1.1])[2] == float('inf')
 
 
+@pytest.mark.slow
 def test_loop_and_bare_step_run_in_turns(tmp_path, capsys):
   changes = {'bench.name': 'loop', 'bench.repeats': 2, 'bench.loop.length': 4}
   mapping = tiny_mapping(tmp_path, **changes)

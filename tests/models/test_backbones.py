@@ -25,7 +25,7 @@ CASES = [
   *((name, {}, 10) for name in NAMES),
   ('dit', {}, 0),
   pytest.param('unet', {}, 0, marks=pytest.mark.full),
-  ('unet', OTHER_UNET, 10),
+  pytest.param('unet', OTHER_UNET, 10, marks=pytest.mark.slow),
 ]
 
 
@@ -76,7 +76,7 @@ def test_contract(name, changes, num_classes):
     jitted(params, x, time, {'label': jnp.full(3, num_classes)})  # The null label has a row.
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
 def test_further_conditions_are_embedded_as_the_time_is(name):
   """They add parameters of their own, and leave those of the rest as they are without them."""
   module = build(name, **SMALL[name])

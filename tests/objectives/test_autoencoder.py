@@ -169,6 +169,7 @@ def test_bad_steps_change_nothing(step, state):
   jax.tree.map(np.testing.assert_array_equal, after, broken)
 
 
+@pytest.mark.slow
 def test_finite_losses_with_non_finite_gradients_change_nothing(step, state):
   """In the perceptual loss of white images; then in the discriminator, whose squares overflow."""
   judge = state.params['discriminator']

@@ -58,6 +58,7 @@ def assert_finite(tmp_path):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(weights.parts)))
 
 
+@pytest.mark.slow
 def test_one_step_that_is_not_finite_is_passed_over(tmp_path, digits, monkeypatch):
   poison(monkeypatch, 3, 3)
   train(tmp_path, digits, **{'train.num_steps': 6})

@@ -41,6 +41,7 @@ def shaken(experiment):
   return jax.tree.map(np.add, jax.tree.unflatten(tree, leaves), jax.tree.unflatten(tree, noise))
 
 
+@pytest.mark.slow
 def test_the_largest_batch_that_fits(tiny, monkeypatch):
   """Its programs need no more than is free, those of twice as many do; never more than it takes for all."""
   experiment = tiny(**{'sample.batch_size': 0})

@@ -66,6 +66,7 @@ def test_the_packages_are_not_there_in_the_processes_of_these_tests(tmp_path):
   assert done.stdout.startswith(f'[{", ".join(["None"] * len(BLOCKED))}] ModuleSpec'), done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_where_the_budget_ended_and_a_third_does_nothing(tmp_path):
   few = '--only=check.attention|time.matmul'
   done, record = run(tmp_path, few, '--budget=0')

@@ -348,6 +348,7 @@ def test_neighbours_are_the_nearest_training_images(trained):
   shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_evaluation_during_training(tmp_path, capsys):
   """In the metrics file with its number, and the best checkpoint is kept by it."""
   changes = {

@@ -82,6 +82,7 @@ def place_of(image, picture):
   return place
 
 
+@pytest.mark.slow
 def test_an_interrupted_grid_goes_on(trained, sampled, monkeypatch):
   folder = trained / 'run' / 'sweeps' / 'sampler-num_steps'
   measure, begun = Work.measure, []
