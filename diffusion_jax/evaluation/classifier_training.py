@@ -14,7 +14,7 @@ from flax import serialization
 from tqdm import tqdm
 
 from diffusion_jax.randomness import purpose_key
-from diffusion_jax.runtime import files
+from diffusion_jax.runtime import files, xla_options
 from diffusion_jax.types import DataSource, PyTree
 
 TIMED_STEPS = 3
@@ -47,25 +47,28 @@ def train_params(
   Returns: the parameters and the number of steps, of which max_seconds allows as many as fit (0: all).
   """
   key = purpose_key(seed, 'dataset_classifier')
-  sample = source.read(np.arange(1))['image']
-  reach = max(1, sample.shape[1] // 10)
+  batch = source.read(np.arange(batch_size) % source.num_examples)
+  reach = max(1, batch['image'].shape[1] // 10)
 
-  def begun(num_steps: int) -> tuple[Callable, Progress]:
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
-    params = module.init(key, sample)['params']
-    return step_of(module, optimizer), Progress(0, num_steps, params, optimizer.init(params))
+  def optimizer(num_steps: int) -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
-  step, state = begun(num_steps)
+  def compiled(state: Progress) -> Callable:
+    lowered = step_of(module, optimizer(state.num_steps)).lower(*arguments_of(state, batch))
+    return xla_options.compiled(lowered)
+
+  params = module.init(key, batch['image'][:1])['params']
+  state = Progress(0, num_steps, params, optimizer(num_steps).init(params))
   before = _read_progress(kept, state)
-  if before:
-    step, state = begun(before.num_steps)[0], before
-  elif max_seconds:
-    batch = source.read(np.arange(batch_size) % source.num_examples)
+  state = before or state
+  step = compiled(state)
+  if max_seconds and not before:
     allowed = affordable(step, state, batch, max_seconds)
     if allowed < num_steps:
       reduced = f'{allowed:,} of {num_steps:,} steps, which take {max_seconds:g} s'
       print(f'evaluation classifier: {reduced}', flush=True)
-      step, state = begun(allowed)
+      state = state._replace(num_steps=allowed)
+      step = compiled(state)
   rng, first, saved_at = np.random.default_rng(seed), state.step, time.monotonic()
   what = 'training the evaluation classifier'
   try:
@@ -90,7 +93,7 @@ def train_params(
 
 
 def step_of(module: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
-  """(params, opt_state, images, labels, key) -> (params, opt_state), compiled."""
+  """(params, opt_state, images, labels, key) -> (params, opt_state), jitted."""
 
   def loss(params, images, labels, key):
     _, logits = module.apply({'params': params}, images, train=True, rngs={'dropout': key})
@@ -105,12 +108,17 @@ def step_of(module: nn.Module, optimizer: optax.GradientTransformation) -> Calla
   return step
 
 
+def arguments_of(state: Progress, batch: Mapping[str, np.ndarray]) -> tuple:
+  """Those of a step, with some key."""
+  return state.params, state.opt_state, batch['image'], batch['label'], jax.random.key(0)
+
+
 def affordable(
   step: Callable, state: Progress, batch: Mapping[str, np.ndarray], seconds: float
 ) -> int:
   """How many steps fit into `seconds` as measured here, MIN_STEPS at least and num_steps at most."""
-  arguments = (state.params, state.opt_state, batch['image'], batch['label'], jax.random.key(0))
-  jax.block_until_ready(step(*arguments))  # Compiles.
+  arguments = arguments_of(state, batch)
+  jax.block_until_ready(step(*arguments))  # The first takes longer.
   began = time.perf_counter()
   for _ in range(TIMED_STEPS):
     jax.block_until_ready(step(*arguments))

@@ -257,8 +257,8 @@ def test_an_interrupted_classifier_is_gone_on_with(data, tmp_path):
     classifier(first, data['holdout'], tmp_path / 'parts')
   found = classifier(again, data['holdout'], tmp_path / 'parts')
   assert found.digest == whole.digest and found.notes == whole.notes
-  # One reading for the shape and one for the time; 19 steps; the other 11.
-  assert again.count == 1 + 30 - (22 - 1 - 2)
+  # One reading for the shape and the time; 20 steps; the other 10.
+  assert again.count == 1 + 30 - (22 - 1 - 1)
   (path,) = (tmp_path / 'parts' / 'features').iterdir()
   assert path.suffix == '.safetensors'
 
