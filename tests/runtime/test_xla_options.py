@@ -1,9 +1,14 @@
 """Options of the compiler: which programs get them, what they change, and who goes first."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from diffusion_jax.evaluation.classifier_training import train_params
+from diffusion_jax.evaluation.features.dataset_classifier import CNN
 from diffusion_jax.runtime.xla_options import YNNPACK, for_convolutions
 from diffusion_jax.sampling import generation
 
@@ -54,6 +59,21 @@ def test_the_training_step_is_compiled_with_it(tiny, monkeypatch, capsys, name, 
   tiny(**{'model.name': name}).compile_steps(0)
   assert [list(options) for options in given] == [expected]
   assert (YNNPACK in capsys.readouterr().out) == bool(expected)
+
+
+def test_the_evaluation_classifier_is_trained_with_it(tmp_path, monkeypatch):
+  given, plain = [], jax.stages.Lowered.compile
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+
+  def compiled(lowered, compiler_options=None):
+    given.append(compiler_options or {})
+    return plain(lowered, compiler_options)
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', compiled)
+  batch = {'image': np.zeros((4, 8, 8, 1), np.uint8), 'label': np.zeros(4, np.int32)}
+  source = types.SimpleNamespace(num_examples=4, read=lambda indices: batch)
+  train_params(CNN((4,), 4, 2), source, 1, 4, 1e-3, 0, 0.0, tmp_path / 'kept')
+  assert [list(options) for options in given] == [[YNNPACK]]
 
 
 @pytest.mark.slow
