@@ -76,7 +76,9 @@ def test_contract(name, changes, num_classes):
     jitted(params, x, time, {'label': jnp.full(3, num_classes)})  # The null label has a row.
 
 
-@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  'name', [pytest.param(n, marks=[pytest.mark.slow] if n == 'unet' else []) for n in NAMES]
+)
 def test_further_conditions_are_embedded_as_the_time_is(name):
   """They add parameters of their own, and leave those of the rest as they are without them."""
   module = build(name, **SMALL[name])

@@ -61,15 +61,21 @@ def test_the_training_step_is_compiled_with_it(tiny, monkeypatch, capsys, name, 
   assert (YNNPACK in capsys.readouterr().out) == bool(expected)
 
 
-def test_the_evaluation_classifier_is_trained_with_it(tmp_path, monkeypatch):
-  given, plain = [], jax.stages.Lowered.compile
+@pytest.fixture
+def given(monkeypatch):
+  """The options of every program that is lowered and compiled, as it happens."""
+  found, plain = [], jax.stages.Lowered.compile
   monkeypatch.delenv('XLA_FLAGS', raising=False)
 
   def compiled(lowered, compiler_options=None):
-    given.append(compiler_options or {})
+    found.append(compiler_options or {})
     return plain(lowered, compiler_options)
 
   monkeypatch.setattr(jax.stages.Lowered, 'compile', compiled)
+  return found
+
+
+def test_the_evaluation_classifier_is_trained_with_it(tmp_path, given):
   batch = {'image': np.zeros((4, 8, 8, 1), np.uint8), 'label': np.zeros(4, np.int32)}
   source = types.SimpleNamespace(num_examples=4, read=lambda indices: batch)
   train_params(CNN((4,), 4, 2), source, 1, 4, 1e-3, 0, 0.0, tmp_path / 'kept')
@@ -78,14 +84,8 @@ def test_the_evaluation_classifier_is_trained_with_it(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, count', [('unet', 1), ('dit', 0)])
-def test_the_sampler_is_compiled_with_it(tiny, monkeypatch, name, count):
-  experiment, given, plain = tiny(**{'model.name': name}), [], jax.stages.Lowered.compile
-  monkeypatch.delenv('XLA_FLAGS', raising=False)
-
-  def compiled(lowered, compiler_options=None):
-    given.append(compiler_options or {})
-    return plain(lowered, compiler_options)
-
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', compiled)
+def test_the_sampler_is_compiled_with_it(tiny, given, name, count):
+  experiment = tiny(**{'model.name': name})
+  given.clear()  # Of its data.
   generation.compile_programs(experiment, experiment.generator(), 2)
   assert sum(YNNPACK in options for options in given) == count
