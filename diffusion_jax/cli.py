@@ -6,7 +6,7 @@ Processes that decode images import this file again, so it imports nothing that 
 import os
 import sys
 
-from diffusion_jax.runtime import compile_cache, interruption
+from diffusion_jax.runtime import compile_cache, huge_pages, interruption
 
 
 def main() -> int:
@@ -28,6 +28,7 @@ def run() -> int:
 
     print(usage.help_text())
     return 0
+  huge_pages.use()
   compile_cache.use()
   from absl import flags
   from ml_collections import config_flags
