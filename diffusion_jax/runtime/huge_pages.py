@@ -18,10 +18,11 @@ def use() -> None:
   XLA takes the memory of a program anew in every run, and on a CPU the kernel then fills it page by page: a
   quarter of a million pages of 4 KiB in a step of DiT-S/2, or a thousand with those of 2 MiB. Nothing happens
   where the kernel does not leave the choice to programs, where the variable names SETTING already, or where
-  this is not the command itself but a notebook, a test or a program that calls it.
+  Python was not asked for this command alone: by a notebook, a test, a debugger or a program that calls it.
   """
   given = os.environ.get(VARIABLE, '')
-  if SETTING in given or not on_request() or sys.orig_argv[-len(sys.argv) :] != sys.argv:
+  alone = sys.orig_argv[1:] in (sys.argv, ['-u', *sys.argv])
+  if SETTING in given or not alone or not on_request():
     return
   os.environ[VARIABLE] = ':'.join(filter(None, [given, f'{SETTING}=1']))
   with contextlib.suppress(OSError):  # Without huge pages then.

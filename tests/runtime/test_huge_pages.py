@@ -65,13 +65,16 @@ def test_it_does_not_where_that_changes_nothing_or_is_not_wanted(tmp_path, kerne
 
 
 def test_only_the_command_itself_is_started_again(monkeypatch, tmp_path):
-  """Neither pytest nor a notebook that calls it."""
+  """Neither pytest, nor a notebook that calls it, nor a debugger, which would lose its connection."""
   started = []
   (tmp_path / 'kernel').write_text(CHOICES['asked'])
   monkeypatch.setattr(huge_pages, 'KERNEL', tmp_path / 'kernel')
   monkeypatch.setenv(huge_pages.VARIABLE, '')
   monkeypatch.setattr(os, 'execv', lambda *words: started.append(words))
   monkeypatch.setattr(sys, 'argv', ['main.py', '--mode=train'])
+  huge_pages.use()
+  assert not started
+  monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'debugpy', 'main.py', '--mode=train'])
   huge_pages.use()
   assert not started
   monkeypatch.setattr(sys, 'orig_argv', ['python', 'main.py', '--mode=train'])
