@@ -55,7 +55,7 @@ def train_params(
 
   def compiled(state: Progress) -> Callable:
     lowered = step_of(module, optimizer(state.num_steps)).lower(*arguments_of(state, batch))
-    return xla_options.compiled(lowered)
+    return xla_options.compiled(lowered, 'the training of the evaluation classifier')
 
   params = module.init(key, batch['image'][:1])['params']
   state = Progress(0, num_steps, params, optimizer(num_steps).init(params))

@@ -3,6 +3,7 @@
 import os
 
 import jax
+from tqdm import tqdm
 
 YNNPACK = 'xla_cpu_experimental_ynn_fusion_type'  # What XLA leaves to this library on a CPU.
 
@@ -20,6 +21,9 @@ def for_convolutions(program: jax.stages.Lowered) -> dict[str, str]:
   return {YNNPACK: 'LIBRARY_FUSION_TYPE_REDUCE'}
 
 
-def compiled(program: jax.stages.Lowered) -> jax.stages.Compiled:
-  """Compiles it with these options."""
-  return program.compile(compiler_options=for_convolutions(program))
+def compiled(program: jax.stages.Lowered, what: str) -> jax.stages.Compiled:
+  """Compiles it with these options; the first process prints them, above a bar if there is one."""
+  options = for_convolutions(program)
+  if options and jax.process_index() == 0:
+    tqdm.write(f'compiling {what} with {options}; XLA_FLAGS may say otherwise')
+  return program.compile(compiler_options=options)

@@ -230,9 +230,11 @@ def compile_programs(
     state = start.out_info
     advance = jax.jit(advance, out_shardings=states, donate_argnames='state')
     inputs = (indices, labels, state, runs[0], arguments, guide and guide.parts)
-    advance = xla_options.compiled(advance.lower(abstract.parts, *inputs))
+    advance = xla_options.compiled(advance.lower(abstract.parts, *inputs), 'the sampler')
     finish = jax.jit(experiment.to_images, out_shardings=cut)
-    finish = xla_options.compiled(finish.lower(decoder, abstract.scaling, state.x_t))
+    finish = xla_options.compiled(
+      finish.lower(decoder, abstract.scaling, state.x_t), 'the way from x0 to pixels'
+    )
   return Programs(draw, start, advance, finish, runs)
 
 

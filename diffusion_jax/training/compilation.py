@@ -59,10 +59,7 @@ def compile_step(
   """(state, batch) -> (state, metrics), compiled ahead of time."""
   with alive('compiling the training step'):
     lowered = lower_step(train_step, state, batch, frozen, data, count)
-    options = xla_options.for_convolutions(lowered)
-    if options and jax.process_index() == 0:
-      print(f'compiling with {options}; XLA_FLAGS may say otherwise', flush=True)
-    compiled = lowered.compile(compiler_options=options)
+    compiled = xla_options.compiled(lowered, 'the training step')
   return lambda state, batch: compiled(state, batch, frozen, data)
 
 

@@ -84,8 +84,9 @@ def test_the_evaluation_classifier_is_trained_with_it(tmp_path, given):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, count', [('unet', 1), ('dit', 0)])
-def test_the_sampler_is_compiled_with_it(tiny, given, name, count):
+def test_the_sampler_is_compiled_with_it(tiny, given, capsys, name, count):
   experiment = tiny(**{'model.name': name})
   given.clear()  # Of its data.
   generation.compile_programs(experiment, experiment.generator(), 2)
   assert sum(YNNPACK in options for options in given) == count
+  assert capsys.readouterr().out.count(f'compiling the sampler with {{{YNNPACK!r}') == count
