@@ -5,10 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-VARIABLE = (
-  'GLIBC_TUNABLES'  # Read by glibc once, when a process starts; from 2.35 on it knows SETTING.
-)
-SETTING = 'glibc.malloc.hugetlb'
+VARIABLE = 'GLIBC_TUNABLES'  # Read by glibc once, when a process starts.
+SETTING = 'glibc.malloc.hugetlb'  # From glibc 2.35 on; ignored before.
 KERNEL = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 

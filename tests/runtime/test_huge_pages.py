@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_jax import cli
 from diffusion_jax.runtime import huge_pages
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,7 @@ import os, sys
 from pathlib import Path
 from diffusion_jax.runtime import huge_pages
 huge_pages.KERNEL = Path(os.environ['KERNEL'])
+os.confstr_names['CS_GNU_LIBC_VERSION'] = 2  # On a system without glibc too.
 print('start', flush=True)
 huge_pages.use()
 print(os.environ.get('GLIBC_TUNABLES', ''), sys.argv[1:], flush=True)
@@ -64,13 +66,40 @@ def test_it_does_not_where_that_changes_nothing_or_is_not_wanted(tmp_path, kerne
   assert first == 'start' and last == f"{given} ['a word', '--flag=1']"
 
 
-def test_only_the_command_itself_is_started_again(monkeypatch, tmp_path):
-  """Neither pytest, nor a notebook that calls it, nor a debugger, which would lose its connection."""
-  started = []
+class Started(Exception):
+  """In place of a process that was replaced."""
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+  """The words with which the command starts again, under a kernel that gives huge pages on request."""
+  words = []
+
+  def execv(*given):
+    words.append(given)
+    raise Started
+
   (tmp_path / 'kernel').write_text(CHOICES['asked'])
   monkeypatch.setattr(huge_pages, 'KERNEL', tmp_path / 'kernel')
+  monkeypatch.setitem(os.confstr_names, 'CS_GNU_LIBC_VERSION', 2)
   monkeypatch.setenv(huge_pages.VARIABLE, '')
-  monkeypatch.setattr(os, 'execv', lambda *words: started.append(words))
+  monkeypatch.setattr(os, 'execv', execv)
+  return words
+
+
+def test_the_command_asks_for_them_before_it_reads_its_flags(started, monkeypatch, capsys):
+  words = ['main.py', '--help']
+  monkeypatch.setattr(sys, 'argv', words)
+  monkeypatch.setattr(sys, 'orig_argv', ['python', *words])
+  assert cli.run() == 0 and not started and capsys.readouterr().out
+  words[1] = '--no_such_flag'
+  monkeypatch.setattr(sys, 'orig_argv', ['python', *words])
+  with pytest.raises(Started):
+    cli.run()
+
+
+def test_only_the_command_itself_is_started_again(started, monkeypatch):
+  """Neither pytest, nor a notebook that calls it, nor a debugger, which would lose its connection."""
   monkeypatch.setattr(sys, 'argv', ['main.py', '--mode=train'])
   huge_pages.use()
   assert not started
@@ -78,7 +107,8 @@ def test_only_the_command_itself_is_started_again(monkeypatch, tmp_path):
   huge_pages.use()
   assert not started
   monkeypatch.setattr(sys, 'orig_argv', ['python', 'main.py', '--mode=train'])
-  huge_pages.use()
+  with pytest.raises(Started):
+    huge_pages.use()
   assert started == [(sys.executable, [sys.executable, 'main.py', '--mode=train'])]
 
 
